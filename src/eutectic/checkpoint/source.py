@@ -1,0 +1,96 @@
+"""Source: a lazy mapping *name → tensor* that knows every dtype and shape before a weight is read."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eutectic import dtypes
+from eutectic.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = LazyModule("torch")
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a header says of one tensor. `dtype` is torch's name, `shape` is row-major."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return self.numel * dtypes.itemsize(self.dtype)
+
+
+class Source(Mapping[str, "torch.Tensor"]):
+    """A checkpoint, a live module, a merge: anything whose tensors can be read by name, whole or in part.
+
+    As a mapping it yields torch tensors, tied names included, so `module.load_state_dict(dict(source))` works.
+    The engine uses `specs` and `read_into` alone. Implementations set the four attributes and give `read_into`.
+
+    Attributes:
+        label: short stable name, for messages and for keying random masks; never an absolute path.
+        specs: dtype and shape of every stored tensor.
+        ties: other name → stored name, for tensors that share their memory.
+        metadata: the checkpoint's own string metadata (safetensors `__metadata__`), often empty.
+    """
+
+    label: str
+    specs: Mapping[str, Spec]
+    ties: Mapping[str, str]
+    metadata: Mapping[str, str]
+
+    @abstractmethod
+    def read_into(self, name: str, start: int, stop: int, out: memoryview) -> None:
+        """Writes the stored bytes of elements `start:stop` (flat, row-major) of a tensor of `specs` into `out`.
+
+        `out` is a writable byte view of exactly `(stop - start) * itemsize` bytes. Safe from several threads.
+        Raises `CheckpointError` if the bytes cannot be read or the file changed.
+        """
+
+    def identity(self) -> dict[str, Any]:
+        """What names these weights in a manifest: files with sizes and header digests. Plain JSON data."""
+        return {"label": self.label}
+
+    def check_unchanged(self) -> None:
+        """Raises `CheckpointError` if a file behind this source changed since it was opened."""
+
+    def close(self) -> None:
+        """Releases files. A closed source cannot be read."""
+
+    def folder(self) -> str | None:
+        """The folder that holds config and tokenizer beside the weights, if there is one."""
+        return None
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        name = self.ties.get(name, name)
+        spec = self.specs[name]
+        tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype))
+        if spec.numel:
+            view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            self.read_into(name, 0, spec.numel, view)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.specs
+        yield from self.ties
+
+    def __len__(self) -> int:
+        return len(self.specs) + len(self.ties)
+
+    def __repr__(self) -> str:
+        total = sum(spec.nbytes for spec in self.specs.values())
+        return f"<{type(self).__name__} {self.label!r}: {len(self.specs)} tensors, {total:,} bytes>"

@@ -1,0 +1,93 @@
+"""(seed, model, tensor, index) -> random words: Philox4x32-10, a counter-based generator (Salmon et al. 2011).
+
+A mask is a function of its key and the entry's flat index, so it does not depend on threads, chunks, shards, the
+order of tensors or models, or the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eutectic.kernels.sums import one_a_model
+from eutectic.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch")
+
+# Entry i takes word `lane` of counter `number`: 64 entries share 16 counters, lane by lane, so that one vector
+# instruction serves 16 counters. Part of the output format; never change it.
+ENTRIES_A_BLOCK = 64
+COUNTERS_A_BLOCK = 16
+
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+ROUNDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Rng:
+    """What a random method is keyed by. `models` are stable labels (never positions); missing ones are numbered."""
+
+    seed: int = 0
+    tensor: str = ""
+    models: tuple[str, ...] = ()
+
+    def key(self, model: int) -> tuple[int, int, int, int]:
+        """Two 32-bit key words and two counter words for one model's mask."""
+        label = self.models[model] if self.models else str(model)
+        parts = (str(self.seed), "mask", label, self.tensor)
+        text = b"".join(struct.pack("<I", len(p.encode())) + p.encode() for p in parts)
+        a, b, c, d = struct.unpack("<4I", hashlib.blake2b(text, digest_size=16).digest())
+        return a, b, c, d
+
+
+def keep_threshold(density: float) -> int:
+    """Words below this keep their entry: an integer comparison, the same on every device. 2³² keeps all."""
+    return round(density * 2**32)
+
+
+def philox_words(count: int, key: tuple[int, int, int, int], device: torch.device | str = "cpu") -> Tensor:
+    """The words of entries `0:count` as int64 in torch: the reference, and the path on a GPU."""
+    blocks = -(-count // ENTRIES_A_BLOCK)
+    low = torch.arange(blocks * COUNTERS_A_BLOCK, dtype=torch.int64, device=device)
+    mask = 0xFFFFFFFF
+    x0, x1 = low & mask, low >> 32
+    x2, x3 = torch.full_like(low, key[2]), torch.full_like(low, key[3])
+    k0, k1 = key[0], key[1]
+    for _ in range(ROUNDS):
+        # The 64-bit products wrap as signed integers; masks after the shift recover the unsigned halves.
+        p0, p1 = x0 * _M0, x2 * _M1
+        x0, x1, x2, x3 = ((p1 >> 32) & mask) ^ x1 ^ k0, p1 & mask, ((p0 >> 32) & mask) ^ x3 ^ k1, p0 & mask
+        k0, k1 = (k0 + _W0) & mask, (k1 + _W1) & mask
+    lanes = torch.stack([word.reshape(blocks, COUNTERS_A_BLOCK) for word in (x0, x1, x2, x3)], dim=1)
+    return lanes.reshape(-1)[:count]
+
+
+def drop(deltas: Tensor, density: float | Sequence[float], rng: Rng) -> Tensor:
+    """Keeps each entry with probability `density`, independently; the rest become zero. `(K, *shape)` in and out."""
+    kept = []
+    for model, (delta, share) in enumerate(zip(deltas, one_a_model(density, len(deltas)), strict=True)):
+        words = philox_words(delta.numel(), rng.key(model), delta.device).reshape(delta.shape)
+        kept.append(torch.where(words < keep_threshold(share), delta, torch.zeros_like(delta)))
+    return torch.stack(kept) if kept else deltas
+
+
+def divide_by_density(deltas: Tensor, density: float | Sequence[float]) -> Tensor:
+    """δ / density a model: makes a random drop unbiased."""
+    shares = one_a_model(density, len(deltas))
+    divisors = torch.tensor(shares, dtype=deltas.dtype, device=deltas.device)
+    return deltas / divisors.reshape(-1, *([1] * (deltas.dim() - 1)))
+
+
+def uint32_key(key: tuple[int, int, int, int]) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+    """The key as the array that compiled kernels take."""
+    return np.array(key, dtype=np.uint32)

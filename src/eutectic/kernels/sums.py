@@ -1,0 +1,44 @@
+"""stacked tensors -> weighted sums, accumulated in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from eutectic.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch")
+
+
+def one_a_model(value: float | Sequence[float], count: int) -> list[float]:
+    """`value` as a list of `count` floats: a scalar is everybody's. Raises `ValueError` for another length."""
+    if isinstance(value, int | float):
+        return [float(value)] * count
+    values = [float(v) for v in value]
+    if len(values) != count:
+        raise ValueError(f"{len(values)} values for {count} models")
+    return values
+
+
+def weighted_sum(tensors: Tensor, weights: Sequence[float]) -> Tensor:
+    """Σ wᵢ xᵢ over the first axis, `(K, *shape)` → float64 `(*shape)`, added in the order of the models."""
+    total = torch.zeros(tensors.shape[1:], dtype=torch.float64, device=tensors.device)
+    for tensor, weight in zip(tensors, weights, strict=True):
+        total += tensor.double() * weight
+    return total
+
+
+def divisor(weights: Sequence[float], normalize: bool) -> float:
+    """Σ wᵢ, or 1 without normalisation. Raises `ValueError` when the weights sum to zero."""
+    if not normalize:
+        return 1.0
+    total = 0.0
+    for weight in weights:
+        total += weight
+    if total == 0.0:
+        raise ValueError("the weights sum to zero, so they cannot be normalised")
+    return total

@@ -1,0 +1,233 @@
+"""The registry: a method's signature is its schema. `@method` turns a function of stacked tensors into a `Method`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eutectic.kernels.streams import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Allowed values of a number in a recipe: `Range("(0, 1]")`. Round brackets exclude the end."""
+
+    text: str
+
+    def __contains__(self, value: float) -> bool:
+        low, high = (float(end) for end in self.text[1:-1].split(","))
+        above = value > low if self.text[0] == "(" else value >= low
+        below = value < high if self.text[-1] == ")" else value <= high
+        return above and below
+
+
+class _PerModel:
+    """Marks a parameter that may take one value a model."""
+
+
+PerModel = Annotated[float | Sequence[float], _PerModel]
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """One parameter of a method, as recipes see it.
+
+    `kind` is `float`, `int`, `bool` or `choice`; a choice lists its `choices`, which may include booleans
+    (`rescale: true | false | l1`). `default` is `None` when the parameter is `required`.
+    """
+
+    name: str
+    kind: Literal["float", "int", "bool", "choice"]
+    per_model: bool
+    required: bool
+    default: Any
+    allowed: Range | None = None
+    choices: tuple[Any, ...] = ()
+
+    def describe(self) -> str:
+        """`one a model, number in (0, 1], default 0.2`."""
+        what = {"float": "number", "int": "integer", "bool": "true or false"}.get(self.kind)
+        what = what or "one of " + ", ".join(str(c).lower() if isinstance(c, bool) else str(c) for c in self.choices)
+        if self.allowed:
+            what += f" in {self.allowed.text}"
+        default = str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
+        ending = "required" if self.required else f"default {default}"
+        return f"{'one a model, ' if self.per_model else ''}{what}, {ending}"
+
+    def fault(self, value: object) -> str | None:
+        """Why `value` cannot be this parameter's (one value, not a list), or None if it can."""
+        if self.kind == "choice":
+            known = any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices)
+            return None if known else f"must be {self.describe().removeprefix('one a model, ').split(', default')[0]}"
+        if self.kind == "bool":
+            return None if isinstance(value, bool) else "must be true or false"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return f"must be a number, not {value!r}"
+        if not math.isfinite(value):
+            return f"must be a finite number, not {value}"
+        if self.kind == "int" and value != int(value):
+            return f"must be an integer, not {value}"
+        if self.allowed is not None and value not in self.allowed:
+            return f"must lie in {self.allowed.text}, not {value:g}"
+        return None
+
+
+@dataclass(eq=False)
+class Method:
+    """A merge method: callable by hand on stacked tensors, and described well enough to be planned and streamed.
+
+    Attributes:
+        name: what a recipe's `merge_method` says.
+        function: the definition, in plain torch on `(K, *shape)`.
+        space: `weights` (the models themselves) or `deltas` (each minus the base; the engine subtracts and adds).
+        base: `required`, `ignored` (never an input unless listed) or `first` (an endpoint: row 0).
+        models: least and most inputs, the base not counted for `deltas`; `None` is no limit.
+        elementwise: element i of the result needs element i of the inputs only, so any row range can be computed alone.
+        symmetric: the order of the models does not matter.
+        scopes: over what a whole-tensor statistic may be taken: `tensor`, and `model` where the paper ranks it all.
+        random: takes `rng`.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    family: str
+    paper: str
+    space: Literal["weights", "deltas"]
+    params: Mapping[str, Param]
+    base: Literal["required", "ignored", "first"]
+    models: tuple[int, int | None]
+    elementwise: bool
+    symmetric: bool
+    scopes: tuple[str, ...]
+    mergekit_defaults: Mapping[str, Any]
+    accepted: Mapping[str, str]
+    random: bool
+    streamed: Callable[[Sequence[Any]], Stream] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        self.__doc__ = self.function.__doc__
+        self.__name__ = self.function.__name__
+
+    def __call__(self, tensors: Tensor, /, **parameters: Any) -> Tensor:
+        """The method on tensors stacked as `(K, *shape)`; the result has shape `*shape` and the same dtype.
+
+        Arithmetic is in float32 (float64 for float64 input), rounded to the input's dtype once, at the end.
+        Raises `TypeError` for an unknown parameter, as any function.
+        """
+        wide = tensors if str(tensors.dtype) == "torch.float64" else tensors.float()
+        return self.function(wide, **parameters).to(wide.dtype).to(tensors.dtype)
+
+    def stream(self, factory: Callable[[Sequence[Any]], Stream]) -> Callable[[Sequence[Any]], Stream]:
+        """Registers the same method in passes over blocks of stored bits (see `kernels.streams`)."""
+        self.streamed = factory
+        return factory
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def _param(parameter: inspect.Parameter, namespace: dict[str, Any]) -> Param:
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        # Resolved one by one: `Tensor` may not be importable without torch, and is never a parameter's type.
+        annotation = eval(annotation, namespace)
+    extras: tuple[Any, ...] = ()
+    while get_origin(annotation) is Annotated:
+        annotation, *more = get_args(annotation)
+        extras += tuple(more)
+    per_model = any(extra is _PerModel for extra in extras)
+    choices: tuple[Any, ...] = ()
+    for part in get_args(annotation) or ():
+        if get_origin(part) is Literal:
+            choices = (True, False, *get_args(part))
+    if get_origin(annotation) is Literal:
+        choices = get_args(annotation)
+    kind: Literal["float", "int", "bool", "choice"]
+    if choices:
+        kind = "choice"
+    elif annotation is bool:
+        kind = "bool"
+    elif annotation is int:
+        kind = "int"
+    else:
+        kind = "float"
+    required = parameter.default is inspect.Parameter.empty
+    return Param(
+        name=parameter.name.rstrip("_"),
+        kind=kind,
+        per_model=per_model,
+        required=required,
+        default=None if required else parameter.default,
+        allowed=next((extra for extra in extras if isinstance(extra, Range)), None),
+        choices=choices,
+    )
+
+
+def method(
+    *,
+    paper: str,
+    family: str,
+    base: Literal["required", "ignored", "first"],
+    models: tuple[int, int | None] = (1, None),
+    elementwise: bool = False,
+    symmetric: bool = True,
+    scopes: tuple[str, ...] = ("tensor",),
+    mergekit_defaults: Mapping[str, Any] | None = None,
+    accepted: Mapping[str, str] | None = None,
+) -> Callable[[Callable[..., Tensor]], Method]:
+    """Declares a function as a merge method and registers it under its name.
+
+    The first argument, `weights` or `deltas`, says the space; keyword-only arguments are the parameters, an ending
+    underscore is dropped (`lambda_` is `lambda` in recipes), and `rng` asks for randomness. `mergekit_defaults` names
+    defaults that differ there (said by `plan`); `accepted` names parameters taken for compatibility that do nothing,
+    with the reason. Raises `ValueError` for a function that cannot be a method.
+    """
+
+    def declare(function: Callable[..., Tensor]) -> Method:
+        signature = list(inspect.signature(function).parameters.values())
+        if not signature or signature[0].name not in ("weights", "deltas"):
+            raise ValueError(f"{function.__name__}: the first argument must be called `weights` or `deltas`")
+        if any(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in signature[1:]):
+            raise ValueError(f"{function.__name__}: parameters must be keyword-only")
+        found = [_param(p, function.__globals__) for p in signature[1:] if p.name != "rng"]
+        made = Method(
+            name=function.__name__.rstrip("_"),
+            function=function,
+            family=family,
+            paper=paper,
+            space="weights" if signature[0].name == "weights" else "deltas",
+            params={p.name: p for p in found},
+            base=base,
+            models=models,
+            elementwise=elementwise,
+            symmetric=symmetric,
+            scopes=scopes,
+            mergekit_defaults=mergekit_defaults or {},
+            accepted=accepted or {},
+            random=any(p.name == "rng" for p in signature),
+        )
+        _METHODS[made.name] = made
+        return made
+
+    return declare
+
+
+def get(name: str) -> Method | None:
+    """The method of that name, built in or from the entry-point group `eutectic.methods`; None if there is none."""
+    if name not in _METHODS:
+        for point in entry_points(group="eutectic.methods"):
+            if point.name == name:
+                point.load()
+    return _METHODS.get(name)
+
+
+def names() -> list[str]:
+    """Every method's name, built in ones and those that installed packages offer."""
+    return sorted({*_METHODS, *(point.name for point in entry_points(group="eutectic.methods"))})

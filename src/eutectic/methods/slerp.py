@@ -1,0 +1,50 @@
+"""Spherical interpolation between two models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from eutectic.kernels.sphere import slerp_coefficients
+from eutectic.kernels.sums import weighted_sum
+from eutectic.lazy import LazyModule
+from eutectic.methods.registry import Range, method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eutectic.kernels import streams
+else:
+    streams = LazyModule("eutectic.kernels.streams")
+
+
+@method(paper="doi:10.1145/325165.325242", family="averages", base="first", models=(2, 2), symmetric=False)
+def slerp(weights: Tensor, *, t: Annotated[float, Range("[0, 1]")]) -> Tensor:
+    """Interpolates between two models along the great circle, a tensor at a time.
+
+    **What it does.** slerp(t; a, b) = sin((1-t)Ω)/sinΩ · a + sin(tΩ)/sinΩ · b with cosΩ = ⟨a, b⟩ / (‖a‖‖b‖); each
+    tensor is one vector and has its own Ω. `t` = 0 gives the base model exactly, `t` = 1 the other.
+
+    **When to use it.** Two models, an interpolation that keeps the norm. For light fine-tunes of one base it is the
+    same as `linear` to four digits: at Ω = 0.03 rad the coefficients differ by 6e-5. They part by more than 3 % only
+    beyond 0.5 rad.
+
+    **Parameters.** `t`: position from the base (0) to the other model (1); a gradient or filters give each layer its
+    own.
+
+    **Differs from the paper.** Shoemake 1985 interpolates unit quaternions; here the angle is taken between the
+    normalised tensors and the coefficients apply to the raw ones, so the norm is kept only when both are equal.
+    A tensor of norm zero and (nearly) antipodal tensors, cosΩ < -0.9995, are interpolated linearly.
+
+    **Differs from mergekit.** Near-parallel tensors (cosΩ > 0.9995) are still slerped, where mergekit switches to
+    linear interpolation: the results differ by less than 1e-4 of the value. A tensor of norm zero is interpolated
+    linearly, where mergekit takes an angle of 90°. Inner products in float64. A `t` outside [0, 1] is refused.
+
+    **Cost.** Two passes over a tensor (three inner products, then the combination); the second comes from memory.
+    """
+    a, b = weights.double().reshape(2, -1)
+    return weighted_sum(weights, slerp_coefficients(float(a @ a), float(a @ b), float(b @ b), t))
+
+
+@slerp.stream
+def _stream(jobs):  # type: ignore[no-untyped-def]
+    return streams.Slerp(jobs)
