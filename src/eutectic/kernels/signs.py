@@ -32,6 +32,6 @@ def disjoint_sum(deltas: Tensor, sign: Tensor, weights: Sequence[float], normali
         part = delta.double() * weight
         agrees = part * sign > 0
         total += torch.where(agrees, part, torch.zeros_like(part))
-        share += torch.where(agrees, weight, 0.0)
+        share += agrees.double() * weight
     # Weights of both signs can cancel to exactly zero; the sum then stands undivided, as in mergekit.
     return total / torch.where(share == 0, torch.ones_like(share), share) if normalize else total

@@ -13,7 +13,10 @@ def slerp_coefficients(aa: float, ab: float, bb: float, t: float) -> tuple[float
 
     The angle comes from atan2, which is accurate for every angle. Linear interpolation where the sphere has no answer:
     an endpoint of norm zero has no direction, parallel endpoints no angle, antipodal ones no unique geodesic.
+    At t = 0 and t = 1 the coefficients are exactly 0 and 1.
     """
+    if t in (0.0, 1.0):
+        return 1.0 - t, t
     norms = math.sqrt(aa) * math.sqrt(bb)
     if norms == 0.0 or not math.isfinite(norms):
         return 1.0 - t, t

@@ -1,0 +1,130 @@
+"""Plain data that knows where it was written: places, documents, and a cursor that walks them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from eutectic.errors import Problem
+
+Trail = tuple[str | int, ...]
+OVERRIDE = "--set"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something stands. `line` and `column` count from 1 and are None outside of files and YAML text.
+
+    `file` is empty for text and dicts and `--set` for an override; `path` reads `models[1].parameters.density`.
+    """
+
+    file: str
+    line: int | None
+    column: int | None
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """An object given from Python that is no plain data: a module, a mapping of tensors, a source, a `Recipe`."""
+
+    value: Any
+
+
+def path_of(trail: Trail) -> str:
+    """`("models", 1, "model")` → `models[1].model`."""
+    text = ""
+    for step in trail:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def shown(data: object) -> str:
+    """A value for a message, at most a line long."""
+    if data is None:
+        return "nothing"
+    if isinstance(data, bool):
+        return str(data).lower()
+    if isinstance(data, Live):
+        return f"a {type(data.value).__name__} object"
+    if isinstance(data, dict | list):
+        return "a mapping" if isinstance(data, dict) else "a list"
+    text = repr(data)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@dataclass(slots=True)
+class Document:
+    """One recipe as plain data, with the line and column of every value and key, and what `--set` replaced."""
+
+    data: Any
+    file: str = ""
+    values: dict[Trail, tuple[int, int]] = field(default_factory=dict)
+    keys: dict[Trail, tuple[int, int]] = field(default_factory=dict)
+    overridden: set[Trail] = field(default_factory=set)
+
+    def place(self, trail: Trail, *, key: bool = False) -> Place:
+        """Where the value at `trail` stands, or with `key` the key that leads to it."""
+        if self.overridden and any(trail[:length] in self.overridden for length in range(len(trail) + 1)):
+            return Place(OVERRIDE, None, None, path_of(trail))
+        mark = (self.keys.get(trail) if key else None) or self.values.get(trail)
+        line, column = mark or (None, None)
+        return Place(self.file, line, column, path_of(trail))
+
+    def places(self) -> dict[str, Place]:
+        """Every path of the document and where its value stands."""
+        found = {path_of(trail): self.place(trail) for trail in self.values if trail}
+        return found | {path_of(trail): self.place(trail) for trail in self.overridden}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One value of a document, and the way to it."""
+
+    document: Document
+    data: Any
+    trail: Trail = ()
+
+    @property
+    def place(self) -> Place:
+        """Where the value stands."""
+        return self.document.place(self.trail)
+
+    @property
+    def key_place(self) -> Place:
+        """Where the key of the value stands; the value itself for items of a list."""
+        return self.document.place(self.trail, key=True)
+
+    def get(self, key: str) -> Node | None:
+        """What stands under `key`; None if it is absent or null, or if this is no mapping."""
+        value = self.data.get(key) if isinstance(self.data, dict) else None
+        return None if value is None else Node(self.document, value, (*self.trail, key))
+
+    def items(self) -> Iterator[tuple[str, Node]]:
+        """The keys and values of a mapping, in the order written."""
+        for key, value in self.data.items():
+            yield key, Node(self.document, value, (*self.trail, key))
+
+    def elements(self) -> Iterator[Node]:
+        """The items of a list."""
+        for index, value in enumerate(self.data):
+            yield Node(self.document, value, (*self.trail, index))
+
+
+class Faults:
+    """Collects problems, so that all can be told at once."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def add(self, code: str, place: Place, message: str, hint: str = "") -> None:
+        """Notes a problem that stands at `place`; the same problem is kept once."""
+        problem = Problem(code, message, place.path, hint, place.file, place.line, place.column)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def sorted(self) -> list[Problem]:
+        """The problems by file, in the order the files were met, and by line; those without a line as they came."""
+        order: Mapping[str, int] = {name: at for at, name in enumerate(dict.fromkeys(p.file for p in self.problems))}
+        return sorted(self.problems, key=lambda p: (order[p.file], p.line or 0, p.column or 0))
