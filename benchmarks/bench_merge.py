@@ -193,14 +193,6 @@ def elements(folder: Path) -> int:
     return (folder / "base" / "model.safetensors").stat().st_size // 2
 
 
-def our_command() -> str:
-    """The `eutectic` beside this Python, else the one on PATH."""
-    found = shutil.which("eutectic", path=str(Path(sys.executable).parent)) or shutil.which("eutectic")
-    if found is None:
-        raise SystemExit("no `eutectic` command beside this Python or on PATH; install the package first")
-    return found
-
-
 def say(text: str) -> None:
     """Progress, away from the tables on standard output."""
     print(text, file=sys.stderr, flush=True)
@@ -237,7 +229,7 @@ def main() -> None:
     scratch = given.dir.resolve() / "scratch"
     scratch.mkdir(exist_ok=True)
     folder = checkpoints(given.dir, given.size)
-    bench = Bench(folder, scratch, our_command(), None if given.no_peer else peers.find())
+    bench = Bench(folder, scratch, measure.our_command(), None if given.no_peer else peers.find())
     results = measured(bench, [RECIPES[method] for method in given.methods], given.rounds)
     facts = measure.machine(cores)
     if bench.peer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from pathlib import Path
 from statistics import median
 
 CORES = 2
+# A caller's settings for other work would slow either program down.
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,12 @@ def run(command: Sequence[str], log: Path, environment: Mapping[str, str] | None
 
 
 def keep_to_cores(count: int = CORES) -> int:
-    """Confines this process and its children to `count` cores where the system can; returns how many it has."""
+    """Confines this process and its children to `count` cores where the system can; returns how many it has.
+
+    Settings of the environment that would give them fewer threads than cores are removed.
+    """
+    for name in THREAD_SETTINGS:
+        os.environ.pop(name, None)
     if not hasattr(os, "sched_setaffinity"):
         return os.cpu_count() or 1
     cores = sorted(os.sched_getaffinity(0))[:count]
@@ -94,3 +102,11 @@ def machine(cores: int) -> dict[str, str]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("eutectic", "torch", "numpy", "numba")},
     }
+
+
+def our_command() -> str:
+    """The `eutectic` beside this Python, else the one on PATH."""
+    found = shutil.which("eutectic", path=str(Path(sys.executable).parent)) or shutil.which("eutectic")
+    if found is None:
+        raise SystemExit("no `eutectic` command beside this Python or on PATH; install the package first")
+    return found

@@ -43,7 +43,10 @@ def find() -> Peer | None:
     # Not resolved: the Python of a virtual environment is a link, and beside it lie its scripts.
     folder = Path(python).parent if python else Path(script or "").parent
     python = python or str(folder / "python")
-    asked = subprocess.run([python, "-c", ASK], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
+    try:
+        asked = subprocess.run([python, "-c", ASK], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
+    except OSError as error:
+        raise SystemExit(f"MERGEKIT_PYTHON is {python!r}, which cannot be run: {error.strerror}") from None
     if asked.returncode:
         raise SystemExit(f"{python} has no working mergekit; set MERGEKIT_PYTHON to one that has:\n{asked.stderr}")
     version, torch = asked.stdout.split()

@@ -1,6 +1,6 @@
 """Run by mergekit's own Python (see `crosscheck_mergekit.py`): merges single tensors with it.
 
-    python peer_merge_tensors.py CASES.json IN.safetensors OUT.safetensors
+python peer_merge_tensors.py CASES.json IN.safetensors OUT.safetensors
 """
 
 from __future__ import annotations

@@ -16,9 +16,14 @@ END = "<!-- bench:end -->"
 MIB = 2**20
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table: the first column to the left, the others to the right."""
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+def parameters(count: int) -> str:
+    """`0.66 G parameters`, `5 M parameters`."""
+    return f"{count / 1e9:.2f} G parameters" if count >= 1e8 else f"{count / 1e6:.0f} M parameters"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """A Markdown table: the first `words` columns to the left, the others, numbers, to the right."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * words + "---:|" * (len(head) - words)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
@@ -79,7 +84,7 @@ def memory(results: Sequence[Result], quarter: Mapping[str, int], count: int) ->
         ]
         for result in results
     ]
-    return table(["peak memory, MiB", "0.17 G parameters", f"{count / 1e9:.2f} G parameters"], rows)
+    return table(["peak memory, MiB", "0.17 G parameters", parameters(count)], rows)
 
 
 def text(
@@ -94,8 +99,8 @@ def text(
     """Everything between the markers."""
     parts = [
         f"Measured on {day}: medians of {rounds} interleaved rounds (mergekit: one) on checkpoints of"
-        f" {count / 1e9:.2f} G bf16 parameters, warm page cache.",
-        table(["machine", ""], ([name, value] for name, value in facts.items())),
+        f" {parameters(count)} in bf16, warm page cache.",
+        table(["machine", ""], ([name, value] for name, value in facts.items()), words=2),
         "### Beside reading and copying",
         speed(results, count),
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -38,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     console, started = Console(width=120), time.perf_counter()
-    make_models(arguments.steps, console)
+    losses = make_models(arguments.steps, console)
     merge_all(console)
     scores = evaluate_all(arguments.windows, console)
     console.print(table(scores))
@@ -46,6 +47,7 @@ def main() -> None:
         "steps": arguments.steps,
         "windows": arguments.windows,
         "versions": {name: version(name) for name in ("eutectic", "torch", "transformers")},
+        "losses": losses,
         "results": scores,
         "seconds": round(time.perf_counter() - started),
     }
@@ -53,25 +55,27 @@ def main() -> None:
     (RUNS / "report.md").write_text(markdown(scores), encoding="utf-8")
 
 
-def make_models(steps: int, console: Console) -> None:
-    """The base and its specialists, in `runs/demo-llm/models`."""
+def make_models(steps: int, console: Console) -> dict[str, list[float]]:
+    """The base and its specialists in `runs/demo-llm/models`; returns the training losses of each specialist.
+
+    A specialist is kept from an earlier run if that trained for as many steps, as noted beside it.
+    """
     models = RUNS / "models"
     models.mkdir(parents=True, exist_ok=True)
     if not (models / "base").exists():
         with console.status("dequantising the base"):
             dequantise(models / "base")
+    losses = {}
     for domain in DOMAINS:
-        if not (models / domain).exists():
-            steps_left = iter(track(range(steps), f"fine-tuning on {domain}", console=console))
-            losses: list[float] = []
-            finetune(
-                models / "base",
-                domain,
-                models / domain,
-                steps,
-                lambda loss, losses=losses, bar=steps_left: (losses.append(loss), next(bar, None)),
-            )
-            console.print(f"{domain}: loss {losses[0]:.2f} → {losses[-1]:.2f}", highlight=False)
+        note = models / f"{domain}.json"
+        losses[domain] = json.loads(note.read_text(encoding="utf-8")) if note.exists() else []
+        if len(losses[domain]) != steps:
+            shutil.rmtree(models / domain, ignore_errors=True)
+            training = finetune(models / "base", domain, models / domain, steps)
+            losses[domain] = list(track(training, f"fine-tuning on {domain}", total=steps, console=console))
+            note.write_text(json.dumps(losses[domain]), encoding="utf-8")
+        console.print(f"{domain}: loss {losses[domain][0]:.2f} → {losses[domain][-1]:.2f}", highlight=False)
+    return losses
 
 
 def merge_all(console: Console) -> None:

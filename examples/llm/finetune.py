@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,11 +14,11 @@ BATCH, LENGTH = 4, 128  # windows a step, tokens a window
 LEARNING_RATE = 1e-4
 
 
-def finetune(base: Path, domain: str, out: Path, steps: int, report: Callable[[float], None], seed: int = 0) -> None:
-    """Writes `base`, trained for `steps` steps on `domain`, to the folder `out`.
+def finetune(base: Path, domain: str, out: Path, steps: int, seed: int = 0) -> Iterator[float]:
+    """Trains `base` for `steps` steps on `domain`, yields the loss of each (nats a token), then writes folder `out`.
 
     AdamW without weight decay, learning rate 1e-4 falling to zero along a cosine; each step takes random windows of the
-    domain's training text, chosen by `seed` and `domain`. `report` gets the loss of each step (nats a token).
+    domain's training text, chosen by `seed` and `domain`.
     """
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, dtype=torch.float32).train()
@@ -36,5 +36,5 @@ def finetune(base: Path, domain: str, out: Path, steps: int, report: Callable[[f
         optimiser.step()
         optimiser.zero_grad()
         schedule.step()
-        report(float(loss.detach()))
+        yield float(loss.detach())
     save(model, tokenizer, out)

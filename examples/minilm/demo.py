@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from skills import Encoder, docstrings, interval, operations, ranks, scores
+from skills import Encoder, docstrings, interval, operations, scores
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -31,11 +31,12 @@ PACKAGES = {  # role: requirement, package to import, folder of the model in it
     "specialist": ("sre-embedding-model==1.0.0", "sre_embedding_model", "model_weights"),
 }
 TITLES = {
-    "general": "docstring finds its body",
+    "similarity": "docstring finds its body",
     "operations": "symptom finds its cause",
     "distractors": "cause beats the distractor",
 }
 Queries = dict[str, dict[str, NDArray[np.float64]]]  # skill: metric: one figure a query
+Summary = dict[str, dict[str, dict[str, Any]]]  # model: skill: metric: mean, and the interval
 
 
 def main() -> int:
@@ -54,7 +55,8 @@ def main() -> int:
     results = evaluate(folders, console)
     summary = summarise(results)
     console.print(table(summary))
-    write_report(summary, results, time.perf_counter() - started)
+    queries = {skill: len(metrics["accuracy"]) for skill, metrics in results["general"].items()}
+    write_report(summary, queries, time.perf_counter() - started)
     console.print(f"report: {(RUNS / 'report.json').relative_to(ROOT)}", highlight=False)
     return 0
 
@@ -91,18 +93,18 @@ def evaluate(folders: dict[str, Path], console: Console) -> dict[str, Queries]:
     for name, folder in folders.items():
         with console.status(f"evaluating {name}"):
             encoder = Encoder(folder)
-            results[name] = {skill.name: scores(ranks(encoder, skill)) for skill in skills}
+            results[name] = {skill.name: scores(encoder, skill) for skill in skills}
     return results
 
 
-def summarise(results: dict[str, Queries]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Means in per cent, and 95 % intervals of the difference in accuracy to the general model."""
+def summarise(results: dict[str, Queries]) -> Summary:
+    """Means in per cent, and 95 % intervals of the difference in accuracy to the general model (percentage points)."""
     return {
         model: {
             skill: {
-                **{metric: 100 * float(figures.mean()) for metric, figures in metrics.items()},
+                **{metric: round(100 * float(figures.mean()), 2) for metric, figures in metrics.items()},
                 "difference": [
-                    100 * end for end in interval(metrics["accuracy"], results["general"][skill]["accuracy"])
+                    round(100 * end, 2) for end in interval(metrics["accuracy"], results["general"][skill]["accuracy"])
                 ],
             }
             for skill, metrics in skills.items()
@@ -111,7 +113,7 @@ def summarise(results: dict[str, Queries]) -> dict[str, dict[str, dict[str, Any]
     }
 
 
-def table(summary: dict[str, dict[str, dict[str, Any]]]) -> Table:
+def table(summary: Summary) -> Table:
     """Models × skills; the best accuracy of each column is marked."""
     shown = Table(
         title="accuracy, % (mean reciprocal rank, %); * best",
@@ -136,13 +138,13 @@ def cell(figures: dict[str, Any], best: float, compare: bool) -> str:
     return f"{value}\n[dim]\\[{low:+.1f}, {high:+.1f}][/dim]" if compare else value
 
 
-def write_report(summary: dict[str, dict[str, dict[str, Any]]], results: dict[str, Queries], seconds: float) -> None:
+def write_report(summary: Summary, queries: dict[str, int], seconds: float) -> None:
     """Everything the table says, with versions and counts, in `runs/demo/report.json`."""
     report = {
         "packages": [requirement for requirement, _, _ in PACKAGES.values()],
         "versions": {name: version(name) for name in ("eutectic", "torch", "transformers")},
         "python": platform.python_version(),
-        "queries": {skill: len(metrics["accuracy"]) for skill, metrics in results["general"].items()},
+        "queries": queries,
         "results": summary,
         "seconds": round(seconds, 1),
     }

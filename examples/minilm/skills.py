@@ -57,7 +57,7 @@ def docstrings(limit: int = 300, library: Path | None = None) -> Skill:
     items = dict(item for module in MODULES.split() for item in _items(library, module))
     unique = {body: summary for summary, body in items.items()}
     chosen = [list(unique.items())[i] for i in np.linspace(0, len(unique) - 1, min(limit, len(unique))).astype(int)]
-    return Skill("general", tuple(summary for _, summary in chosen), tuple(body for body, _ in chosen))
+    return Skill("similarity", tuple(summary for _, summary in chosen), tuple(body for body, _ in chosen))
 
 
 def _items(library: Path, module: str) -> Iterator[tuple[str, str]]:
@@ -106,17 +106,26 @@ class Encoder:
 
 
 def ranks(encoder: Encoder, skill: Skill) -> NDArray[np.int64]:
-    """The place of each query's right answer among its competitors by cosine similarity; 1 is best. `(queries,)`."""
+    """The place of each query's right answer among its competitors by cosine similarity: 1 is best. `(queries,)`.
+
+    A competitor that is exactly as near counts as nearer.
+    """
     similarity = encoder(skill.queries) @ encoder(skill.pool).T
     queries = np.arange(len(skill.queries))
-    right = similarity[queries, queries, None]
+    right = similarity[queries, queries]
+    similarity[queries, queries] = -np.inf
     rivals = similarity[queries, queries + len(queries), None] if skill.duels else similarity
-    return np.asarray((rivals > right).sum(axis=1) + 1)
+    return np.asarray((rivals >= right[:, None]).sum(axis=1) + 1)
 
 
-def scores(rank: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """Per-query figures whose means are the reported metrics: accuracy@1 and the reciprocal rank."""
-    return {"accuracy": (rank == 1).astype(np.float64), "mrr": 1 / rank}
+def scores(encoder: Encoder, skill: Skill) -> dict[str, NDArray[np.float64]]:
+    """One figure a query, whose means are the metrics: `accuracy` (of rank 1) and `mrr`, the reciprocal rank.
+
+    A duel has no `mrr`: with one competitor it says nothing new.
+    """
+    rank = ranks(encoder, skill)
+    accuracy = {"accuracy": (rank == 1).astype(np.float64)}
+    return accuracy if skill.duels else accuracy | {"mrr": 1 / rank}
 
 
 def interval(

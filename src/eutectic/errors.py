@@ -27,6 +27,7 @@ class Problem:
         place = self.file
         if self.line is not None:
             place = f"{place or 'recipe'}:{self.line}:{self.column}"
+        place = f"{place}:" if place and not self.where else place
         parts = [self.code, place, f"{self.where}:" if self.where else "", self.message]
         text = " ".join(part for part in parts if part)
         return f"{text}; {self.hint}" if self.hint else text

@@ -131,6 +131,10 @@ class FileSource(Source):
         """The folder of config and tokenizer, if there is one."""
         return self._folder
 
+    def stamp(self) -> Any:
+        """Size, time of change and inode of every file, by name."""
+        return {os.path.basename(path): [s.size, s.mtime_ns, s.inode] for path, s in sorted(self._stamps.items())}
+
     def check_unchanged(self) -> None:
         """Raises `CheckpointError` (C220) if a file was written to, replaced or removed since it was first seen."""
         for path, stamp in list(self._stamps.items()):
@@ -185,9 +189,9 @@ class FileSource(Source):
         last = sum((length - 1) * stride for length, stride in zip(spec.shape, strides, strict=True))
         span = np.empty(last + 1 if spec.numel else 0, dtype)
         if span.size:
-            self._read(name, extent.file, memoryview(span.view(np.uint8)), extent.offset)
+            self._read(name, extent.file, span.view(np.uint8).data, extent.offset)
         view = np.lib.stride_tricks.as_strided(span, spec.shape, [stride * dtype.itemsize for stride in strides])
-        data = memoryview(np.ascontiguousarray(view).reshape(-1).view(np.uint8))
+        data = np.ascontiguousarray(view).reshape(-1).view(np.uint8).data
         self._gathered = (name, data)
         return data
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eutectic.checkpoint.extents import Extent, FileSource, Stamp, stamp_of, unreadable
-from eutectic.checkpoint.safetensors import Malformed, read_header, strict_json
+from eutectic.checkpoint.safetensors import MalformedError, read_header, strict_json
 from eutectic.checkpoint.storage import REAL, Storage
 from eutectic.checkpoint.torchfile import read_torch_index
 from eutectic.errors import CheckpointError, Problem, listed
@@ -19,7 +19,12 @@ _SAFETENSORS = ".safetensors"
 _INDEX = ".index.json"
 _TORCH = (".bin", ".pt", ".pth")
 # In order of preference; each as an index or as one file.
-_USUAL = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
+_USUAL = (
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.bin",
+)
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 _ADAPTER = re.compile(r"^adapter_model\.(safetensors|bin)$")
 _REPAIR = "download the index again, or save the model anew"
@@ -71,12 +76,11 @@ def open_file(path: str, label: str, storage: Storage = REAL) -> FileSource:
     if not _stem(name).endswith((_SAFETENSORS, *_TORCH)):
         raise _problem(
             "C204",
-            f"{name!r} is not a kind of checkpoint that is read here",
+            "this is not a kind of checkpoint that is read here",
             "name a model's folder, or a .safetensors, .bin, .pt or .pth file; convert anything else first",
             path,
         )
-    folder = folder or os.curdir
-    beside = folder if os.path.isfile(os.path.join(folder, "config.json")) else None
+    beside = (folder or os.curdir) if os.path.isfile(os.path.join(folder, "config.json")) else None
     return _open(folder, name, label, storage, beside)
 
 
@@ -140,18 +144,23 @@ def _choose(path: str, label: str, storage: Storage) -> str:
 
 
 def _ambiguous(path: str, label: str, candidates: list[str]) -> CheckpointError:
-    message = f"the folder of model {label!r} holds several sets of weights: {listed(candidates)}"
+    message = f"the folder of model {label!r} holds several sets of weights: {_shown(candidates)}"
     return _problem("C202", message, "name the one you mean by its file, or move the others away", path)
+
+
+def _shown(names: list[str]) -> str:
+    """File names for a message, with nothing in them that a terminal would obey."""
+    return listed([name if name.isprintable() else ascii(name) for name in names])
 
 
 def _nothing(path: str, label: str, names: list[str], shards: list[str]) -> CheckpointError:
     if shards:
-        message = f"the folder of model {label!r} holds shards without an index: {listed(shards)}"
+        message = f"the folder of model {label!r} holds shards without an index: {_shown(shards)}"
         return _problem("C201", message, "add the model.safetensors.index.json that came with them", path)
     if any(_ADAPTER.search(name) for name in names):
         return _problem("C205", f"{label!r} is a LoRA adapter, not a model", ADAPTER_HINT, path)
     message = f"the folder of model {label!r} holds no weights"
-    found = f"it has {listed(names)}" if names else "it is empty"
+    found = f"it has {_shown(names)}" if names else "it is empty"
     return _problem("C201", message, f"{found}; wanted is model.safetensors, its index, or pytorch_model.bin", path)
 
 
@@ -239,14 +248,13 @@ def _weight_map(folder: str, index: str, label: str, storage: Storage) -> dict[s
     inside(folder, index, label)
     try:
         table = strict_json(storage.read_bytes(path, MAX_INDEX))
-    except Malformed as error:
+    except MalformedError as error:
         raise _problem("C207", f"the index of model {label!r} is broken: {error}", _REPAIR, path) from None
     except OSError as error:
         raise unreadable(error, path, label) from error
     weight_map = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise _problem("C207", f"the index of model {label!r} has no weight_map", _REPAIR, path)
-    suffix = os.path.splitext(_stem(index))[1]
     if not all(isinstance(shard, str) for shard in weight_map.values()):
         raise _problem("C207", f"the index of model {label!r} places tensors in files without a name", _REPAIR, path)
     for shard in sorted(set(weight_map.values())):

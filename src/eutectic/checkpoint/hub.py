@@ -71,12 +71,16 @@ def _refusal(errors: Any, name: str, error: Exception) -> Problem:
         hint = "accept its conditions on its page, then log in with `hf auth login`"
         return Problem("C252", f"the hub model {name!r} is gated and this account has no access", hint=hint)
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
-        hint = "check the spelling; if it is private, log in with `hf auth login`; if a folder was meant, it is not there"
+        hint = (
+            "check the spelling; if it is private, log in with `hf auth login`; if a folder was meant, it is not there"
+        )
         return Problem("C251", f"there is no hub model {name!r}", hint=hint)
     if isinstance(error, errors.RevisionNotFoundError):
         return Problem("C251", f"the hub model {name!r} has no such revision", hint="name a branch, a tag or a commit")
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        hint = "download it where there is a network, unset HF_HUB_OFFLINE, or name a folder; if a folder was meant, it is not there"
-        return Problem("C253", f"the hub model {name!r} is not in the local cache and the hub cannot be asked", hint=hint)
+        hint = "download it where there is a network; if a folder was meant, it is not there"
+        return Problem(
+            "C253", f"the hub model {name!r} is not in the local cache and the hub cannot be asked", hint=hint
+        )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return Problem("C254", f"the hub model {name!r} could not be had: {reason}", hint="try again, or name a folder")

@@ -17,7 +17,7 @@ else:
     np = LazyModule("numpy")
     torch = LazyModule("torch")
 
-# Writes nothing, returns the stored elements `start:stop` as a contiguous one-dimensional array.
+# Returns the stored elements `start:stop` as a contiguous one-dimensional array.
 _Reader = Callable[[int, int], "np.ndarray[Any, Any]"]
 
 
@@ -40,7 +40,8 @@ class MemorySource(Source):
         state: Mapping[Any, Any] = tensors if isinstance(tensors, Mapping) else tensors.state_dict()
         self.label = label
         self.metadata = {}
-        self.specs, self.ties = {}, {}
+        self.specs: dict[str, Spec] = {}
+        self.ties: dict[str, str] = {}
         self._readers: dict[str, _Reader] = {}
         seen: dict[Any, str] = {}
         for name, value in state.items():
@@ -54,12 +55,9 @@ class MemorySource(Source):
             self.specs[name] = spec
             self._readers[name] = reader
 
-    specs: dict[str, Spec]
-    ties: dict[str, str]
-
     def read_into(self, name: str, start: int, stop: int, out: memoryview) -> None:
         """See `Source.read_into`. The values are those of the moment of reading."""
-        out[:] = memoryview(self._readers[name](start, stop).view(np.uint8))
+        out[:] = self._readers[name](start, stop).view(np.uint8).data
 
 
 def _describe(name: str, value: Any, label: str) -> tuple[Spec, _Reader, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from eutectic.checkpoint.hub import fetch
 from eutectic.checkpoint.memory import MemorySource
 from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.storage import REAL, Storage
-from eutectic.errors import CheckpointError, Problem, did_you_mean
+from eutectic.errors import CheckpointError, Problem
 
 _HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 
@@ -50,9 +51,7 @@ def resolve(ref: str, folder: str | None = None) -> Place:
     raise CheckpointError(Problem("C200", f"{ref!r} does not exist", hint=hint))
 
 
-def open_source(
-    ref: Any, *, label: str | None = None, folder: str | None = None, storage: Storage = REAL
-) -> Source:
+def open_source(ref: Any, *, label: str | None = None, folder: str | None = None, storage: Storage = REAL) -> Source:
     """Opens a model: headers are read, weights are not.
 
     Args:
@@ -80,8 +79,9 @@ def _open_place(place: Place, label: str | None, folder: str | None, storage: St
         try:
             path = fetch(place.repo_id, place.revision)
         except CheckpointError as error:
-            near = _near(place.label, folder)
-            raise _with_hint(error, near) if near else error from error.__cause__
+            if near := _near(place.label, folder):
+                raise _with_hint(error, near) from error
+            raise
     return open_folder(path, label, storage) if os.path.isdir(path) else open_file(path, label, storage)
 
 
@@ -98,6 +98,7 @@ def _near(ref: str, folder: str | None) -> str:
             siblings = os.listdir(os.path.join(base, os.path.expanduser(parent)) or os.curdir)
         except OSError:
             continue
-        if did_you_mean(name, siblings):
-            return did_you_mean(ref, [os.path.join(parent, sibling) for sibling in siblings])
+        by_lower = {sibling.lower(): sibling for sibling in siblings}
+        if found := difflib.get_close_matches(name.lower(), by_lower, n=1):
+            return f"did you mean {os.path.join(parent, by_lower[found[0]])!r}?"
     return ""

@@ -17,8 +17,8 @@ from eutectic import dtypes
 from eutectic.checkpoint.safetensors import MAX_DIMS
 from eutectic.errors import CheckpointError, Problem
 
-# About thirty instructions describe a tensor, so this is room for more than 100,000 of them in one file.
-MAX_INSTRUCTIONS = 4_000_000
+# Some 24 instructions describe a tensor, so this is room for 80,000 of them in one file.
+MAX_INSTRUCTIONS = 2_000_000
 _HINT = "open it with torch where you trust it, and save its state dict as safetensors"
 
 

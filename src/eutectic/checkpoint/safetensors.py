@@ -34,7 +34,7 @@ _HINTS = {
 }
 
 
-class Malformed(ValueError):
+class MalformedError(ValueError):
     """Data that breaks its format; the message says how, and `code` which problem it is."""
 
     def __init__(self, message: str, code: str = "C212", where: str = "") -> None:
@@ -55,17 +55,17 @@ class Header:
 def strict_json(data: bytes, *, naturals_only: bool = False) -> Any:
     """Parses JSON in which no object has the same key twice.
 
-    With `naturals_only`, numbers other than 0, 1, 2, … are refused as well. Raises `Malformed`; never anything else.
+    With `naturals_only`, numbers other than 0, 1, 2, … are refused too. Raises `MalformedError` and nothing else.
     """
     hooks: dict[str, Any] = {"parse_int": _natural, "parse_float": _natural} if naturals_only else {}
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_natural, **hooks)
-    except Malformed:
+    except MalformedError:
         raise
     except RecursionError:
-        raise Malformed("it is nested too deeply") from None
+        raise MalformedError("it is nested too deeply") from None
     except ValueError as error:
-        raise Malformed(f"it is not JSON: {error}") from None
+        raise MalformedError(f"it is not JSON: {error}") from None
 
 
 def read_header(storage: Storage, fd: int, path: str) -> Header:
@@ -78,8 +78,10 @@ def read_header(storage: Storage, fd: int, path: str) -> Header:
         size = storage.stat(fd).st_size
         raw = _raw_header(storage, fd, size)
         entries, metadata = _parse(raw, size - 8 - len(raw))
-    except Malformed as error:
-        raise CheckpointError(Problem(error.code, str(error), error.where, _HINTS.get(error.code, _AGAIN), path)) from None
+    except MalformedError as error:
+        raise CheckpointError(
+            Problem(error.code, str(error), error.where, _HINTS.get(error.code, _AGAIN), path)
+        ) from None
     except OSError as error:
         raise unreadable(error, path) from error
     start = 8 + len(raw)
@@ -107,8 +109,8 @@ def write_header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tupl
         raw = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
         raw += b" " * (-len(raw) % 8)
         if len(raw) > MAX_HEADER:
-            raise Malformed(f"{len(specs)} tensors need a header of more than {MAX_HEADER} bytes", "C211")
-    except Malformed as error:
+            raise MalformedError(f"{len(specs)} tensors need a header of more than {MAX_HEADER} bytes", "C211")
+    except MalformedError as error:
         hint = "a safetensors file cannot hold this: rename it, or write smaller shards"
         raise CheckpointError(Problem(error.code, str(error), error.where, hint)) from None
     start = 8 + len(raw)
@@ -117,20 +119,20 @@ def write_header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tupl
 
 def _raw_header(storage: Storage, fd: int, size: int) -> bytes:
     if size < 8:
-        raise Malformed(f"the file has {size} bytes, too few for a safetensors header", "C210")
+        raise MalformedError(f"the file has {size} bytes, too few for a safetensors header", "C210")
     prefix = bytearray(8)
     storage.read_into(fd, memoryview(prefix), 0)
     length = int.from_bytes(prefix, "little")
     if length > size - 8:
-        raise Malformed(f"the header claims {length} bytes and the file has {size}", "C210")
+        raise MalformedError(f"the header claims {length} bytes and the file has {size}", "C210")
     if length > MAX_HEADER:
-        raise Malformed(f"the header has {length} bytes, more than the {MAX_HEADER} allowed here", "C211")
+        raise MalformedError(f"the header has {length} bytes, more than the {MAX_HEADER} allowed here", "C211")
     raw = bytearray(length)
     storage.read_into(fd, memoryview(raw), 8)
     if not raw.startswith(b"{"):
-        raise Malformed("the header does not begin with '{'")
+        raise MalformedError("the header does not begin with '{'")
     if not raw.rstrip(b" ").endswith(b"}"):
-        raise Malformed("the header does not end with '}' and spaces")
+        raise MalformedError("the header does not end with '}' and spaces")
     return bytes(raw)
 
 
@@ -143,7 +145,7 @@ def _parse(raw: bytes, data_size: int) -> tuple[dict[str, tuple[int, Spec]], dic
         _check_name(name)
         try:
             spec, begin, end = _entry(entry)
-        except Malformed as error:
+        except MalformedError as error:
             error.where = name
             raise
         entries[name] = (begin, spec)
@@ -155,20 +157,20 @@ def _parse(raw: bytes, data_size: int) -> tuple[dict[str, tuple[int, Spec]], dic
 def _entry(entry: Any) -> tuple[Spec, int, int]:
     """The spec and the byte range of one entry of the header."""
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        raise Malformed("an entry must have exactly dtype, shape and data_offsets", "C213")
+        raise MalformedError("an entry must have exactly dtype, shape and data_offsets", "C213")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _naturals(shape) or len(shape) > MAX_DIMS or math.prod(d or 1 for d in shape) > MAX_ELEMENTS:
-        raise Malformed(f"not a shape of up to {MAX_DIMS} dimensions and {MAX_ELEMENTS} elements", "C213")
+        raise MalformedError(f"not a shape of up to {MAX_DIMS} dimensions and {MAX_ELEMENTS} elements", "C213")
     if not _naturals(offsets) or len(offsets) != 2:
-        raise Malformed("data_offsets must be two numbers", "C213")
+        raise MalformedError("data_offsets must be two numbers", "C213")
     code = entry["dtype"]
     if not isinstance(code, str) or code not in dtypes.BY_CODE:
-        raise Malformed(_unknown_dtype(code), "C214")
+        raise MalformedError(_unknown_dtype(code), "C214")
     spec = Spec(dtypes.BY_CODE[code].name, tuple(shape))
     begin, end = offsets
     if end - begin != spec.nbytes:
         message = f"{code} of shape {listed([str(d) for d in shape], MAX_DIMS) or '()'} does not fit its data_offsets"
-        raise Malformed(message, "C213")
+        raise MalformedError(message, "C213")
     return spec, begin, end
 
 
@@ -185,27 +187,29 @@ def _check_cover(ranges: list[tuple[int, int, str]], data_size: int) -> None:
     place = 0
     for begin, end, name in ranges:
         if begin != place:
-            raise Malformed(f"its bytes begin at {begin} where {place} was due: a hole or an overlap", "C215", name)
+            raise MalformedError(
+                f"its bytes begin at {begin} where {place} was due: a hole or an overlap", "C215", name
+            )
         place = end
     if place != data_size:
         fault = "the file is cut short" if place > data_size else "bytes that belong to no tensor"
-        raise Malformed(f"the tensors need {place} bytes and the file holds {data_size}: {fault}", "C215")
+        raise MalformedError(f"the tensors need {place} bytes and the file holds {data_size}: {fault}", "C215")
 
 
 def _check_name(name: str) -> None:
     if not name or name == _METADATA or len(name) > MAX_NAME or not name.isprintable():
         message = f"not a tensor name (1 to {MAX_NAME} printable characters): {name[:60]!a}"
-        raise Malformed(message, "C216")
+        raise MalformedError(message, "C216")
 
 
 def _check_metadata(metadata: Any) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise Malformed(f"{_METADATA} must map strings to strings", "C213")
+        raise MalformedError(f"{_METADATA} must map strings to strings", "C213")
     try:
         "".join(metadata).encode()
         "".join(metadata.values()).encode()
     except UnicodeEncodeError:
-        raise Malformed(f"{_METADATA} holds half a surrogate pair, which is no character", "C213") from None
+        raise MalformedError(f"{_METADATA} holds half a surrogate pair, which is no character", "C213") from None
     return metadata
 
 
@@ -216,7 +220,7 @@ def _naturals(values: Any) -> bool:
 def _natural(text: str) -> int:
     # Twenty digits hold any 64-bit number; Python would go on to thousands.
     if not text.isdigit() or len(text) > 20:
-        raise Malformed(f"{text[:30]} is not a number that a header may hold")
+        raise MalformedError(f"{text[:30]} is not a number that a header may hold")
     return int(text)
 
 
@@ -225,5 +229,5 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise Malformed(f"the key {twice[:60]!a} stands twice")
+        raise MalformedError(f"the key {twice[:60]!a} stands twice")
     return table

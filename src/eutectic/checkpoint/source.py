@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -65,6 +66,10 @@ class Source(Mapping[str, "torch.Tensor"]):
         """What names these weights in a manifest: files with sizes and header digests. Plain JSON data."""
         return {"label": self.label}
 
+    def stamp(self) -> Any:
+        """JSON data that differs when the content may differ. Live tensors cannot tell, so they never repeat one."""
+        return uuid.uuid4().hex
+
     def check_unchanged(self) -> None:
         """Raises `CheckpointError` if a file behind this source changed since it was opened."""
 
@@ -83,6 +88,10 @@ class Source(Mapping[str, "torch.Tensor"]):
             view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
             self.read_into(name, 0, spec.numel, view)
         return tensor
+
+    def __contains__(self, name: object) -> bool:
+        # Without this, Mapping would read the whole tensor to find out.
+        return name in self.specs or name in self.ties
 
     def __iter__(self) -> Iterator[str]:
         yield from self.specs

@@ -30,6 +30,10 @@ class Storage:
         """Size, time and identity of an open file."""
         return os.fstat(fd)
 
+    def stat_path(self, path: str) -> os.stat_result:
+        """Size, time and identity of what a path leads to."""
+        return os.stat(path)
+
     def read_into(self, fd: int, buffer: memoryview, offset: int) -> None:
         """Fills `buffer` from `offset`. Raises `OSError` (EIO) when the file ends before."""
         done = 0

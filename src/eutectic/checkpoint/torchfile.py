@@ -165,7 +165,7 @@ def _tensors(root: object, path: str) -> dict[str, TensorRef]:
             for key, value in _children(container):
                 if isinstance(value, TensorRef | StorageRef):
                     direct = True
-                elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+                elif isinstance(value, dict | list | tuple) and value and id(value) not in seen:
                     seen.add(id(value))
                     below.append(((way, key), value))
             if direct:

@@ -100,8 +100,10 @@ class ZipRecords:
 
     def _directory(self) -> dict[str, Record]:
         count, size, offset = self._end()
-        if count > MAX_RECORDS or size > MAX_DIRECTORY:
-            self.refuse(f"the archive has {count:,} records, more than the {MAX_RECORDS:,} allowed here")
+        if not 0 < count <= MAX_RECORDS or size > MAX_DIRECTORY:
+            self.refuse(
+                f"the archive has {count:,} records in {size:,} bytes; from 1 to {MAX_RECORDS:,} are allowed here"
+            )
         found = sorted(self._entries(self.bytes_at(offset, size), count), key=lambda entry: entry[1])
         limits = [header for _, header, _, _ in found[1:]] + [offset]
         records: dict[str, Record] = {}

@@ -71,7 +71,9 @@ def _encode(values: Any, kind: int, out: Any) -> None:
         for i in range(count):
             word = words[i]
             size = word & np.uint32(0x7FFFFFFF)
-            normal = (size - np.uint32(0x38000000) + np.uint32(0xFFF) + ((size >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13)
+            normal = (
+                size - np.uint32(0x38000000) + np.uint32(0xFFF) + ((size >> np.uint32(13)) & np.uint32(1))
+            ) >> np.uint32(13)
             half = normal if size >= np.uint32(0x38800000) else low[i] - np.uint32(0x3F000000)
             half = np.uint32(0x7C00) if size >= np.uint32(0x477FF000) else half
             half = np.uint32(0x7E00) if size > np.uint32(0x7F800000) else half
@@ -79,11 +81,16 @@ def _encode(values: Any, kind: int, out: Any) -> None:
 
 
 @_jit
-def _nonfinite(values: Any, count: int) -> int:
+def count_masked(words: Any, mask: Any) -> int:
+    """How many words have every bit of `mask` set: with a float's exponent bits, the NaNs and infinities."""
     found = 0
-    for i in range(count):
-        # x - x is zero for every finite number and NaN for the rest.
-        found += 0 if values[i] - values[i] == 0 else 1
+    for start in range(0, words.shape[0], TILE):
+        tile = words[start : start + TILE]
+        # Counted in 32 bits a tile, so that the loop stays as narrow as the words.
+        here = np.int32(0)
+        for i in range(tile.shape[0]):
+            here += np.int32(1) if (tile[i] & mask) == mask else np.int32(0)
+        found += here
     return found
 
 
@@ -114,8 +121,8 @@ def _philox(first: int, count: int, key: Any, out: Any) -> None:
 
 
 @_jit
-def combine_weights(bits: Any, kind: int, floats: Any, weights: Any, divisor: float, out: Any, out_kind: int) -> int:
-    """out = Σ wᵢ xᵢ / divisor over the rows of `bits (M, n)`. Returns how many results are not finite.
+def combine_weights(bits: Any, kind: int, floats: Any, weights: Any, divisor: float, out: Any, out_kind: int) -> None:
+    """out = Σ wᵢ xᵢ / divisor over the rows of `bits (M, n)`.
 
     `floats` is an empty float32 or float64 array that fixes the working precision, here and below.
     """
@@ -123,7 +130,6 @@ def combine_weights(bits: Any, kind: int, floats: Any, weights: Any, divisor: fl
     value = np.empty(TILE, floats.dtype)
     words = value.view(np.uint32)
     total = np.empty(TILE, np.float64)
-    bad = 0
     for start in range(0, numel, TILE):
         count = min(TILE, numel - start)
         for i in range(count):
@@ -136,8 +142,6 @@ def combine_weights(bits: Any, kind: int, floats: Any, weights: Any, divisor: fl
         for i in range(count):
             value[i] = total[i] / divisor
         _encode(value, out_kind, out[start : start + count])
-        bad += _nonfinite(value, count)
-    return bad
 
 
 @_jit
@@ -187,14 +191,16 @@ def combine_deltas(
     dividing: bool,
     elect: bool,
     normalize: bool,
+    tiny: float,
     out: Any,
     out_kind: int,
-) -> int:
-    """out = base + scale · consensus(sparsify(xᵢ - base)); returns how many results are not finite.
+) -> None:
+    """out = base + scale · consensus(sparsify(xᵢ - base)).
 
     Row 0 of `bits` is the base. `first` is the flat index of the block's first entry, a multiple of 64. Trimming takes
     float magnitudes `threshold[K]` and how many entries equal to it may still be kept, `budget[K]` (changed). Dropping
-    takes `keys[K, 4]` and `keep[K]` out of 2³². `factor[K]` rescales each delta, by division if `dividing`.
+    takes `keys[K, 4]` and `keep[K]` out of 2³². `factor[K]` rescales each delta, by division if `dividing`. Agreeing
+    weights that sum to at most `tiny` have cancelled.
     """
     models, numel = bits.shape[0] - 1, bits.shape[1]
     base = np.empty(TILE, floats.dtype)
@@ -202,7 +208,6 @@ def combine_deltas(
     size = np.empty(TILE, floats.dtype)
     random = np.empty(TILE, np.uint32)
     total, share, sign = np.empty(TILE, np.float64), np.empty(TILE, np.float64), np.empty(TILE, np.float64)
-    bad = 0
     for start in range(0, numel, TILE):
         count = min(TILE, numel - start)
         _decode(bits[0][start : start + count], kind, base.view(np.uint32), base)
@@ -244,7 +249,7 @@ def combine_deltas(
                     share[i] += weight if agrees else 0.0
             if normalize:
                 for i in range(count):
-                    total[i] = total[i] / (1.0 if share[i] == 0 else share[i])
+                    total[i] = total[i] / (1.0 if abs(share[i]) <= tiny else share[i])
         else:
             for i in range(count):
                 total[i] = total[i] / divisor
@@ -253,20 +258,6 @@ def combine_deltas(
         for i in range(count):
             base[i] = base[i] + size[i]
         _encode(base, out_kind, out[start : start + count])
-        bad += _nonfinite(base, count)
-    return bad
-
-
-@_jit
-def nonfinite_inputs(bits: Any, kind: int, floats: Any, found: Any) -> None:
-    """Adds to `found[M]` how many entries of each row are NaN or infinite."""
-    models, numel = bits.shape
-    value = np.empty(TILE, floats.dtype)
-    for start in range(0, numel, TILE):
-        count = min(TILE, numel - start)
-        for k in range(models):
-            _decode(bits[k][start : start + count], kind, value.view(np.uint32), value)
-            found[k] += _nonfinite(value, count)
 
 
 @_jit
@@ -407,14 +398,11 @@ def dropped_sums(bits: Any, kind: int, floats: Any, first: int, keys: Any, keep:
 
 
 @_jit
-def convert(bits: Any, kind: int, floats: Any, out: Any, out_kind: int) -> int:
-    """Stored bits of one dtype to another, through floats; returns how many results are not finite."""
+def convert(bits: Any, kind: int, floats: Any, out: Any, out_kind: int) -> None:
+    """Stored bits of one dtype to another, through floats."""
     numel = bits.shape[0]
     value = np.empty(TILE, floats.dtype)
-    bad = 0
     for start in range(0, numel, TILE):
         count = min(TILE, numel - start)
         _decode(bits[start : start + count], kind, value.view(np.uint32), value)
         _encode(value, out_kind, out[start : start + count])
-        bad += _nonfinite(value, count)
-    return bad

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eutectic.kernels.sums import weighted_sum
+from eutectic.kernels.sums import negligible, weighted_sum
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -33,5 +33,7 @@ def disjoint_sum(deltas: Tensor, sign: Tensor, weights: Sequence[float], normali
         agrees = part * sign > 0
         total += torch.where(agrees, part, torch.zeros_like(part))
         share += agrees.double() * weight
-    # Weights of both signs can cancel to exactly zero; the sum then stands undivided, as in mergekit.
-    return total / torch.where(share == 0, torch.ones_like(share), share) if normalize else total
+    if not normalize:
+        return total
+    # Weights of both signs can cancel; the sum then stands undivided, as in mergekit.
+    return total / torch.where(share.abs() <= negligible(weights), torch.ones_like(share), share)

@@ -19,11 +19,8 @@ from numpy.typing import NDArray
 from eutectic.kernels import fused
 from eutectic.kernels.random import Rng, keep_threshold, uint32_key
 from eutectic.kernels.sphere import slerp_coefficients
-from eutectic.kernels.sums import divisor, one_a_model
+from eutectic.kernels.sums import divisor, negligible, one_a_model
 from eutectic.kernels.trim import kept_count
-
-# Entries a block: the grid on which sums are formed and bytes are hashed, so neither depends on memory or threads.
-BLOCK = 1 << 20
 
 Bits = NDArray[Any]
 
@@ -66,8 +63,8 @@ class Stream(ABC):
         """Ends reduction `step`, after every block."""
 
     @abstractmethod
-    def combine(self, block: Block, out: Bits, kind: int) -> int:
-        """Writes the result's stored bits to `out (n,)`. Returns how many results are NaN or infinite."""
+    def combine(self, block: Block, out: Bits, kind: int) -> None:
+        """Writes the result's stored bits to `out (n,)`."""
 
 
 class WeightedSum(Stream):
@@ -79,9 +76,9 @@ class WeightedSum(Stream):
             shares = one_a_model(job.parameters["weight"], job.models)
             self._bound.append((np.array(shares), divisor(shares, job.parameters["normalize"])))
 
-    def combine(self, block: Block, out: Bits, kind: int) -> int:
+    def combine(self, block: Block, out: Bits, kind: int) -> None:
         shares, by = self._bound[block.job]
-        return int(fused.combine_weights(block.bits, block.kind, block.floats, shares, by, out, kind))
+        fused.combine_weights(block.bits, block.kind, block.floats, shares, by, out, kind)
 
 
 class Slerp(Stream):
@@ -105,9 +102,9 @@ class Slerp(Stream):
         for (aa, ab, bb), t in zip(totals, self._t, strict=True):
             self._coefficients.append(np.array(slerp_coefficients(float(aa), float(ab), float(bb), t)))
 
-    def combine(self, block: Block, out: Bits, kind: int) -> int:
+    def combine(self, block: Block, out: Bits, kind: int) -> None:
         coefficients = self._coefficients[block.job]
-        return int(fused.combine_weights(block.bits, block.kind, block.floats, coefficients, 1.0, out, kind))
+        fused.combine_weights(block.bits, block.kind, block.floats, coefficients, 1.0, out, kind)
 
 
 @dataclass(slots=True)
@@ -251,7 +248,7 @@ class TaskVectors(Stream):
             task.factor = np.where(kept, total[:, 0] / np.where(kept, total[:, 1], 1.0), 1.0)
         self._sums.clear()
 
-    def combine(self, block: Block, out: Bits, kind: int) -> int:
+    def combine(self, block: Block, out: Bits, kind: int) -> None:
         task = self._tasks[block.job]
         dtype = block.floats.dtype
         budget = np.zeros(self._models, np.int64)
@@ -259,25 +256,24 @@ class TaskVectors(Stream):
         if self._trims:
             budget = self._budgets[block.job, block.index].copy()
             threshold = self._threshold.astype(dtype)
-        return int(
-            fused.combine_deltas(
-                block.bits,
-                block.kind,
-                block.floats,
-                block.first,
-                task.weights,
-                task.divisor,
-                task.scale,
-                fused.TRIM if self._trims else fused.DROP if self._drops else fused.NO_TRIM,
-                threshold,
-                budget,
-                task.keys,
-                task.keep,
-                task.factor.astype(dtype),
-                self._dividing,
-                self._elect,
-                task.normalize,
-                out,
-                kind,
-            )
+        fused.combine_deltas(
+            block.bits,
+            block.kind,
+            block.floats,
+            block.first,
+            task.weights,
+            task.divisor,
+            task.scale,
+            fused.TRIM if self._trims else fused.DROP if self._drops else fused.NO_TRIM,
+            threshold,
+            budget,
+            task.keys,
+            task.keep,
+            task.factor.astype(dtype),
+            self._dividing,
+            self._elect,
+            task.normalize,
+            negligible(task.weights.tolist()),
+            out,
+            kind,
         )

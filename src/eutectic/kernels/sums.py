@@ -32,13 +32,22 @@ def weighted_sum(tensors: Tensor, weights: Sequence[float]) -> Tensor:
     return total
 
 
+# Weights that cancel up to rounding sum to zero: dividing by what is left would blow the result up.
+CANCELLED = 1e-12
+
+
+def negligible(weights: Sequence[float]) -> float:
+    """What a sum of some of these weights may be and still count as zero."""
+    return CANCELLED * sum(abs(weight) for weight in weights)
+
+
 def divisor(weights: Sequence[float], normalize: bool) -> float:
-    """Σ wᵢ, or 1 without normalisation. Raises `ValueError` when the weights sum to zero."""
+    """Σ wᵢ, or 1 without normalisation. Raises `ValueError` when the weights sum to zero (up to rounding)."""
     if not normalize:
         return 1.0
     total = 0.0
     for weight in weights:
         total += weight
-    if total == 0.0:
+    if abs(total) <= negligible(weights):
         raise ValueError("the weights sum to zero, so they cannot be normalised")
     return total

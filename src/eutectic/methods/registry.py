@@ -64,7 +64,9 @@ class Param:
     def fault(self, value: object) -> str | None:
         """Why `value` cannot be this parameter's (one value, not a list), or None if it can."""
         if self.kind == "choice":
-            known = any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices)
+            known = any(
+                value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices
+            )
             return None if known else f"must be {self.describe().removeprefix('one a model, ').split(', default')[0]}"
         if self.kind == "bool":
             return None if isinstance(value, bool) else "must be true or false"

@@ -29,9 +29,7 @@ ACCEPTED = {"int8_mask": "sign masks take no memory here"}
         "rescale": "nothing is dropped, so nothing is rescaled",
     },
 )
-def task_arithmetic(
-    deltas: Tensor, *, weight: PerModel = 1.0, normalize: bool = False, lambda_: float = 1.0
-) -> Tensor:
+def task_arithmetic(deltas: Tensor, *, weight: PerModel = 1.0, normalize: bool = False, lambda_: float = 1.0) -> Tensor:
     """Adds weighted task vectors to the base; negative weights subtract a skill.
 
     **What it does.** θ = θ₀ + λ Σ wᵢ τᵢ with τᵢ = θᵢ - θ₀ (Ilharco et al. 2023, §2), divided by Σ wᵢ under

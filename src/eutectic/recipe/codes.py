@@ -27,7 +27,7 @@ CODES: dict[str, tuple[str, str]] = {
     "R105": (
         "recipe too large",
         "A recipe may have 100 uses of aliases, 100,000 values after they are expanded, 50 levels of nesting, 4,096 "
-        "characters in one text, and 100 recipes inside it. Real recipes stay far below.",
+        "characters in one text, 1,000 models, 100 recipes inside it, and those 20 deep. Real recipes stay far below.",
     ),
     "R106": (
         "value that no recipe can hold",
@@ -87,8 +87,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "R125": (
         "broken filter",
-        "A filter is a part of a tensor's name, * for all, or a regular expression between slashes: /layers\\.[0-3]\\./. "
-        "The expression could not be compiled.",
+        "A filter is a part of a tensor's name, * for all, or a regular expression between slashes, as in "
+        "/layers\\.[0-3]\\./. The expression could not be compiled.",
     ),
     "R126": (
         "parameter missing",

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from eutectic.errors import RecipeError
+from eutectic.errors import Problem, RecipeError
 from eutectic.recipe import scalars
 from eutectic.recipe.located import Document, Faults, Place, Trail, path_of, shown
 
+MAX_CHARACTERS = 1_000_000
 MAX_ALIASES = 100
 MAX_NODES = 100_000
 MAX_DEPTH = 50
+MAX_DOCUMENTS = 100
 _MERGE = "<<"
+# What YAML excludes: control characters, lone surrogates, and byte order marks inside the text.
+_UNREADABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -38,6 +43,14 @@ def compose(text: str, file: str = "") -> list[Document]:
     Raises `RecipeError` with every problem of the text: syntax errors, duplicate keys, tags, keys that are not text,
     numbers that are not finite, more than 100 aliases, 100,000 values or 50 levels.
     """
+    if len(text) > MAX_CHARACTERS:
+        message = f"the recipe has {len(text)} characters, the most is {MAX_CHARACTERS}"
+        raise RecipeError(Problem("R105", message, file=file))
+    text = text.removeprefix("\ufeff")
+    if found := _UNREADABLE.search(text):
+        message = f"the character U+{ord(found[0]):04X} is not allowed in YAML"
+        line, column = _position(text, found.start())
+        raise RecipeError(Problem("R102", message, file=file, line=line, column=column))
     composer = _Composer(text, file)
     documents: list[Document] = []
     try:
@@ -46,20 +59,13 @@ def compose(text: str, file: str = "") -> list[Document]:
         pass
     except yaml.MarkedYAMLError as error:
         composer.syntax(error)
-    except yaml.reader.ReaderError as error:
-        message = f"the character U+{_code_point(error.character):04X} is not allowed in YAML"
-        composer.faults.add("R102", Place(file, *_position(text, error.position), ""), message)
-    if composer.faults.problems:
-        raise RecipeError(composer.faults.sorted())
+    if composer.faults:
+        raise composer.faults.error()
     return documents
 
 
 class _GiveUpError(Exception):
     """The rest of the text cannot be read; the reason is among the faults."""
-
-
-def _code_point(character: int | str | bytes) -> int:
-    return character if isinstance(character, int) else ord(character)
 
 
 def _position(text: str, offset: int) -> tuple[int, int]:
@@ -87,10 +93,12 @@ class _Composer:
                 document.data = _expand(raw, (), document)
                 if document.data is not None:
                     found.append(document)
+                if len(found) > MAX_DOCUMENTS:
+                    raise self.give_up(_mark(event), (), f"more than {MAX_DOCUMENTS} documents")
         return found
 
     def syntax(self, error: yaml.MarkedYAMLError) -> None:
-        mark = error.problem_mark or error.context_mark
+        mark = error.problem_mark
         line, column = (mark.line, mark.column) if mark else (0, 0)
         lines = self.text.splitlines()
         here = lines[line] if line < len(lines) else ""
@@ -98,13 +106,18 @@ class _Composer:
         if "\t" in here[column : column + 1] or "\t" in here[: len(here) - len(here.lstrip())]:
             self.faults.add("R102", place, "a tab cannot indent YAML", "use spaces")
             return
-        self.faults.add("R102", place, f"not valid YAML: {error.problem or error.context}", "check the indentation")
+        message = f"not valid YAML: {error.problem}"
+        if error.context and error.context_mark:
+            message += f" {error.context} from line {error.context_mark.line + 1}"
+        hint = "put text with a colon in quotes, or check the indentation" if "mapping values" in message else ""
+        self.faults.add("R102", place, message, hint)
 
     def fault(self, code: str, event: Any, trail: Trail, message: str, hint: str = "") -> None:
         self.faults.add(code, Place(self.file, *_mark(event), path_of(trail)), message, hint)
 
-    def give_up(self, event: Any, trail: Trail, message: str) -> _GiveUpError:
-        self.fault("R105", event, trail, message)
+    def give_up(self, mark: tuple[int, int], trail: Trail, message: str) -> _GiveUpError:
+        # A path 50 levels deep tells less than its beginning.
+        self.faults.add("R105", Place(self.file, *mark, path_of(trail[:4])), message)
         return _GiveUpError()
 
     def node(self, event: Any, trail: Trail) -> _Raw:
@@ -113,7 +126,8 @@ class _Composer:
         if event.anchor is not None:
             self.anchors[event.anchor] = None
         if event.tag is not None:
-            self.fault("R104", event, trail, f"the tag {shown(event.tag)} is not allowed", "remove it")
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            self.fault("R104", event, trail, f"the tag {shown(tag)} is not allowed", "remove it")
         if isinstance(event, yaml.ScalarEvent):
             raw = self.scalar(event, trail)
         elif isinstance(event, yaml.SequenceStartEvent):
@@ -124,28 +138,28 @@ class _Composer:
             self.anchors[event.anchor] = raw
         return raw
 
-    def count(self, event: Any, trail: Trail, size: int = 1, height: int = 1) -> None:
+    def count(self, mark: tuple[int, int], trail: Trail, size: int = 1, height: int = 1) -> None:
         self.nodes += size
         if self.nodes > MAX_NODES:
-            raise self.give_up(event, trail, f"more than {MAX_NODES} values")
+            raise self.give_up(mark, trail, f"more than {MAX_NODES} values")
         if len(trail) + height > MAX_DEPTH:
-            raise self.give_up(event, trail, f"nested more than {MAX_DEPTH} levels deep")
+            raise self.give_up(mark, trail, f"nested more than {MAX_DEPTH} levels deep")
 
     def alias(self, event: Any, trail: Trail) -> _Raw:
         self.aliases += 1
         if self.aliases > MAX_ALIASES:
-            raise self.give_up(event, trail, f"more than {MAX_ALIASES} uses of aliases")
+            raise self.give_up(_mark(event), trail, f"more than {MAX_ALIASES} uses of aliases")
         raw = self.anchors.get(event.anchor)
         if raw is None:
             known = event.anchor in self.anchors
             message = f"the alias *{event.anchor} " + ("stands inside its own anchor" if known else "has no anchor")
             self.fault("R102", event, trail, message)
             return _Raw(None, _mark(event))
-        self.count(event, trail, raw.size, raw.height)
+        self.count(_mark(event), trail, raw.size, raw.height)
         return raw
 
     def scalar(self, event: Any, trail: Trail) -> _Raw:
-        self.count(event, trail)
+        self.count(_mark(event), trail)
         value = scalars.plain_scalar(event.value) if event.implicit[0] else event.value
         if reason := scalars.fault(value):
             self.fault("R106", event, trail, reason)
@@ -153,14 +167,14 @@ class _Composer:
         return _Raw(value, _mark(event))
 
     def sequence(self, event: Any, trail: Trail) -> _Raw:
-        self.count(event, trail)
+        self.count(_mark(event), trail)
         items: list[_Raw] = []
         while not isinstance(inner := next(self.events), yaml.SequenceEndEvent):
             items.append(self.node(inner, (*trail, len(items))))
         return _sized(_Raw(items, _mark(event)), items)
 
     def mapping(self, event: Any, trail: Trail) -> _Raw:
-        self.count(event, trail)
+        self.count(_mark(event), trail)
         pairs: dict[str, tuple[tuple[int, int], _Raw]] = {}
         merged: list[_Raw] = []
         while not isinstance(inner := next(self.events), yaml.MappingEndEvent):
@@ -175,25 +189,28 @@ class _Composer:
             elif key is not None:
                 pairs[key] = (_mark(inner), raw)
         for raw in merged:
-            self.merge(raw, pairs, event, trail)
+            self.merge(raw, pairs, trail)
         return _sized(_Raw(pairs, _mark(event)), [raw for _, raw in pairs.values()])
 
     def key(self, event: Any, trail: Trail) -> str | None:
         """The key that begins with this event; None, and a problem, if it is not text."""
-        raw = self.node(event, trail)
-        if isinstance(raw.value, str) and isinstance(event, yaml.ScalarEvent):
+        scalar = isinstance(event, yaml.ScalarEvent)
+        raw = self.node(event, trail if scalar else (*trail, "?"))
+        if scalar and isinstance(raw.value, str):
             return raw.value
         self.fault("R106", event, trail, f"a key must be text, not {shown(raw.value)}", "put it in quotes")
         return None
 
-    def merge(self, raw: _Raw, pairs: dict[str, tuple[tuple[int, int], _Raw]], event: Any, trail: Trail) -> None:
+    def merge(self, raw: _Raw, pairs: dict[str, tuple[tuple[int, int], _Raw]], trail: Trail) -> None:
         """YAML's `<<`: the keys of a mapping, or of a list of them, that are not given here."""
         for part in raw.value if isinstance(raw.value, list) else [raw]:
             if not isinstance(part.value, dict):
-                self.fault("R102", event, trail, "`<<` needs a mapping or a list of mappings")
+                line, column = part.mark
+                place = Place(self.file, line, column, path_of((*trail, _MERGE)))
+                self.faults.add("R102", place, "`<<` needs a mapping or a list of mappings")
                 continue
             for key, pair in part.value.items():
-                self.count(event, trail, pair[1].size, 1 + pair[1].height)
+                self.count(raw.mark, (*trail, key), pair[1].size, pair[1].height)
                 pairs.setdefault(key, pair)
 
 

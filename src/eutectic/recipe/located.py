@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from eutectic.errors import Problem
+from eutectic.errors import Problem, RecipeError
 
 Trail = tuple[str | int, ...]
 OVERRIDE = "--set"
+MAX_PROBLEMS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +114,25 @@ class Node:
 
 
 class Faults:
-    """Collects problems, so that all can be told at once."""
+    """Collects problems, so that all can be told at once; each once, and at most `MAX_PROBLEMS`."""
 
     def __init__(self) -> None:
-        self.problems: list[Problem] = []
+        self._problems: dict[Problem, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._problems)
 
     def add(self, code: str, place: Place, message: str, hint: str = "") -> None:
-        """Notes a problem that stands at `place`; the same problem is kept once."""
-        problem = Problem(code, message, place.path, hint, place.file, place.line, place.column)
-        if problem not in self.problems:
-            self.problems.append(problem)
+        """Notes a problem that stands at `place`. Raises `RecipeError` when there are too many to go on."""
+        self.extend([Problem(code, message, place.path, hint, place.file, place.line, place.column)])
 
-    def sorted(self) -> list[Problem]:
+    def extend(self, problems: Iterable[Problem]) -> None:
+        """Notes problems found elsewhere; as `add`."""
+        self._problems.update(dict.fromkeys(problems))
+        if len(self) >= MAX_PROBLEMS:
+            raise self.error()
+
+    def error(self) -> RecipeError:
         """The problems by file, in the order the files were met, and by line; those without a line as they came."""
-        order: Mapping[str, int] = {name: at for at, name in enumerate(dict.fromkeys(p.file for p in self.problems))}
-        return sorted(self.problems, key=lambda p: (order[p.file], p.line or 0, p.column or 0))
+        order = {name: at for at, name in enumerate(dict.fromkeys(p.file for p in self._problems))}
+        return RecipeError(sorted(self._problems, key=lambda p: (order[p.file], p.line or 0, p.column or 0)))

@@ -38,7 +38,7 @@ class Recipe:
         dtype: what inputs are cast to before merging (float16, bfloat16, float32, float64), None to keep.
         out_dtype: dtype of the result, None for that of the merge.
         name: the recipe's own name.
-        seed: for random methods, 0 to 2**64 - 1; None lets the caller choose.
+        seed: for random methods, 0 or more; None lets the caller choose.
         scope: `tensor`, or `model` to rank all tensors together.
         missing: `error`, or `copy` a tensor that some of the models lack.
         buffers_from: the model (as written there, or `base`) whose integer and boolean buffers are taken if they

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from eutectic.errors import RecipeError
 from eutectic.recipe import scalars
 from eutectic.recipe.compose import MAX_DEPTH, MAX_NODES
 from eutectic.recipe.located import Document, Faults, Live, Place, Trail, path_of, shown
@@ -23,8 +22,8 @@ def from_python(data: Mapping[str, Any]) -> Document:
     """
     converter = _Converter()
     plain = converter.mapping(data, ())
-    if converter.faults.problems:
-        raise RecipeError(converter.faults.sorted())
+    if converter.faults:
+        raise converter.faults.error()
     return Document(plain)
 
 
@@ -41,9 +40,9 @@ class _Converter:
         if self.nodes > MAX_NODES or len(trail) >= MAX_DEPTH:
             limit = f"more than {MAX_NODES} values" if self.nodes > MAX_NODES else f"nested {MAX_DEPTH} levels deep"
             self.fault("R105", trail[:1], limit)
-            raise RecipeError(self.faults.sorted())
+            raise self.faults.error()
         if isinstance(value, Mapping):
-            return self.mapping(value, trail) if _is_plain(value) else Live(value)
+            return Live(value) if _may_be_model(trail) and not _is_plain(value) else self.mapping(value, trail)
         if isinstance(value, list | tuple):
             return [self.convert(item, (*trail, index)) for index, item in enumerate(value)]
         return self.leaf(value, trail)
@@ -69,6 +68,10 @@ class _Converter:
         if reason := scalars.fault(value):
             self.fault("R106", trail, reason)
         return value
+
+
+def _may_be_model(trail: Trail) -> bool:
+    return trail[-1] in ("model", "base_model") or (len(trail) > 1 and trail[-2] in ("models", "sources"))
 
 
 def _is_plain(value: Mapping[Any, Any]) -> bool:

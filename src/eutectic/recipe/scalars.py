@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 
 LONGEST_TEXT = 4096
 LARGEST_INTEGER = 2**63
 _INTEGER = re.compile(r"[-+]?[0-9]{1,25}")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _WORDS: dict[str, bool | None] = {
     "": None,
@@ -41,7 +41,7 @@ def plain_scalar(text: str) -> bool | int | float | str | None:
     """What an unquoted YAML scalar means: YAML 1.2's rules, in which `yes`, `0o7` and `1:30` are text."""
     if text in _WORDS:
         return _WORDS[text]
-    value = number(text)
+    value = number(text) if text[0] in "+-.0123456789" else None
     return text if value is None else value
 
 
@@ -59,7 +59,5 @@ def fault(value: object) -> str | None:
 def _text_fault(text: str) -> str | None:
     if len(text) > LONGEST_TEXT:
         return f"text of {len(text)} characters, the most is {LONGEST_TEXT}"
-    for character in text:
-        if character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cs"):
-            return f"text must not contain the control character U+{ord(character):04X}"
-    return None
+    found = _CONTROL.search(text)
+    return f"text must not contain the control character U+{ord(found[0]):04X}" if found else None

@@ -95,14 +95,14 @@ class Setting:
 
 def read(node: Node, param: ParamLike, faults: Faults) -> Setting | None:
     """The setting written at `node`, every value checked; None after a problem."""
-    before = len(faults.problems)
+    before = len(faults)
     if isinstance(node.data, dict):
         entries = [_filtered(node, param, faults)]
     elif isinstance(node.data, list) and any(isinstance(item, dict) for item in node.data):
         entries = [_filtered(item, param, faults) for item in node.elements()]
     else:
         entries = [Entry(EVERYTHING, _values(node, param, faults), node.place)]
-    if len(faults.problems) > before:
+    if len(faults) > before:
         return None
     for first, second in pairwise(entries):
         if first.pattern == EVERYTHING:
@@ -159,7 +159,8 @@ def _leaf(node: Node, param: ParamLike, faults: Faults) -> list[Scalar]:
     if isinstance(value, str) and param.kind in ("float", "int"):
         value = _number(value)
     if reason := param.fault(value):
-        faults.add("R123", node.place, reason, _hint(value))
+        seen = "" if ", not " in reason else f", not {shown(value)}"
+        faults.add("R123", node.place, reason + seen, _hint(value, param))
         return []
     if param.kind == "float":
         value = float(value)
@@ -174,6 +175,6 @@ def _number(text: str) -> int | float | str:
     return text if value is None or scalars.fault(value) else value
 
 
-def _hint(value: Scalar) -> str:
-    word = _YES_NO.get(value.lower()) if isinstance(value, str) else None
+def _hint(value: Scalar, param: ParamLike) -> str:
+    word = _YES_NO.get(value.lower()) if isinstance(value, str) and param.kind in ("bool", "choice") else None
     return f"write {word}" if word else ""

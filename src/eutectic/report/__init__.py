@@ -1,0 +1,1 @@
+"""Read-only over everything else: tables, the manifest, method pages, explanations."""

@@ -1,0 +1,329 @@
+"""The doors: merge, plan, open, merged, inspect, explain. The one place where the layers are joined."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from eutectic import checkpoint, dtypes, methods, recipe
+from eutectic.checkpoint import REAL, Source, Storage
+from eutectic.checkpoint.companions import Companions, companions
+from eutectic.checkpoint.layout import INDEX, index_of, lay_out
+from eutectic.checkpoint.output import AlreadyCompleteError, Output
+from eutectic.errors import Interrupted, Problem, RecipeError, ResourceError
+from eutectic.kernels.digests import block_digest, digest_of
+from eutectic.plan import Plan, make_plan
+from eutectic.recipe import Recipe
+from eutectic.report.manifest import manifest_of
+from eutectic.run.budget import DEFAULT_MEMORY, Budget, make_budget, plans_in
+from eutectic.run.engine import Engine
+from eutectic.run.merged import MergedSource, loader_for
+
+RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+
+# As transformers and mergekit have it.
+SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run, as opposed to what to compute. The bytes of the weights do not depend on any but `shard_bytes`.
+
+    Attributes:
+        threads: workers; the memory bound may allow fewer.
+        memory: bound on resident memory, in bytes.
+        device: `cpu`, `cuda` or `cuda:N`.
+        shard_bytes: largest output file, in bytes of tensors.
+        replace: replace an existing output, and discard unfinished work of another merge.
+        nonfinite: `stop` at NaN or infinity in an input, or `count` them and go on.
+        reference: use the plain torch form of the method, as a cross-check (slow, whole tensors in memory).
+    """
+
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    memory: int = DEFAULT_MEMORY
+    device: str = "cpu"
+    shard_bytes: int = SHARD_BYTES
+    replace: bool = False
+    nonfinite: str = "stop"
+    reference: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """What a merge did.
+
+    Attributes:
+        path: the output folder.
+        plan: what was done; its inputs are closed.
+        budget: the memory it was given.
+        seconds: wall time of the work.
+        resumed: tensors that an interrupted run had finished.
+        already_complete: the output existed and was exactly this merge; nothing was written.
+        notes: what the user should know.
+        nonfinite: NaN or infinite values in the inputs (with `nonfinite="count"`).
+    """
+
+    path: str
+    plan: Plan
+    budget: Budget
+    seconds: float
+    resumed: int
+    already_complete: bool
+    notes: tuple[str, ...]
+    nonfinite: int = 0
+
+
+def load_recipe(
+    source: RecipeLike, *, overrides: Sequence[str] = (), seed: int | None = None, dtype: str | None = None
+) -> Recipe:
+    """A checked recipe from a path, YAML text, a dict or a `Recipe`. Raises `RecipeError` with every problem.
+
+    `overrides` are changes such as `parameters.t=0.4`; `seed` and `dtype` (of the output) override the recipe's own.
+    """
+    changes = list(overrides)
+    changes += [f"seed={seed}"] if seed is not None else []
+    changes += [f"out_dtype={dtype}"] if dtype is not None else []
+    return recipe.load(source, overrides=changes, methods=methods)
+
+
+def plan(
+    source: RecipeLike, *, overrides: Sequence[str] = (), seed: int | None = None, dtype: str | None = None
+) -> Plan:
+    """What a merge would do, tensor by tensor; opens headers, reads no weight.
+
+    Args:
+        source: path of a recipe, YAML text, dict or `Recipe`.
+        overrides: changes such as `parameters.t=0.4`.
+        seed: for random masks; overrides the recipe's.
+        dtype: of the output; overrides the recipe's.
+
+    Raises `RecipeError` (every problem of the recipe and of the models' shapes) or `CheckpointError`.
+    """
+    return make_plan(load_recipe(source, overrides=overrides, seed=seed, dtype=dtype), open_model)
+
+
+def open_model(model: Any, folder: str | None = None) -> Source:
+    """A checkpoint as a lazy mapping of tensors: a folder, a file, a hub id, a live module or a state dict.
+
+    `folder` is where relative paths start that are not found from the current folder. Public as `eutectic.open`.
+    Raises `CheckpointError` if it is missing, broken or unsafe to read.
+    """
+    return checkpoint.open_source(model, folder=folder)
+
+
+def merged(
+    source: RecipeLike, *, overrides: Sequence[str] = (), seed: int | None = None, dtype: str | None = None
+) -> MergedSource:
+    """A merge as a lazy mapping of tensors, computed on read and never written.
+
+    `module.load_state_dict(dict(eutectic.merged(recipe)))` loads it into a live module. Arguments as for `plan`.
+    """
+    return MergedSource(plan(source, overrides=overrides, seed=seed, dtype=dtype))
+
+
+def merge(
+    source: RecipeLike,
+    out: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    dtype: str | None = None,
+    options: Options | None = None,
+    on_plan: Callable[[Plan, Budget, Sequence[str]], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+    storage: Storage = REAL,
+) -> Merge:
+    """Merges models into the folder `out`, which appears complete or not at all.
+
+    The same call resumes after an interruption; the bytes are those of an uninterrupted run.
+
+    Args:
+        source: the recipe, and
+        overrides: changes to it, and
+        seed: for random masks, and
+        dtype: of the output, all as for `plan`.
+        out: the folder to make. It must not exist, or be empty, or be this very merge; see `Options.replace`.
+        options: threads, memory bound, device, shard size, and so on.
+        on_plan: called with the plan, the memory budget and the notes before any weight is read.
+        progress: called with the number of output bytes after each block.
+        storage: the file system.
+
+    Raises `RecipeError`, `CheckpointError`, `OutputError`, `NumericError`, `ResourceError`, or `Interrupted` after
+    SIGINT or SIGTERM (when called from the main thread).
+    """
+    options = options or Options()
+    check_device(options.device)
+    planned = plan(source, overrides=overrides, seed=seed, dtype=dtype)
+    try:
+        return _Run(planned, os.fspath(out), options, storage).merge(on_plan, progress)
+    finally:
+        planned.close()
+
+
+class _Run:
+    """One merge from plan to folder."""
+
+    def __init__(self, planned: Plan, out: str, options: Options, storage: Storage) -> None:
+        refuse_overlap(planned, out)
+        self.plan, self.options = planned, options
+        self.beside = beside(planned, storage)
+        self.notes = [*planned.notes, *self.beside.notes]
+        self.budget = make_budget(
+            planned,
+            memory=options.memory,
+            threads=options.threads,
+            device=options.device,
+            reference=options.reference,
+        )
+        self.shards = lay_out(planned.specs, {"format": "pt", **planned.ties}, options.shard_bytes)
+        self.fingerprint = fingerprint_of(planned, options)
+        self.output = Output(
+            out,
+            self.shards,
+            [(job.name, job.spec.numel, dtypes.itemsize(job.spec.dtype)) for job in planned.jobs],
+            fingerprint=self.fingerprint,
+            stamps=[item.source.stamp() for level in plans_in(planned) for item in level.inputs if item.source],
+            replace=options.replace,
+            storage=storage,
+        )
+
+    def merge(
+        self,
+        on_plan: Callable[[Plan, Budget, Sequence[str]], None] | None,
+        progress: Callable[[int], None] | None,
+    ) -> Merge:
+        if on_plan:
+            on_plan(self.plan, self.budget, self.notes)
+        started = monotonic()
+        loader = loader_for(
+            self.plan, count_nonfinite=self.options.nonfinite == "count", reference=self.options.reference
+        )
+        loader.check_copies()
+        try:
+            self.output.open()
+        except AlreadyCompleteError:
+            return self._result(started, already_complete=True)
+        try:
+            with stop_on_signals() as stop:
+                finished = self._engine(loader, stop, progress).run()
+            for source in loader.sources:
+                source.check_unchanged()
+            if not finished:
+                raise self._interrupted()
+            self._complete()
+        except BaseException:
+            self.output.abandon(remove=False)
+            raise
+        return self._result(started, already_complete=False)
+
+    def _engine(self, loader: Any, stop: threading.Event, progress: Callable[[int], None] | None) -> Engine:
+        if progress:
+            progress(sum(self.plan.jobs[job].spec.nbytes for job in self.output.records))
+        return Engine(
+            self.plan,
+            loader,
+            self.output,
+            done=set(self.output.records),
+            threads=self.budget.threads,
+            hold_bytes=self.budget.hold_bytes,
+            device=self.options.device,
+            reference=self.options.reference,
+            stop=stop,
+            progress=progress,
+        )
+
+    def _interrupted(self) -> Interrupted:
+        self.output.flush()
+        kept = f"{len(self.output.records)} of {len(self.plan.jobs)} tensors are kept in {self.output.path}.partial"
+        return Interrupted(Problem("W407", f"stopped; {kept}", self.output.path, "the same command resumes"))
+
+    def _complete(self) -> None:
+        files = dict(self.beside.files)
+        if (index := index_of(self.shards, self.plan.bytes_out)) is not None:
+            files[INDEX] = index
+        self.output.flush()
+        manifest = manifest_of(
+            self.plan,
+            self.output.records,
+            fingerprint=self.fingerprint,
+            shard_bytes=self.options.shard_bytes,
+            files={name: digest_of([block_digest(data)]) for name, data in files.items()},
+            notes=self.notes,
+            out=self.output.path,
+        )
+        self.output.complete(files, manifest)
+
+    def _result(self, started: float, *, already_complete: bool) -> Merge:
+        bad = sum(sum(record["nonfinite"]) for record in self.output.records.values())
+        resumed = 0 if already_complete else self.output.resumed
+        seconds = monotonic() - started
+        return Merge(
+            self.output.path, self.plan, self.budget, seconds, resumed, already_complete, tuple(self.notes), bad
+        )
+
+
+def fingerprint_of(planned: Plan, options: Options) -> str:
+    """SHA-256 of what decides every byte of the output folder's weights and their division into files."""
+    text = f"{planned.fingerprint} {options.shard_bytes} {options.nonfinite}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def beside(planned: Plan, storage: Storage) -> Companions:
+    """Config, tokenizer and other small files for the output."""
+    floats = {job.spec.dtype for job in planned.jobs if dtypes.is_float(job.spec.dtype)}
+    tokenizer = planned.tokenizer.folder() if planned.tokenizer else None
+    return companions(planned.donor.folder(), floats.pop() if len(floats) == 1 else None, tokenizer, storage)
+
+
+def refuse_overlap(planned: Plan, out: str) -> None:
+    """Raises `RecipeError` (W406) if the output is, contains or lies within an input's folder."""
+    target = os.path.realpath(out)
+    problems = []
+    for level in plans_in(planned):
+        for item in level.inputs:
+            folder = item.source.folder() if item.source else None
+            if folder is None:
+                continue
+            taken = os.path.realpath(folder)
+            if os.path.commonpath([taken, target]) in (taken, target):
+                problems.append(
+                    Problem("W406", f"{out} overlaps the input {item.label}", out, "choose another output folder")
+                )
+    if problems:
+        raise RecipeError(problems)
+
+
+def check_device(device: str) -> None:
+    """Raises `RecipeError` for a device that is no device, `ResourceError` (M602) for one that is not there."""
+    name, _, number = device.partition(":")
+    if name not in ("cpu", "cuda") or (number and (name == "cpu" or not number.isdigit())):
+        raise RecipeError(Problem("M602", f"{device!r} is no device", "--device", "use cpu, cuda or cuda:N"))
+    if name == "cuda":
+        import torch
+
+        if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
+            raise ResourceError(
+                Problem("M602", f"torch {torch.__version__} sees no {device}", "--device", "use `--device cpu`")
+            )
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set while the block runs; only the main thread can listen."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,109 @@
+"""What lies beside the weights: config, tokenizer and generation files, copied as data, never loaded or run."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+
+from eutectic.checkpoint.folder import inside
+from eutectic.checkpoint.storage import REAL, Storage
+
+_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab", ".spm", ".bpe")
+_LICENCES = ("license", "notice", "usage_policy", "use_policy")
+_TOKENIZER = (
+    "tokenizer",
+    "special_tokens",
+    "added_tokens",
+    "vocab",
+    "merges",
+    "chat_template",
+    "spiece",
+    "sentencepiece",
+)
+_LIMIT = 256 << 20
+# Weight indexes and training state say things that are not true of a merge.
+_NEVER = (".index.json", "trainer_state.json", "training_args.json", "eutectic.json", "all_results.json")
+
+
+@dataclass
+class Companions:
+    """Files for the output (relative name → bytes) and what the user should be told about them."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def companions(
+    folder: str | None, dtype: str | None, tokenizer_folder: str | None = None, storage: Storage = REAL
+) -> Companions:
+    """The files of `folder` (and its direct subfolders) that belong to a model, with `dtype` corrected in config.json.
+
+    Args:
+        folder: the donor's; None copies nothing.
+        dtype: the output's floating dtype if it has one, for `torch_dtype` and `dtype` in config.json.
+        tokenizer_folder: where tokenizer files come from instead.
+        storage: the file system.
+    """
+    found = Companions()
+    if folder is None:
+        found.notes.append("no config or tokenizer files: the weights do not come from a model folder")
+        return found
+    _collect(found, folder, "", storage)
+    if tokenizer_folder is not None and tokenizer_folder != folder:
+        others = Companions()
+        _collect(others, tokenizer_folder, "", storage)
+        found.files = {n: d for n, d in found.files.items() if not _is_tokenizer(n)}
+        found.files |= {n: d for n, d in others.files.items() if _is_tokenizer(n)}
+    if "config.json" in found.files:
+        found.files["config.json"] = _with_dtype(found, dtype)
+    return found
+
+
+def _is_tokenizer(name: str) -> bool:
+    return os.path.basename(name).lower().startswith(_TOKENIZER)
+
+
+def _collect(found: Companions, folder: str, prefix: str, storage: Storage) -> None:
+    code = []
+    for name in storage.listdir(folder):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            if not prefix and not name.startswith(".") and not name.startswith("checkpoint-"):
+                _collect(found, path, f"{name}/", storage)
+            continue
+        low = name.lower()
+        if low.endswith(".py"):
+            code.append(prefix + name)
+        wanted = low.endswith(_SUFFIXES) or low.startswith(_LICENCES)
+        if not wanted or low.endswith(_NEVER) or low.startswith("."):
+            continue
+        if prefix and not low.endswith((".json", ".txt", ".model")):
+            continue
+        inside(folder, name, os.path.basename(folder))
+        if storage.stat_path(path).st_size > _LIMIT:
+            found.notes.append(f"{prefix}{name} is larger than {_LIMIT >> 20} MiB and was not copied")
+            continue
+        found.files[prefix + name] = storage.read_bytes(path, _LIMIT)
+    if code:
+        found.notes.append(
+            f"Python files are never copied ({', '.join(code)}); the model may need them from its source"
+        )
+
+
+def _with_dtype(found: Companions, dtype: str | None) -> bytes:
+    """config.json with the dtype that the weights have; everything else stays, in its order."""
+    text = found.files["config.json"]
+    try:
+        config = json.loads(text)
+    except ValueError:
+        found.notes.append("config.json is not valid JSON and was copied as it is")
+        return text
+    if not isinstance(config, dict) or dtype is None:
+        return text
+    present = [key for key in ("torch_dtype", "dtype") if key in config]
+    if all(config[key] == dtype for key in present):
+        return text
+    for key in present:
+        config[key] = dtype
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()

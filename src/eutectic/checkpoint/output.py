@@ -1,0 +1,386 @@
+"""The output folder: appears whole, by one rename, or not at all; unfinished work waits beside it and is resumed.
+
+Work happens in `OUT.partial/`: `data/` becomes OUT, `journal` says what is finished, `lock` keeps others out, and `old/`
+is what `--replace` moved aside.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from eutectic.checkpoint.journal import Journal
+from eutectic.checkpoint.layout import Shard
+from eutectic.checkpoint.storage import REAL, Storage
+from eutectic.errors import EutecticError, OutputError, Problem, RecipeError
+from eutectic.kernels.digests import BLOCK, block_digest, digest_of
+
+MANIFEST = "eutectic.json"
+
+# Finished tensors are made durable in batches: often enough to lose little, rarely enough to cost nothing.
+BATCH_BYTES = 256 << 20
+BATCH_SECONDS = 10.0
+
+CODES: dict[str, tuple[str, str]] = {
+    "W401": (
+        "the output exists",
+        "A merge never writes into an existing folder. Choose another name, or pass `--replace`: the old folder stays "
+        "until the new one is complete, and is then removed.",
+    ),
+    "W402": (
+        "another run is writing this output",
+        "Two runs into one folder would mix two models. Wait for the other run, or choose another name. If it was "
+        "killed, the lock went with it; this message means that it lives.",
+    ),
+    "W403": (
+        "unfinished work of another merge",
+        "OUT.partial holds the work of another recipe, other models or other options. Run that command again to finish "
+        "it, or pass `--replace` to discard it.",
+    ),
+    "W404": (
+        "not enough disk space",
+        "The whole size of the output is known before the merge starts, and the disk has less. Nothing was left "
+        "behind. Free some space, or write to another disk.",
+    ),
+    "W405": (
+        "the output cannot be written",
+        "The operating system refused. What was finished is kept in OUT.partial; the same command resumes when the "
+        "cause is mended.",
+    ),
+    "W406": (
+        "the output would overwrite an input",
+        "The output folder is, contains, or lies within one of the models that are merged. Choose another name.",
+    ),
+}
+
+
+class AlreadyCompleteError(Exception):
+    """The output exists and is exactly what was asked for. Not a failure."""
+
+
+class Output:
+    """One output on its way to the disk. A sink of the engine: `write` and `finish` may be called from any thread.
+
+    Args:
+        path: the folder to make.
+        shards: from `layout.lay_out`.
+        tensors: (name, number of entries, bytes an entry) of each job.
+        fingerprint: of the plan; work with another one is not resumed.
+        stamps: identities of the input files now (size, time, inode); changed inputs are not resumed.
+        replace: whether an existing folder may be replaced.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        shards: list[Shard],
+        tensors: list[tuple[str, int, int]],
+        *,
+        fingerprint: str,
+        stamps: Any,
+        replace: bool = False,
+        storage: Storage = REAL,
+    ) -> None:
+        self.path = os.path.abspath(path)
+        self._work = self.path + ".partial"
+        self._data = os.path.join(self._work, "data")
+        self._shards, self._tensors = shards, tensors
+        self._header = {"fingerprint": fingerprint, "inputs": stamps}
+        self._fingerprint, self._replace, self._storage = fingerprint, replace, storage
+        self._place = {name: (i, offset) for i, shard in enumerate(shards) for name, offset in shard.offsets.items()}
+        self._fds: list[int] = []
+        self._lock_fd: int | None = None
+        self._journal: Journal | None = None
+        self.records: dict[int, dict[str, Any]] = {}
+        self.resumed = 0
+        self._pending: list[tuple[int, dict[str, Any]]] = []
+        self._pending_bytes = 0
+        self._wake = threading.Condition()
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._flusher: threading.Thread | None = None
+
+    # Opening
+
+    def open(self) -> None:
+        """Locks, reserves every byte, and reads what an interrupted run has finished (`records`).
+
+        Raises `AlreadyCompleteError`, `RecipeError` (W401, W403: the request), `OutputError` (W402, W404, W405).
+        """
+        try:
+            self._acquire()
+            self._settle_replacement()
+            self._check_target()
+            self._open_journal()
+            self._reserve()
+            self._trust_finished()
+        except OSError as error:
+            problem = self._problem(error)
+            self.abandon(remove=self._journal is None or not self._journal.records)
+            raise OutputError(problem) from error
+        except (EutecticError, AlreadyCompleteError):
+            self.abandon(remove=False)
+            raise
+        self._flusher = threading.Thread(target=self._flush_loop, name="journal", daemon=True)
+        self._flusher.start()
+
+    def _acquire(self) -> None:
+        storage = self._storage
+        while True:
+            with suppress(FileExistsError):
+                storage.mkdir(self._work)
+            lock = os.path.join(self._work, "lock")
+            try:
+                self._lock_fd = storage.lock(lock)
+            except BlockingIOError:
+                raise OutputError(
+                    Problem(
+                        "W402", f"another run is writing {self.path}", self.path, "wait for it, or choose another name"
+                    )
+                ) from None
+            except FileNotFoundError:
+                continue  # the other run finished and removed the folder in between
+            held = storage.stat(self._lock_fd)
+            with suppress(FileNotFoundError):
+                named = storage.stat_path(lock)
+                if (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino):
+                    return
+            storage.close(self._lock_fd)
+            self._lock_fd = None
+
+    def _settle_replacement(self) -> None:
+        """Ends a replacement that was killed between its two renames or before it cleaned up."""
+        old = os.path.join(self._work, "old")
+        if self._storage.exists(old):
+            if self._storage.exists(self.path):
+                self._storage.remove_tree(old)
+            else:
+                self._storage.rename(old, self.path)
+
+    def _check_target(self) -> None:
+        if not self._storage.exists(self.path):
+            return
+        if os.path.isdir(self.path) and not self._storage.listdir(self.path):
+            return
+        if self._finished_fingerprint() == self._fingerprint:
+            self._remove_work()
+            raise AlreadyCompleteError
+        if not self._replace:
+            self._remove_unused_work()
+            raise RecipeError(
+                Problem("W401", f"{self.path} exists", self.path, "choose another name, or pass `--replace`")
+            )
+
+    def _finished_fingerprint(self) -> str | None:
+        try:
+            text = self._storage.read_bytes(os.path.join(self.path, MANIFEST), 1 << 30)
+            found = json.loads(text)
+        except (OSError, ValueError):
+            return None
+        return found.get("fingerprint") if isinstance(found, dict) else None
+
+    def _open_journal(self) -> None:
+        self._journal = Journal(os.path.join(self._work, "journal"), self._storage)
+        found = self._journal.header
+        if found is not None and found.get("fingerprint") != self._fingerprint and not self._replace:
+            done = len(self._journal.records)
+            raise RecipeError(
+                Problem(
+                    "W403",
+                    f"{self._work} holds unfinished work of another merge ({done} tensors done)",
+                    self.path,
+                    "run that command again to finish it, or pass `--replace` to discard it",
+                )
+            )
+        if found != self._header:
+            if self._storage.exists(self._data):
+                self._storage.remove_tree(self._data)
+            self._journal.restart(self._header)
+
+    def _reserve(self) -> None:
+        storage = self._storage
+        if not storage.exists(self._data):
+            storage.mkdir(self._data)
+        paths = [os.path.join(self._data, shard.name) for shard in self._shards]
+        present = sum(storage.stat_path(path).st_size for path in paths if storage.exists(path))
+        needed = sum(shard.nbytes for shard in self._shards) - present
+        free = storage.free_bytes(self._work)
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"{needed:,} bytes needed, {free:,} free", self._work)
+        for shard in self._shards:
+            fd = storage.create(os.path.join(self._data, shard.name))
+            self._fds.append(fd)
+            storage.allocate(fd, shard.nbytes)
+            storage.write(fd, shard.header, 0)
+        storage.sync_dir(self._data)
+
+    def _trust_finished(self) -> None:
+        assert self._journal is not None
+        for record in self._journal.records:
+            if self._digest(record["job"]) == record["digest"]:
+                self.records[record["job"]] = {k: v for k, v in record.items() if k != "job"}
+        self.resumed = len(self.records)
+
+    def _digest(self, job: int) -> str:
+        name, numel, itemsize = self._tensors[job]
+        shard, offset = self._place[name]
+        return stored_digest(self._storage, self._fds[shard], offset, numel, itemsize)
+
+    # Writing
+
+    def write(self, job: int, first: int, bits: Any) -> None:
+        """Stored bits of tensor number `job` from entry `first` on."""
+        name, _, itemsize = self._tensors[job]
+        shard, offset = self._place[name]
+        try:
+            self._storage.write(self._fds[shard], bits, offset + first * itemsize)
+        except OSError as error:
+            raise OutputError(self._problem(error)) from error
+        if self._failure is not None:
+            raise self._failure
+
+    def finish(self, job: int, record: dict[str, Any]) -> None:
+        """Every block of the tensor is written; it will be journalled with the next batch."""
+        _, numel, itemsize = self._tensors[job]
+        with self._wake:
+            self._pending.append((job, record))
+            self._pending_bytes += numel * itemsize
+            if self._pending_bytes >= BATCH_BYTES:
+                self._wake.notify()
+
+    def _flush_loop(self) -> None:
+        try:
+            while True:
+                with self._wake:
+                    if not self._closing and self._pending_bytes < BATCH_BYTES:
+                        self._wake.wait(BATCH_SECONDS)
+                    batch, self._pending, self._pending_bytes = self._pending, [], 0
+                    closing = self._closing
+                self._flush(batch)
+                if closing and not self._pending:
+                    return
+        except OSError as error:
+            self._failure = OutputError(self._problem(error))
+        except BaseException as error:
+            self._failure = error
+
+    def _flush(self, batch: list[tuple[int, dict[str, Any]]]) -> None:
+        if not batch:
+            return
+        assert self._journal is not None
+        for shard in sorted({self._place[self._tensors[job][0]][0] for job, _ in batch}):
+            self._storage.sync(self._fds[shard])
+        self._journal.append([{"job": job, **record} for job, record in batch])
+        self.records.update(batch)
+
+    def flush(self) -> None:
+        """Makes durable and journals all that is finished, and stops the journal's thread."""
+        if self._flusher is None:
+            return
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._flusher.join()
+        self._flusher = None
+        if self._failure is not None:
+            raise self._failure
+
+    # Ending
+
+    def complete(self, files: Mapping[str, bytes], manifest: bytes) -> None:
+        """Adds the other files, the manifest last, and lets the folder appear. Raises `OutputError` (W405)."""
+        try:
+            self.flush()
+            storage = self._storage
+            for fd in self._fds:
+                storage.sync(fd)
+            for name, data in files.items():
+                self._write_beside(name, data)
+            self._write_beside(MANIFEST, manifest)
+            storage.sync_dir(self._data)
+            self._appear()
+            self._remove_work()
+        except OSError as error:
+            self.abandon(remove=False)
+            raise OutputError(self._problem(error)) from error
+
+    def _write_beside(self, name: str, data: bytes) -> None:
+        folder = self._data
+        for part in name.split("/")[:-1]:
+            folder = os.path.join(folder, part)
+            with suppress(FileExistsError):
+                self._storage.mkdir(folder)
+        self._storage.write_file(os.path.join(self._data, name), data)
+
+    def _appear(self) -> None:
+        storage = self._storage
+        parent = os.path.dirname(self.path)
+        if storage.exists(self.path):
+            storage.rename(self.path, os.path.join(self._work, "old"))
+        storage.rename(self._data, self.path)
+        storage.sync_dir(parent)
+
+    def _remove_work(self) -> None:
+        """The lock goes last: until then nobody else can begin."""
+        self._close_files()
+        for name in ("old", "data"):
+            path = os.path.join(self._work, name)
+            if self._storage.exists(path):
+                self._storage.remove_tree(path)
+        self._storage.unlink(os.path.join(self._work, "journal"))
+        self._storage.unlink(os.path.join(self._work, "lock"))
+        self._unlock()
+        self._storage.rmdir(self._work)
+
+    def _remove_unused_work(self) -> None:
+        """Removes the folder of a run that was refused before it began; anything resumable stays."""
+        if set(self._storage.listdir(self._work)) <= {"lock"}:
+            self._remove_work()
+
+    def abandon(self, *, remove: bool) -> None:
+        """Lets go of everything. What is journalled stays for the next run, unless `remove`."""
+        with suppress(BaseException):
+            self.flush()
+        if remove:
+            with suppress(OSError):
+                self._remove_work()
+        self._close_files()
+        self._unlock()
+
+    def _close_files(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        while self._fds:
+            self._storage.close(self._fds.pop())
+
+    def _unlock(self) -> None:
+        if self._lock_fd is not None:
+            self._storage.close(self._lock_fd)
+            self._lock_fd = None
+
+    def _problem(self, error: OSError) -> Problem:
+        reason = error.strerror or str(error)
+        if error.errno == errno.ENOSPC:
+            return Problem(
+                "W404", f"no space for {self.path}: {reason}", self.path, "free some space, or write elsewhere"
+            )
+        where = error.filename or self.path
+        return Problem("W405", f"cannot write {where}: {reason}", self.path, "mend the cause; the same command resumes")
+
+
+def stored_digest(storage: Storage, fd: int, offset: int, numel: int, itemsize: int) -> str:
+    """The digest of a stored tensor (see `digests`), read block by block."""
+    parts = []
+    buffer = bytearray(min(numel, BLOCK) * itemsize)
+    for first in range(0, numel, BLOCK):
+        count = min(BLOCK, numel - first)
+        view = memoryview(buffer)[: count * itemsize]
+        storage.read_into(fd, view, offset + first * itemsize)
+        parts.append(block_digest(view))
+    return digest_of(parts)

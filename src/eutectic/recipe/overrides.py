@@ -1,0 +1,76 @@
+"""`--set parameters.t=0.4`: changes to a recipe's data before it is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from eutectic.errors import RecipeError
+from eutectic.recipe.compose import compose
+from eutectic.recipe.located import OVERRIDE, Document, Faults, Place, Trail, path_of, shown
+
+_PATH = re.compile(r"[^.\[\]=]+(?:\.[^.\[\]=]+|\[[0-9]{1,6}\])*")
+_STEP = re.compile(r"[^.\[\]]+")
+_FORM = "write KEY=VALUE, as in parameters.t=0.4 or models[0].parameters.weight=2"
+
+
+def override(document: Document, overrides: Sequence[str], faults: Faults) -> None:
+    """Applies each `KEY=VALUE` to the document in place, in order; problems go to `faults`."""
+    for text in overrides:
+        _apply(document, text, faults)
+
+
+def _apply(document: Document, text: str, faults: Faults) -> None:
+    path, equals, value = text.partition("=")
+    path = path.strip()
+    if not equals or not _PATH.fullmatch(path):
+        faults.add("R140", Place(OVERRIDE, None, None, ""), f"{shown(text)} is not an override", _FORM)
+        return
+    try:
+        found = compose(value, OVERRIDE)
+    except RecipeError as error:
+        reasons = "; ".join(problem.message for problem in error.problems)
+        faults.add("R140", Place(OVERRIDE, None, None, path), f"the value {shown(value)} cannot be read: {reasons}")
+        return
+    if len(found) > 1:
+        faults.add("R140", Place(OVERRIDE, None, None, path), "the value is more than one YAML document")
+        return
+    steps = _STEP.findall(path)
+    document.overridden |= _set(document, steps, found[0].data if found else None, faults)
+
+
+def _set(document: Document, steps: list[str], value: Any, faults: Faults) -> set[Trail]:
+    """Puts `value` at the end of the path, making mappings on the way; returns what it put, nothing after a problem."""
+    data: Any = document.data
+    trail: Trail = ()
+    new: set[Trail] = set()
+    for number, step in enumerate(steps):
+        last = number == len(steps) - 1
+        place = Place(OVERRIDE, None, None, path_of((*trail, step)))
+        key: str | int = step
+        if isinstance(data, list):
+            if not step.isascii() or not step.isdigit() or int(step) >= len(data):
+                faults.add("R140", place, f"leads nowhere: {path_of(trail)} has {_extent(data)}")
+                return set()
+            key = int(step)
+            if not last and not isinstance(data[key], dict | list):
+                # An entry of models may be a bare name; its parameters need the long form.
+                data[key] = {"model": data[key]}
+                if mark := document.values.get((*trail, key)):
+                    document.values[(*trail, key, "model")] = mark
+        elif not isinstance(data, dict):
+            faults.add("R140", place, f"leads nowhere: {path_of(trail) or 'the recipe'} is {shown(data)}")
+            return set()
+        trail = (*trail, key)
+        if last:
+            data[key] = value
+        elif isinstance(data, dict) and data.get(step) is None:
+            data[key] = {}
+            new.add(trail)
+        data = data[key]
+    return {*new, trail}
+
+
+def _extent(data: list[Any]) -> str:
+    return f"the entries 0 to {len(data) - 1}" if data else "no entries"

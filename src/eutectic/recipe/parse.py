@@ -1,0 +1,302 @@
+"""A document → a recipe: every key, parameter and value checked, every problem noted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from eutectic import dtypes
+from eutectic.errors import did_you_mean, listed
+from eutectic.recipe import checks, values
+from eutectic.recipe.inputs import Inputs, find_inputs
+from eutectic.recipe.located import Node, Place, shown
+from eutectic.recipe.model import Model, ModelEntry, Recipe, label_of, same_model
+from eutectic.recipe.references import Context, model_at
+from eutectic.recipe.schema import MethodLike
+from eutectic.recipe.values import Setting
+
+KEYS = (
+    "merge_method",
+    "base_model",
+    "models",
+    "slices",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "name",
+    "seed",
+    "missing",
+    "buffers_from",
+    "tokenizer_source",
+)
+_NOT_YET = {
+    "modules": "merges of models with several modules are not supported yet",
+    "tokenizer": "building a tokenizer is not supported yet",
+    "chat_template": "setting a chat template is not supported yet",
+}
+_NOT_YET_HINTS = {
+    "modules": "give the whole models under `models`",
+    "tokenizer": "remove it: tokenizer files are copied as they are; `tokenizer_source` says from which model",
+    "chat_template": "remove it: the template is copied with the tokenizer files",
+}
+# mergekit's methods that have no counterpart here so far; named so that nobody is sent to a different method.
+_MERGEKIT_METHODS = frozenset(
+    (
+        "arcee_fusion",
+        "breadcrumbs",
+        "breadcrumbs_ties",
+        "della",
+        "della_linear",
+        "karcher",
+        "model_stock",
+        "multislerp",
+        "nearswap",
+        "nuslerp",
+        "passthrough",
+        "ram",
+        "ramplus_tl",
+        "sce",
+    )
+)
+
+
+@dataclass
+class _Draft:
+    """What is gathered while one recipe is read."""
+
+    root: Node
+    context: Context
+    method: MethodLike | None = None
+    base: Model | None = None
+    parameters: dict[str, Setting] = field(default_factory=dict)
+    scope: str = "tensor"
+    models: list[ModelEntry] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    complete: bool = True  # every model was understood, so that they can be counted
+    unread: set[str] = field(default_factory=set)  # parameters that are written, in the wrong way or place
+
+
+def read_recipe(root: Node, context: Context) -> Recipe | None:
+    """The recipe at `root`; None after a problem, which is then among the context's faults."""
+    before = len(context.faults)
+    if not isinstance(root.data, dict):
+        message = f"a recipe must be a mapping with the key merge_method, not {shown(root.data)}"
+        context.faults.add("R107", root.place, message)
+        return None
+    draft = _Draft(root, context)
+    draft.method = _method(draft)
+    _unknown_keys(draft)
+    inputs = find_inputs(root, context.faults)
+    _base(draft, inputs)
+    _shared_parameters(draft, inputs)
+    _models(draft, inputs)
+    _structure(draft)
+    recipe = _assemble(draft, inputs)
+    return recipe if len(context.faults) == before else None
+
+
+def _unknown_keys(draft: _Draft) -> None:
+    faults, method = draft.context.faults, draft.method
+    for key, node in draft.root.items():
+        if key in _NOT_YET:
+            if node.data is not None:
+                faults.add("R113", node.key_place, _NOT_YET[key], _NOT_YET_HINTS[key])
+        elif key not in KEYS:
+            is_parameter = method is not None and (key in method.params or key in method.accepted)
+            hint = "write it under `parameters`" if is_parameter else did_you_mean(key, KEYS)
+            faults.add("R110", node.key_place, "unknown key", hint or f"known: {', '.join(KEYS)}")
+
+
+def _method(draft: _Draft) -> MethodLike | None:
+    faults, node = draft.context.faults, draft.root.get("merge_method")
+    known = draft.context.methods.names()
+    if node is None:
+        faults.add("R111", draft.root.place, "the recipe has no merge_method", f"choose one of {', '.join(known)}")
+        return None
+    if not isinstance(node.data, str):
+        faults.add("R112", node.place, f"must be the name of a method, not {shown(node.data)}")
+        return None
+    if method := draft.context.methods.get(node.data):
+        return method
+    if node.data in _MERGEKIT_METHODS:
+        message = f"mergekit's method {node.data!r} is not supported yet"
+        faults.add("R113", node.place, message, f"there are {', '.join(known)}")
+    else:
+        hint = did_you_mean(node.data, known) or f"there are {', '.join(known)}"
+        faults.add("R120", node.place, f"no merge method is called {shown(node.data)}", hint)
+    return None
+
+
+def _base(draft: _Draft, inputs: Inputs) -> None:
+    node = draft.root.get("base_model") or inputs.base
+    if node is not None:
+        draft.base = model_at(node, draft.context)
+        draft.complete = draft.base is not None
+
+
+def _shared_parameters(draft: _Draft, inputs: Inputs) -> None:
+    """Globals, with those of a slice in front of them."""
+    for node in (inputs.parameters, draft.root.get("parameters")):
+        for name, setting in _parameters(draft, node, owner="all").items():
+            earlier = draft.parameters.get(name)
+            draft.parameters[name] = setting if earlier is None else earlier.over(setting)
+
+
+def _models(draft: _Draft, inputs: Inputs) -> None:
+    for node in inputs.entries:
+        named = node.get("model") if isinstance(node.data, dict) else node
+        model = model_at(named, draft.context) if named is not None else None
+        is_base = draft.base is not None and model is not None and same_model(model, draft.base)
+        owner = "base" if is_base and draft.method is not None and draft.method.space == "deltas" else "model"
+        parameters = _parameters(draft, node.get("parameters"), owner=owner)
+        if model is None:
+            draft.complete = False
+        elif owner == "model":
+            draft.models.append(ModelEntry(model, parameters, node.place))
+    draft.complete = draft.complete and inputs.complete
+
+
+def _parameters(draft: _Draft, node: Node | None, *, owner: str) -> dict[str, Setting]:
+    """The settings of a `parameters` mapping; `owner` is `all`, one `model`, or the `base` of a delta method."""
+    if node is None or draft.method is None:
+        return {}
+    if not isinstance(node.data, dict):
+        message = f"must be a mapping of parameters, not {shown(node.data)}"
+        draft.context.faults.add("R112", node.place, message)
+        return {}
+    settings = {}
+    for name, item in node.items():
+        setting = _parameter(draft, draft.method, name, item, owner)
+        if setting is not None:
+            settings[name] = setting
+    return settings
+
+
+def _parameter(draft: _Draft, method: MethodLike, name: str, node: Node, owner: str) -> Setting | None:
+    faults = draft.context.faults
+    scoped = len(method.scopes) > 1
+    if name in method.params and owner == "base":
+        draft.notes.append(f"{node.place.path} has no effect: the base has no delta")
+    elif name in method.params and (owner == "all" or method.params[name].per_model):
+        setting = values.read(node, method.params[name], faults)
+        if setting is None:
+            draft.unread.add(name)
+        return setting
+    elif name in method.params or (scoped and name == "scope" and owner != "all"):
+        draft.unread.add(name)
+        message = "is shared by all models and cannot be given to one"
+        faults.add("R122", node.key_place, message, "move it to the recipe's own `parameters`")
+    elif scoped and name == "scope":
+        if node.data not in method.scopes:
+            message = f"must be one of {', '.join(method.scopes)}, not {shown(node.data)}"
+            faults.add("R123", node.place, message)
+        else:
+            draft.scope = node.data
+    elif name in method.accepted:
+        draft.notes.append(f"{node.place.path} has no effect: {method.accepted[name]}")
+    else:
+        known = [*method.params, *method.accepted, *(["scope"] if scoped else [])]
+        hint = did_you_mean(name, known) or f"known: {', '.join(known)}"
+        faults.add("R121", node.key_place, f"{method.name} has no parameter {shown(name)}", hint)
+    return None
+
+
+def _structure(draft: _Draft) -> None:
+    """What can be said without a file once all models are understood."""
+    if draft.method is None or not draft.complete:
+        return
+    if draft.method.base == "first":
+        draft.models = checks.from_base(draft.method, draft.models, draft.base, draft.root, draft.context.faults)
+    elif draft.method.base == "required" and draft.base is None:
+        checks.missing_base(draft.method, draft.root, draft.context.faults)
+    elif draft.method.base == "ignored" and draft.base is not None and not _lists_base(draft):
+        draft.notes.append(
+            f"base_model is not merged: {draft.method.name} takes the models listed (mergekit would add the base)"
+        )
+    checks.counts(draft.method, draft.models, draft.root, draft.context.faults)
+    checks.repeats(draft.models, draft.context.faults)
+    given = draft.parameters.keys() | draft.unread
+    checks.required(draft.method, draft.models, given, draft.root, draft.context.faults)
+    if not draft.unread & {"weight", "normalize"}:
+        checks.weights(draft.method, draft.models, draft.parameters, draft.root, draft.context.faults)
+
+
+def _lists_base(draft: _Draft) -> bool:
+    return any(draft.base is not None and same_model(entry.model, draft.base) for entry in draft.models)
+
+
+def _assemble(draft: _Draft, inputs: Inputs) -> Recipe:
+    root, context = draft.root, draft.context
+    return Recipe(
+        method=draft.method.name if draft.method is not None else "",
+        models=tuple(draft.models),
+        base=draft.base,
+        parameters=draft.parameters,
+        dtype=_choice(draft, "dtype", dtypes.FLOATS),
+        out_dtype=_choice(draft, "out_dtype", dtypes.FLOATS),
+        name=_text(draft, "name"),
+        seed=_seed(draft),
+        missing=_choice(draft, "missing", ("error", "copy")) or "error",
+        scope=draft.scope,
+        buffers_from=_donor(draft, "buffers_from"),
+        tokenizer_source=_donor(draft, "tokenizer_source"),
+        layer_range=inputs.layer_range,
+        folder=context.folder,
+        file=context.file,
+        notes=(*draft.notes, *inputs.notes),
+        places=_places(root),
+    )
+
+
+def _places(root: Node) -> dict[str, Place]:
+    return root.document.places() if not root.trail else {}
+
+
+def _choice(draft: _Draft, key: str, allowed: tuple[str, ...]) -> str | None:
+    node = draft.root.get(key)
+    if node is None or (isinstance(node.data, str) and node.data in allowed):
+        return None if node is None else node.data
+    hint = did_you_mean(node.data, allowed) if isinstance(node.data, str) else ""
+    message = f"must be one of {', '.join(allowed)}, not {shown(node.data)}"
+    draft.context.faults.add("R112", node.place, message, hint)
+    return None
+
+
+def _text(draft: _Draft, key: str) -> str | None:
+    node = draft.root.get(key)
+    if node is None or (isinstance(node.data, str) and node.data):
+        return None if node is None else node.data
+    hint = "" if isinstance(node.data, str) else "put it in quotes"
+    draft.context.faults.add("R112", node.place, f"must be text, not {shown(node.data)}", hint)
+    return None
+
+
+def _seed(draft: _Draft) -> int | None:
+    node = draft.root.get("seed")
+    if node is None:
+        return None
+    if isinstance(node.data, int) and not isinstance(node.data, bool) and node.data >= 0:
+        return node.data
+    draft.context.faults.add("R112", node.place, f"must be an integer from 0 on, not {shown(node.data)}")
+    return None
+
+
+def _donor(draft: _Draft, key: str) -> str | None:
+    """The value of a key that names `base` or one of the models."""
+    name = _text(draft, key)
+    node = draft.root.get(key)
+    if name is None or node is None or not draft.complete:
+        return name
+    faults = draft.context.faults
+    if key == "tokenizer_source" and name == "union":
+        hint = "name one model, or base; all must have the same vocabulary"
+        faults.add("R113", node.place, "a union of tokenizers is not supported yet", hint)
+    elif name == "base":
+        if draft.base is None:
+            faults.add("R132", node.place, "is base, but the recipe has no base_model", "add base_model")
+    else:
+        models = [entry.model for entry in draft.models] + ([draft.base] if draft.base is not None else [])
+        labels = [label_of(model) for model in models]
+        if not any(same_model(name, label) for label in labels):
+            hint = did_you_mean(name, labels) or f"write base or one of {listed(labels)}"
+            faults.add("R130", node.place, f"{shown(name)} is none of the models", hint)
+    return name

@@ -1,0 +1,113 @@
+"""What stands where a model is expected → a path or hub id, a recipe, or a live object."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from eutectic.errors import did_you_mean
+from eutectic.recipe.located import Faults, Live, Node, shown
+from eutectic.recipe.model import Model, Recipe, rebased
+from eutectic.recipe.schema import MethodTable
+
+RECIPE_SUFFIXES = (".yml", ".yaml")
+_SHAPE = "write a path, a hub id, {model: {path: ..., revision: ...}} or a recipe with merge_method"
+
+
+class Nested(Protocol):
+    """Recipes inside a recipe, as the reader of the outer one finds them. All return None after a problem."""
+
+    def include(self, path: str, node: Node) -> Recipe | None:
+        """The recipe in a file, named at `node`."""
+
+    def document(self, name: str, node: Node) -> Recipe | None:
+        """The document of that name in the same file, named at `node`."""
+
+    def inline(self, node: Node) -> Recipe | None:
+        """The recipe written at `node`."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What reading one recipe needs: methods, where problems go, the file it stands in, and its neighbours."""
+
+    methods: MethodTable
+    faults: Faults
+    nested: Nested
+    file: str | None = None
+    folder: str | None = None
+    documents: Mapping[str, object] = field(default_factory=dict)
+
+
+def model_at(node: Node, context: Context) -> Model | None:
+    """The model at `node`; None after a problem."""
+    data = node.data
+    if isinstance(data, Live):
+        return rebased(data.value, context.folder) if isinstance(data.value, Recipe) else data.value
+    if isinstance(data, str):
+        return _text(data, node, context)
+    if isinstance(data, dict):
+        if "merge_method" in data:
+            return context.nested.inline(node)
+        return _mapping(node, context)
+    hint = "put it in quotes" if isinstance(data, bool | int | float) else _SHAPE
+    context.faults.add("R130", node.place, f"must name a model, not {shown(data)}", hint)
+    return None
+
+
+def _text(text: str, node: Node, context: Context) -> Model | None:
+    if text in context.documents:
+        return context.nested.document(text, node)
+    if text.lower().endswith(RECIPE_SUFFIXES):
+        return context.nested.include(text, node)
+    if not text.strip():
+        context.faults.add("R130", node.place, "the name of the model is empty", _SHAPE)
+        return None
+    exists = any(os.path.exists(os.path.join(folder, text)) for folder in ("", context.folder or ""))
+    if exists:
+        return text
+    if "://" in text:
+        message = f"{shown(text)} is an address"
+        context.faults.add("R130", node.place, message, "write the hub id (org/name) or download it and give its path")
+    elif "+" in text:
+        message = f"the LoRA input {shown(text)} is not supported yet"
+        context.faults.add("R113", node.place, message, "merge the adapter into its base first")
+    elif "/" not in text and (hint := did_you_mean(text, context.documents)):
+        context.faults.add("R130", node.place, f"no document of this file has the name {shown(text)}", hint)
+    else:
+        return text
+    return None
+
+
+def _mapping(node: Node, context: Context) -> Model | None:
+    """mergekit's long form: `{model: {path, revision}, lora, override_architecture}`, or only the inner part."""
+    outer = node if "model" in node.data else None
+    if outer is not None:
+        _check_keys(outer, ("model", "lora", "override_architecture"), context.faults)
+        if lora := outer.get("lora"):
+            hint = "merge the adapter into its base first"
+            context.faults.add("R113", lora.key_place, "LoRA inputs are not supported yet", hint)
+    inner = node.get("model") if outer is not None else node
+    if inner is not None and isinstance(inner.data, str | Live):
+        return model_at(inner, context)
+    if inner is None or not isinstance(inner.data, dict) or "path" not in inner.data:
+        context.faults.add("R130", (inner or node).place, "this mapping names no model", _SHAPE)
+        return None
+    _check_keys(inner, ("path", "revision"), context.faults)
+    path, revision = inner.get("path"), inner.get("revision")
+    for part in (path, revision):
+        if part is not None and not isinstance(part.data, str):
+            context.faults.add("R112", part.place, f"must be text, not {shown(part.data)}", "put it in quotes")
+            return None
+    if path is None:
+        context.faults.add("R130", inner.place, "this mapping names no model", _SHAPE)
+        return None
+    return f"{path.data}@{revision.data}" if revision is not None else _text(path.data, path, context)
+
+
+def _check_keys(node: Node, known: tuple[str, ...], faults: Faults) -> None:
+    for key, item in node.items():
+        if key not in known:
+            faults.add("R110", item.key_place, "unknown key", did_you_mean(key, known) or f"known: {', '.join(known)}")

@@ -1,0 +1,302 @@
+"""jobs -> blocks of stored bits: reads the inputs of a job, applies its method, hands back the output's bits.
+
+This is all that the engine, the lazy merge and `verify` share: what a block is, and how one is computed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eutectic import dtypes
+from eutectic.checkpoint import Source
+from eutectic.errors import NumericError, Problem, RecipeError
+from eutectic.kernels import fused
+from eutectic.kernels.digests import BLOCK, block_digest
+from eutectic.kernels.random import Rng
+from eutectic.kernels.streams import Block, Stream, StreamJob
+from eutectic.plan import Job, Plan
+from eutectic.run.reference import Reference
+
+CODES: dict[str, tuple[str, str]] = {
+    "N501": (
+        "NaN or infinity in an input",
+        "A merge with a broken input is broken, so it stops. Find out why the model has these values; with "
+        "`--nonfinite count` the merge goes on and the manifest counts them for every tensor.",
+    ),
+    "N502": (
+        "NaN or infinity produced",
+        "The inputs are finite but the result does not fit the output's dtype, as float16 ends at 65504. Choose "
+        "`out_dtype: bfloat16` or `float32`, or smaller weights.",
+    ),
+    "N503": (
+        "integer buffers that differ",
+        "Integer and boolean tensors are copied, never averaged, and here the models disagree. Say whose to take with "
+        "`buffers_from: MODEL` (or `base`). Many large ones mean that a model is quantised: dequantise it first.",
+    ),
+}
+
+_KIND = {"bfloat16": fused.BF16, "float16": fused.FP16, "float32": fused.PLAIN, "float64": fused.PLAIN}
+_STORED = {"bfloat16": np.uint16, "float16": np.uint16, "float32": np.float32, "float64": np.float64}
+_EXPONENT = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000, "float64": 0x7FF0000000000000}
+
+
+@dataclass(slots=True)
+class Made:
+    """One computed block: its bits, the digests of what was read and written, and how many inputs are not finite."""
+
+    bits: NDArray[Any]
+    digest: bytes
+    inputs: list[bytes]
+    nonfinite: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A piece of work: entries `first : first + count` of one job. Streams number their jobs within the group."""
+
+    job: int
+    within: int
+    index: int
+    first: int
+    count: int
+
+
+class Group:
+    """Jobs that share a stream, or one that is copied. `steps` reductions come before units can be made."""
+
+    def __init__(self, plan: Plan, jobs: list[int], device: str, reference: bool) -> None:
+        self.jobs = jobs
+        self.stream: Stream | None = None
+        first = plan.jobs[jobs[0]]
+        if first.action == "merge":
+            described = [_described(plan, plan.jobs[job]) for job in jobs]
+            on_device = device != "cpu" and plan.recipe.scope == "tensor"
+            if reference or on_device or plan.method.streamed is None:
+                self.stream = Reference(plan.method, described, device)
+            else:
+                self.stream = plan.method.streamed(described)
+        self.steps = self.stream.steps if self.stream else 0
+        whole = isinstance(self.stream, Reference) and not plan.method.elementwise
+        self.units = [unit for within, job in enumerate(jobs) for unit in _units(plan.jobs[job], job, within, whole)]
+        self.unit_counts = Counter(unit.job for unit in self.units)
+
+
+def _units(job: Job, number: int, within: int, whole: bool) -> list[Unit]:
+    numel = job.spec.numel
+    step = max(numel, 1) if whole else BLOCK
+    return [Unit(number, within, i, first, min(step, numel - first)) for i, first in enumerate(range(0, numel, step))]
+
+
+def _described(plan: Plan, job: Job) -> StreamJob:
+    """The job as its stream sees it; parameters under the names that the method's function has."""
+    bound = {("lambda_" if name == "lambda" else name): value for name, value in job.parameters.items()}
+    bases = 1 if plan.method.space == "deltas" else 0
+    if plan.method.random:
+        labels = tuple(plan.inputs[i].label for i, _ in job.inputs[bases:])
+        bound["rng"] = Rng(plan.seed, job.name, labels)
+    bound["wide"] = working_dtype(plan, job) == "float64"
+    return StreamJob(job.spec.numel, len(job.inputs) - bases, bound)
+
+
+def working_dtype(plan: Plan, job: Job) -> str:
+    """float64 if an input or the output is, else float32."""
+    seen = {plan.inputs[i].specs[name].dtype for i, name in job.inputs} | {job.spec.dtype}
+    return "float64" if "float64" in seen else "float32"
+
+
+def block_bytes(plan: Plan, job: Job, device: str, reference: bool) -> int:
+    """Memory that one worker needs for one unit of this job: inputs, output and scratch."""
+    if job.action == "copy":
+        return 2 * min(job.spec.numel, BLOCK) * dtypes.itemsize(job.spec.dtype)
+    whole = (reference or device != "cpu" or plan.method.streamed is None) and not plan.method.elementwise
+    count = job.spec.numel if whole else min(job.spec.numel, BLOCK)
+    stored = sum(dtypes.itemsize(plan.inputs[i].specs[name].dtype) for i, name in job.inputs)
+    held = count * (stored + dtypes.itemsize(job.spec.dtype))
+    if len({plan.inputs[i].specs[name].dtype for i, name in job.inputs}) > 1:
+        held += count * len(job.inputs) * dtypes.itemsize(working_dtype(plan, job))
+    if whole or reference:
+        # Plain torch: stacked floats, a sparse copy, float64 sums.
+        return held + count * (len(job.inputs) * 12 + 40)
+    return held + len(job.inputs) * (1 << 16) * 12
+
+
+class Loader:
+    """Reads blocks and computes them, from any number of threads, each with buffers of its own."""
+
+    def __init__(self, plan: Plan, sources: list[Source], *, count_nonfinite: bool) -> None:
+        self.plan = plan
+        self.sources = sources
+        self._count = count_nonfinite
+        self._local = threading.local()
+
+    def load(self, unit: Unit) -> Block:
+        """The inputs of a unit, ready for a stream. Valid until this thread loads the next one."""
+        bits, kind, floats, _ = self._read(unit, keep=False)
+        return Block(unit.within, unit.index, unit.first, bits, kind, floats)
+
+    def make(self, group: Group, unit: Unit, held: Block | None = None) -> Made:
+        """Computes a unit of a group whose reductions are done. `held` is its block if it is still in memory."""
+        job = self.plan.jobs[unit.job]
+        if group.stream is None:
+            return self._copy(job, unit)
+        if held is None:
+            bits, kind, floats, raw = self._read(unit, keep=True)
+            held = Block(unit.within, unit.index, unit.first, bits, kind, floats)
+        else:
+            raw = list(held.bits)
+        nonfinite = [self._check_input(job, k, row) for k, row in enumerate(raw)]
+        out: NDArray[Any] = np.empty(unit.count, _STORED[job.spec.dtype])
+        group.stream.combine(held, out, _KIND[job.spec.dtype])
+        bad = count_nonfinite(out, job.spec.dtype)
+        if bad and not sum(nonfinite):
+            raise NumericError(
+                Problem(
+                    "N502",
+                    f"{bad} values do not fit {job.spec.dtype}",
+                    job.name,
+                    "choose out_dtype: bfloat16 or float32, or smaller weights",
+                )
+            )
+        return Made(out, _digests(out), [_digests(row) for row in raw], nonfinite)
+
+    def holdable(self, unit: Unit) -> int:
+        """Bytes that keeping this unit's block would take; 0 if it cannot be kept (its inputs were converted)."""
+        job = self.plan.jobs[unit.job]
+        kinds = [self.plan.inputs[i].specs[name].dtype for i, name in job.inputs]
+        same = len(set(kinds)) == 1 and (kinds[0] == "float64") == (working_dtype(self.plan, job) == "float64")
+        return unit.count * sum(map(dtypes.itemsize, kinds)) if same else 0
+
+    def check_copies(self) -> None:
+        """Raises `RecipeError` for every integer buffer that differs between models, before anything is written."""
+        problems = []
+        for number, job in enumerate(self.plan.jobs):
+            if job.action != "copy" or len(job.inputs) < 2:
+                continue
+            for unit in _units(job, number, 0, False):
+                rows = [self._raw(i, name, unit) for i, name in job.inputs]
+                odd = [
+                    self.plan.inputs[i].label
+                    for (i, _), row in zip(job.inputs, rows, strict=True)
+                    if not np.array_equal(row, rows[0])
+                ]
+                if odd:
+                    first = self.plan.inputs[job.inputs[0][0]].label
+                    problems.append(
+                        Problem(
+                            "N503",
+                            f"{job.spec.dtype} buffer differs between {first} and {', '.join(odd)}",
+                            job.name,
+                            "say whose to take with `buffers_from: MODEL` or `buffers_from: base`",
+                        )
+                    )
+                    break
+        if problems:
+            raise RecipeError(problems)
+
+    def _raw(self, number: int, name: str, unit: Unit) -> NDArray[Any]:
+        spec = self.plan.inputs[number].specs[name]
+        stored = _STORED.get(spec.dtype) or np.dtype(dtypes.BY_NAME[spec.dtype].bits)
+        row: NDArray[Any] = np.empty(unit.count, stored)
+        self.sources[number].read_into(name, unit.first, unit.first + unit.count, memoryview(row.view(np.uint8)))
+        return row
+
+    def _copy(self, job: Job, unit: Unit) -> Made:
+        number, name = job.inputs[0]
+        row = self._raw(number, name, unit)
+        spec = self.plan.inputs[number].specs[name]
+        nonfinite = [self._check_input(job, 0, row)] if dtypes.is_float(spec.dtype) else [0]
+        out = row
+        if spec.dtype != job.spec.dtype:
+            out = _converted(row, spec.dtype, job.spec.dtype, "float64" in (spec.dtype, job.spec.dtype))
+            if not nonfinite[0] and (bad := count_nonfinite(out, job.spec.dtype)):
+                raise NumericError(
+                    Problem(
+                        "N502",
+                        f"{bad} values do not fit {job.spec.dtype}",
+                        job.name,
+                        "choose out_dtype: bfloat16 or float32",
+                    )
+                )
+        digest = _digests(row)
+        others = [digest] * len(job.inputs)  # equal, or refused by `check_copies`
+        return Made(out, _digests(out), others, nonfinite * len(job.inputs))
+
+    def _read(self, unit: Unit, *, keep: bool) -> tuple[NDArray[Any], int, NDArray[Any], list[NDArray[Any]]]:
+        """Bits of every input in one array, and (with `keep`) each input's bits as they are stored."""
+        job = self.plan.jobs[unit.job]
+        found = [self.plan.inputs[i].specs[name].dtype for i, name in job.inputs]
+        work = working_dtype(self.plan, job)
+        floats: NDArray[Any] = np.empty(0, work)
+        if len(set(found)) == 1 and (found[0] == "float64") == (work == "float64"):
+            bits = self._buffer(len(found), unit.count, _STORED[found[0]])
+            for row, (i, name) in zip(bits, job.inputs, strict=True):
+                self.sources[i].read_into(name, unit.first, unit.first + unit.count, memoryview(row.view(np.uint8)))
+            return bits, _KIND[found[0]], floats, list(bits)
+        bits = self._buffer(len(found), unit.count, work)
+        raw = []
+        for row, (i, name), dtype in zip(bits, job.inputs, found, strict=True):
+            stored = self._raw(i, name, unit)
+            row[:] = _converted(stored, dtype, work, work == "float64")
+            raw += [stored] if keep else []
+        return bits, fused.PLAIN, floats, raw
+
+    def _buffer(self, rows: int, count: int, dtype: Any) -> NDArray[Any]:
+        """This thread's buffer, reused: fresh memory for every block would cost more than filling it."""
+        nbytes = rows * count * np.dtype(dtype).itemsize
+        kept: NDArray[np.uint8] | None = getattr(self._local, "buffer", None)
+        if kept is None or kept.nbytes < nbytes:
+            kept = self._local.buffer = np.empty(nbytes, np.uint8)
+        return kept[:nbytes].view(dtype).reshape(rows, count)
+
+    def release(self) -> None:
+        """Gives this thread's buffer away: the block that was loaded last stays valid."""
+        self._local.buffer = None
+
+    def _check_input(self, job: Job, k: int, row: NDArray[Any]) -> int:
+        number, name = job.inputs[k]
+        item = self.plan.inputs[number]
+        bad = count_nonfinite(row, item.specs[name].dtype)
+        if bad and not self._count:
+            raise NumericError(
+                Problem(
+                    "N501",
+                    f"{bad} values of {item.label} are NaN or infinite",
+                    name,
+                    "mend the model, or pass `--nonfinite count` to go on and have them counted",
+                )
+            )
+        return bad
+
+
+def count_nonfinite(bits: NDArray[Any], dtype: str) -> int:
+    """How many stored values are NaN or infinite."""
+    words = bits.view(dtypes.BY_NAME[dtype].bits)
+    return int(fused.count_masked(words, words.dtype.type(_EXPONENT[dtype])))
+
+
+def _converted(row: NDArray[Any], dtype: str, wanted: str, wide: bool) -> NDArray[Any]:
+    out: NDArray[Any] = np.empty(len(row), _STORED[wanted])
+    fused.convert(row, _KIND[dtype], np.empty(0, np.float64 if dtype == "float64" else np.float32), out, _KIND[wanted])
+    return out
+
+
+def _digests(row: NDArray[Any]) -> bytes:
+    """The digests of the blocks of 2²⁰ entries in `row`, one after the other."""
+    return b"".join(block_digest(row[i : i + BLOCK]) for i in range(0, len(row), BLOCK))
+
+
+def sources_of(plan: Plan, nested: Mapping[int, Source]) -> list[Source]:
+    """Every input as a source; `nested` has those for recipes within the recipe."""
+    found = []
+    for number, item in enumerate(plan.inputs):
+        source = nested.get(number, item.source)
+        assert source is not None
+        found.append(source)
+    return found

@@ -1,0 +1,100 @@
+"""plan × memory bound -> how many workers there may be and how much they may hold, or what is missing."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from eutectic.errors import Problem, ResourceError
+from eutectic.plan import Plan
+from eutectic.run.blocks import block_bytes
+
+MIB = 1 << 20
+DEFAULT_MEMORY = 1 << 30
+
+# What an interpreter with numpy and the compiled kernels takes, and with torch on top.
+_BARE = 170 * MIB
+_TORCH = 260 * MIB
+# Journal records, Python objects and allocator slack beyond the buffers that are counted.
+_SLACK = 48 * MIB
+
+CODES: dict[str, tuple[str, str]] = {
+    "M601": (
+        "the memory bound is too small",
+        "The merge needs at least this much resident memory at a time: the interpreter, and one block (or, for a "
+        "method that needs whole tensors, one tensor) of every model. Raise `--memory`.",
+    ),
+    "M602": (
+        "the device cannot be used",
+        "`--device cuda` needs a build of torch with CUDA and a visible GPU. Without one the CPU does the same merge.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Workers, bytes that blocks may be held in between two passes, and the peak that follows from both."""
+
+    threads: int
+    hold_bytes: int
+    peak_bytes: int
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now."""
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def plans_in(plan: Plan) -> Iterator[Plan]:
+    """The plan and those of the recipes within it."""
+    yield plan
+    for item in plan.inputs:
+        if item.plan is not None:
+            yield from plans_in(item.plan)
+
+
+def worker_bytes(plan: Plan, device: str = "cpu", reference: bool = False) -> int:
+    """Memory one worker needs at most, nested recipes included: each level has a block in work at the same time."""
+    return sum(
+        max((block_bytes(level, job, device, reference) for job in level.jobs), default=0) for level in plans_in(plan)
+    )
+
+
+def make_budget(
+    plan: Plan, *, memory: int = DEFAULT_MEMORY, threads: int, device: str = "cpu", reference: bool = False
+) -> Budget:
+    """Divides the bound. Raises `ResourceError` (M601) when not even one worker fits."""
+    uses_torch = device != "cpu" or reference or any(level.method.streamed is None for level in plans_in(plan))
+    floor = max(resident_bytes(), _BARE + (_TORCH if uses_torch else 0)) + _SLACK
+    each = worker_bytes(plan, device, reference)
+    left = memory - floor
+    workers = min(threads, left // each if each else threads)
+    if workers < 1:
+        needed = floor + each
+        raise ResourceError(
+            Problem(
+                "M601",
+                f"the merge needs {-(-needed // MIB)} MiB at least, the bound is {memory // MIB} MiB",
+                "--memory",
+                f"pass `--memory {-(-needed // MIB)}MiB` or more",
+            )
+        )
+    passes = any(level.method.streamed is not None for level in plans_in(plan))
+    hold = max(0, left - workers * each) if passes else 0
+    return Budget(workers, hold, floor + workers * each + min(hold, _largest_group(plan)))
+
+
+def _largest_group(plan: Plan) -> int:
+    """Input bytes of the largest group: more than this is never held."""
+    sizes = []
+    for jobs in plan.groups():
+        sizes.append(sum(plan.inputs[i].specs[name].nbytes for job in jobs for i, name in plan.jobs[job].inputs))
+    return max(sizes, default=0)

@@ -1,0 +1,201 @@
+"""plan -> sink: reads, computes and hands over every block, on several threads, within a memory bound.
+
+There is no task graph. A group of jobs goes through its reductions one after the other and then through its units;
+workers take whatever the oldest open group has ready, and open the next group when it has nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from eutectic.kernels.digests import digest_of
+from eutectic.kernels.streams import Block
+from eutectic.plan import Plan
+from eutectic.run.blocks import Group, Loader, Made, Unit
+
+
+class Sink(Protocol):
+    """Where results go. Both methods are called from any thread."""
+
+    def write(self, job: int, first: int, bits: Any) -> None:
+        """Takes stored bits of one output tensor from entry `first` on."""
+
+    def finish(self, job: int, record: dict[str, Any]) -> None:
+        """Every block of this job has been written; `record` has its digests and counts."""
+
+
+@dataclass(slots=True)
+class _Active:
+    """A group on its way: the step it is in, what is still to be handed out, what is still being worked on."""
+
+    group: Group
+    step: int = 0
+    waiting: deque[Unit] = field(default_factory=deque)
+    pending: int = 0
+
+
+class Engine:
+    """One run of a plan.
+
+    Args:
+        plan: what to do.
+        loader: reads and computes.
+        sink: takes the results.
+        done: jobs that need not be done again.
+        threads: workers.
+        hold_bytes: how much input may be kept between the reductions and the combination of a group.
+        device, reference: see `blocks.Group`.
+        stop: set from outside to end early; `run` then returns False.
+        progress: called with input and output bytes as they are done.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        loader: Loader,
+        sink: Sink,
+        *,
+        done: Collection[int] = (),
+        threads: int = 2,
+        hold_bytes: int = 0,
+        device: str = "cpu",
+        reference: bool = False,
+        stop: threading.Event | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._plan, self._loader, self._sink = plan, loader, sink
+        self._threads, self._device, self._reference = threads, device, reference
+        self._done = frozenset(done)
+        self._queue = deque(jobs for jobs in plan.groups() if any(job not in self._done for job in jobs))
+        self._active: list[_Active] = []
+        self._change = threading.Condition()
+        self._stop = stop or threading.Event()
+        self._failure: BaseException | None = None
+        self._hold_left = hold_bytes
+        self._held: dict[tuple[int, int], tuple[Block, int]] = {}
+        self._parts: dict[int, dict[int, Made]] = {}
+        self._progress = progress or (lambda nbytes: None)
+
+    def run(self) -> bool:
+        """Works until all is done (True) or `stop` is set (False). Raises what a worker raised."""
+        workers = [threading.Thread(target=self._work, name=f"merge-{i}", daemon=True) for i in range(self._threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            # In slices, so that the main thread still sees signals.
+            while worker.is_alive():
+                worker.join(0.2)
+        if self._failure is not None:
+            raise self._failure
+        return not self._stop.is_set()
+
+    def _work(self) -> None:
+        try:
+            while (taken := self._take()) is not None:
+                active, unit = taken
+                if active.step < active.group.steps:
+                    self._reduce(active, unit)
+                else:
+                    self._make(active, unit)
+                self._complete(active)
+        except BaseException as error:
+            with self._change:
+                self._failure = self._failure or error
+                self._stop.set()
+                self._change.notify_all()
+
+    def _take(self) -> tuple[_Active, Unit] | None:
+        with self._change:
+            while not self._stop.is_set():
+                for active in self._active:
+                    if active.waiting:
+                        active.pending += 1
+                        return active, active.waiting.popleft()
+                if self._queue:
+                    group = Group(self._plan, self._queue.popleft(), self._device, self._reference)
+                    active = _Active(group)
+                    self._active.append(active)
+                    self._hand_out(active)
+                elif not self._active:
+                    self._change.notify_all()
+                    return None
+                else:
+                    self._change.wait(0.2)
+            return None
+
+    def _hand_out(self, active: _Active) -> None:
+        """Fills the queue of the group's present step; empty tensors have no units and are finished at once."""
+        group = active.group
+        while True:
+            if active.step < group.steps:
+                active.waiting.extend(group.units)
+                if active.waiting:
+                    return
+                assert group.stream is not None
+                group.stream.fold(active.step)
+                active.step += 1
+                continue
+            for job in group.jobs:
+                if job not in self._done and self._plan.jobs[job].spec.numel == 0:
+                    self._record(job, [])
+            active.waiting.extend(unit for unit in group.units if unit.job not in self._done)
+            if not active.waiting:
+                self._active.remove(active)
+            return
+
+    def _complete(self, active: _Active) -> None:
+        with self._change:
+            active.pending -= 1
+            if not active.waiting and not active.pending:
+                if active.step < active.group.steps:
+                    assert active.group.stream is not None
+                    active.group.stream.fold(active.step)
+                    active.step += 1
+                    self._hand_out(active)
+                else:
+                    self._active.remove(active)
+                self._change.notify_all()
+
+    def _reduce(self, active: _Active, unit: Unit) -> None:
+        place = (unit.job, unit.index)
+        held = self._held.get(place)
+        block = held[0] if held else self._loader.load(unit)
+        assert active.group.stream is not None
+        active.group.stream.reduce(active.step, block)
+        if held is None and (size := self._loader.holdable(unit)) and unit.job not in self._done:
+            with self._change:
+                keep = self._hold_left >= size
+                self._hold_left -= size if keep else 0
+            if keep:
+                self._loader.release()
+                self._held[place] = (block, size)
+
+    def _make(self, active: _Active, unit: Unit) -> None:
+        held = self._held.pop((unit.job, unit.index), None)
+        made = self._loader.make(active.group, unit, held[0] if held else None)
+        self._sink.write(unit.job, unit.first, made.bits)
+        self._progress(made.bits.nbytes)
+        made.bits = made.bits[:0]
+        with self._change:
+            self._hold_left += held[1] if held else 0
+            parts = self._parts.setdefault(unit.job, {})
+            parts[unit.index] = made
+            ready = len(parts) == active.group.unit_counts[unit.job]
+            finished = self._parts.pop(unit.job) if ready else None
+        if finished is not None:
+            self._record(unit.job, [finished[index] for index in sorted(finished)])
+
+    def _record(self, job: int, parts: list[Made]) -> None:
+        inputs = len(self._plan.jobs[job].inputs)
+        self._sink.finish(
+            job,
+            {
+                "digest": digest_of([part.digest for part in parts]),
+                "inputs": [digest_of([part.inputs[k] for part in parts]) for k in range(inputs)],
+                "nonfinite": [sum(part.nonfinite[k] for part in parts) for k in range(inputs)],
+            },
+        )

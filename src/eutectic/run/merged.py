@@ -1,0 +1,96 @@
+"""A plan as a Source: a merge computed on read. Recipes within recipes are these, so nothing is written between."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from eutectic import dtypes
+from eutectic.checkpoint import Source
+from eutectic.kernels.digests import BLOCK
+from eutectic.plan import Plan
+from eutectic.run.blocks import Group, Loader, Unit, sources_of
+
+
+def loader_for(plan: Plan, *, count_nonfinite: bool = False, reference: bool = False) -> Loader:
+    """A loader whose nested recipes are computed on read."""
+    nested = {
+        number: MergedSource(item.plan, item.label, count_nonfinite=count_nonfinite, reference=reference)
+        for number, item in enumerate(plan.inputs)
+        if item.plan is not None
+    }
+    return Loader(plan, sources_of(plan, nested), count_nonfinite=count_nonfinite)
+
+
+class MergedSource(Source):
+    """The merge that a plan describes, as a lazy mapping of tensors.
+
+    Reductions over a tensor (or, under `scope: model`, over the model) run when a tensor that needs them is first
+    read, and are kept. What is read equals, bit for bit, what `merge` would write.
+    """
+
+    def __init__(
+        self, plan: Plan, label: str = "merge", *, count_nonfinite: bool = False, reference: bool = False
+    ) -> None:
+        self.label = label
+        self.plan = plan
+        self.specs = plan.specs
+        self.ties = plan.ties
+        self.metadata = {}
+        self._loader = loader_for(plan, count_nonfinite=count_nonfinite, reference=reference)
+        self._reference = reference
+        self._number = {job.name: number for number, job in enumerate(plan.jobs)}
+        self._group_of = {job: jobs for jobs in plan.groups() for job in jobs}
+        self._groups: dict[int, Group] = {}
+        self._lock = threading.Lock()
+        self._checked = False
+
+    def read_into(self, name: str, start: int, stop: int, out: memoryview) -> None:
+        job = self._number[name]
+        group = self._ready(job)
+        itemsize = dtypes.itemsize(self.specs[name].dtype)
+        whole = [unit for unit in group.units if unit.job == job] if len(group.units) == 1 else None
+        units = whole or [self._unit(group, job, index) for index in range(start // BLOCK, -(-stop // BLOCK))]
+        for unit in units:
+            bits = np.ascontiguousarray(self._loader.make(group, unit).bits).view(np.uint8)
+            low, high = max(start, unit.first), min(stop, unit.first + unit.count)
+            out[(low - start) * itemsize : (high - start) * itemsize] = bits[
+                (low - unit.first) * itemsize : (high - unit.first) * itemsize
+            ].data
+
+    def _unit(self, group: Group, job: int, index: int) -> Unit:
+        first = index * BLOCK
+        return Unit(job, group.jobs.index(job), index, first, min(BLOCK, self.plan.jobs[job].spec.numel - first))
+
+    def _ready(self, job: int) -> Group:
+        """The group of a job with its reductions done."""
+        jobs = self._group_of[job]
+        with self._lock:
+            if not self._checked:
+                self._loader.check_copies()
+                self._checked = True
+            if (kept := self._groups.get(jobs[0])) is not None:
+                return kept
+            group = Group(self.plan, jobs, "cpu", self._reference)
+            for step in range(group.steps):
+                assert group.stream is not None
+                for unit in group.units:
+                    group.stream.reduce(step, self._loader.load(unit))
+                group.stream.fold(step)
+            self._groups[jobs[0]] = group
+            return group
+
+    def identity(self) -> dict[str, Any]:
+        return {"label": self.label, "recipe": self.plan.recipe.to_dict(), "fingerprint": self.plan.fingerprint}
+
+    def check_unchanged(self) -> None:
+        for source in self._loader.sources:
+            source.check_unchanged()
+
+    def folder(self) -> str | None:
+        return self.plan.donor.folder()
+
+    def close(self) -> None:
+        self.plan.close()

@@ -1,0 +1,78 @@
+"""The plain torch form of a method as a stream: for methods without a fused form, for a GPU, and as a cross-check."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eutectic.kernels import fused
+from eutectic.kernels.streams import Block, Stream, StreamJob
+from eutectic.lazy import LazyModule
+from eutectic.methods import Method
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = LazyModule("torch")
+
+
+class Reference(Stream):
+    """Calls the method's own function on stacked tensors, on any torch device.
+
+    On CUDA the block goes up through pinned memory on a stream of the calling thread, so that the copies of one
+    worker overlap the arithmetic of another. Masks and kept sets are those of the CPU: both are functions of the
+    index and of exact comparisons.
+    """
+
+    def __init__(self, method: Method, jobs: Sequence[StreamJob], device: str) -> None:
+        self._method = method
+        self._jobs = jobs
+        self._device = device
+        self._local = threading.local()
+        self._keywords = {p.name: p.name if p.name != "lambda" else "lambda_" for p in method.params.values()}
+
+    def combine(self, block: Block, out: NDArray[Any], kind: int) -> None:
+        with self._cuda_stream():
+            stacked = self._upload(block)
+            result = self._apply(stacked, self._jobs[block.job])
+            bits = _stored(result, out.dtype, kind)
+            out[:] = bits.cpu().numpy().view(out.dtype)
+
+    def _apply(self, stacked: torch.Tensor, job: StreamJob) -> torch.Tensor:
+        given = {keyword: job.parameters[keyword] for keyword in self._keywords.values()}
+        if self._method.random:
+            given["rng"] = job.parameters["rng"]
+        if self._method.space == "weights":
+            return self._method(stacked, **given)
+        base = stacked[0]
+        return base + self._method(stacked[1:] - base, **given)
+
+    def _upload(self, block: Block) -> torch.Tensor:
+        host = torch.from_numpy(block.bits)
+        if self._device != "cpu":
+            host = host.pin_memory().to(self._device, non_blocking=True)
+        if block.kind == fused.BF16:
+            host = host.view(torch.bfloat16)
+        elif block.kind == fused.FP16:
+            host = host.view(torch.float16)
+        return host.to(torch.float64 if block.floats.dtype == np.float64 else torch.float32)
+
+    def _cuda_stream(self) -> Any:
+        if self._device == "cpu":
+            return torch.no_grad()
+        if not hasattr(self._local, "stream"):
+            self._local.stream = torch.cuda.Stream(self._device)
+        return torch.cuda.stream(self._local.stream)
+
+
+def _stored(result: torch.Tensor, dtype: np.dtype[Any], kind: int) -> torch.Tensor:
+    """The result rounded to its stored dtype, as something numpy can hold."""
+    if kind == fused.BF16:
+        return result.to(torch.bfloat16).view(torch.int16)
+    if kind == fused.FP16:
+        return result.to(torch.float16).view(torch.int16)
+    return result.to(torch.float64 if dtype == np.float64 else torch.float32)
