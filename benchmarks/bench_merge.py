@@ -222,7 +222,7 @@ def memory_at_a_quarter(bench: Bench, given: argparse.Namespace) -> Iterator[tup
 
 
 def main() -> None:
-    """Measures, prints the tables, and writes them into the docs when the size is the full one."""
+    """Measures, prints the tables, and writes them into the docs when they are the full ones."""
     given = arguments()
     cores = measure.keep_to_cores()
     given.dir.mkdir(parents=True, exist_ok=True)
@@ -239,7 +239,7 @@ def main() -> None:
     day = datetime.now(UTC).date().isoformat()
     text = report.text(results, facts, elements(folder), quarter, help_and_empty, day, given.rounds)
     print(text)
-    if given.size == "full":
+    if given.size == "full" and set(given.methods) == set(RECIPES):
         report.write(DOCUMENT, text)
     if given.json:
         data = {"date": day, "machine": facts, "elements": elements(folder), "start_up": help_and_empty}

@@ -1,3 +1,61 @@
-"""Eutectic merges the weights of trained neural networks."""
+"""Eutectic merges the weights of trained neural networks: streamed, resumable, proven tensor by tensor.
 
-__version__ = "0.1.0"
+import eutectic
+
+eutectic.merge("recipe.yml", "out")            # models in, one folder out
+eutectic.plan("recipe.yml")                    # what that would do
+eutectic.merged("recipe.yml")["lm_head.weight"]  # a merge as a lazy mapping
+eutectic.open("model")                         # a checkpoint as a lazy mapping
+eutectic.methods.ties(deltas, density=0.2)     # a method by hand, on stacked tensors
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from eutectic._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from eutectic import methods as methods
+    from eutectic.api import Merge as Merge
+    from eutectic.api import Options as Options
+    from eutectic.api import explain as explain
+    from eutectic.api import merge as merge
+    from eutectic.api import merged as merged
+    from eutectic.api import open_model as open  # noqa: F401 (the public name)
+    from eutectic.api import plan as plan
+    from eutectic.api import verify as verify
+    from eutectic.checkpoint import Source as Source
+    from eutectic.errors import EutecticError as EutecticError
+    from eutectic.recipe import Recipe as Recipe
+
+
+_PLACES = {
+    "merge": "eutectic.api:merge",
+    "merged": "eutectic.api:merged",
+    "plan": "eutectic.api:plan",
+    "open": "eutectic.api:open_model",
+    "verify": "eutectic.api:verify",
+    "explain": "eutectic.api:explain",
+    "Merge": "eutectic.api:Merge",
+    "Options": "eutectic.api:Options",
+    "Source": "eutectic.checkpoint:Source",
+    "Recipe": "eutectic.recipe:Recipe",
+    "EutecticError": "eutectic.errors:EutecticError",
+}
+__all__ = [*_PLACES, "methods"]
+
+
+def __getattr__(name: str) -> Any:
+    # At first use: `import eutectic` and the command's help stay instant.
+    if name == "methods":
+        return importlib.import_module("eutectic.methods")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'eutectic' has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,8 +1,9 @@
-"""The doors: merge, plan, open, merged, inspect, explain. The one place where the layers are joined."""
+"""The doors: merge, plan, open, merged, verify, explain. The one place where the layers are joined."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import signal
 import threading
@@ -13,20 +14,47 @@ from time import monotonic
 from typing import Any
 
 from eutectic import checkpoint, dtypes, methods, recipe
-from eutectic.checkpoint import REAL, Source, Storage
+from eutectic.checkpoint import REAL, Source, Storage, torchfile
+from eutectic.checkpoint import codes as checkpoint_codes
+from eutectic.checkpoint import output as output_folder
 from eutectic.checkpoint.companions import Companions, companions
 from eutectic.checkpoint.layout import INDEX, index_of, lay_out
 from eutectic.checkpoint.output import AlreadyCompleteError, Output
-from eutectic.errors import Interrupted, Problem, RecipeError, ResourceError
+from eutectic.errors import InterruptedMergeError, Problem, RecipeError, ResourceError, did_you_mean
 from eutectic.kernels.digests import block_digest, digest_of
+from eutectic.plan import CODES as PLAN_CODES
 from eutectic.plan import Plan, make_plan
 from eutectic.recipe import Recipe
+from eutectic.report import pages
+from eutectic.report import verify as verifying
 from eutectic.report.manifest import manifest_of
+from eutectic.report.pages import example as example
+from eutectic.report.pages import first_line as first_line
+from eutectic.report.pages import method_named as method_named
+from eutectic.report.pages import method_page as method_page
+from eutectic.report.verify import Verification as Verification
+from eutectic.report.verify import read_manifest
+from eutectic.report.verify import verify as verify
+from eutectic.run import blocks
+from eutectic.run import budget as budgeting
 from eutectic.run.budget import DEFAULT_MEMORY, Budget, make_budget, plans_in
 from eutectic.run.engine import Engine
 from eutectic.run.merged import MergedSource, loader_for
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+
+# Every problem's code: title and explanation.
+CODES: dict[str, tuple[str, str]] = {
+    **recipe.CODES,
+    **checkpoint_codes.CODES,
+    **torchfile.CODES,
+    **PLAN_CODES,
+    **output_folder.CODES,
+    **blocks.CODES,
+    **budgeting.CODES,
+    **verifying.CODES,
+    **pages.CODES,
+}
 
 # As transformers and mergekit have it.
 SHARD_BYTES = 5_000_000_000
@@ -37,7 +65,7 @@ class Options:
     """How to run, as opposed to what to compute. The bytes of the weights do not depend on any but `shard_bytes`.
 
     Attributes:
-        threads: workers; the memory bound may allow fewer.
+        threads: workers, None for all cores; the memory bound may allow fewer.
         memory: bound on resident memory, in bytes.
         device: `cpu`, `cuda` or `cuda:N`.
         shard_bytes: largest output file, in bytes of tensors.
@@ -46,7 +74,7 @@ class Options:
         reference: use the plain torch form of the method, as a cross-check (slow, whole tensors in memory).
     """
 
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    threads: int | None = None
     memory: int = DEFAULT_MEMORY
     device: str = "cpu"
     shard_bytes: int = SHARD_BYTES
@@ -155,7 +183,7 @@ def merge(
         progress: called with the number of output bytes after each block.
         storage: the file system.
 
-    Raises `RecipeError`, `CheckpointError`, `OutputError`, `NumericError`, `ResourceError`, or `Interrupted` after
+    Raises `RecipeError`, `CheckpointError`, `OutputError`, `NumericError`, `ResourceError`, or `InterruptedMergeError` after
     SIGINT or SIGTERM (when called from the main thread).
     """
     options = options or Options()
@@ -175,13 +203,7 @@ class _Run:
         self.plan, self.options = planned, options
         self.beside = beside(planned, storage)
         self.notes = [*planned.notes, *self.beside.notes]
-        self.budget = make_budget(
-            planned,
-            memory=options.memory,
-            threads=options.threads,
-            device=options.device,
-            reference=options.reference,
-        )
+        self.budget = budget_for(planned, options)
         self.shards = lay_out(planned.specs, {"format": "pt", **planned.ties}, options.shard_bytes)
         self.fingerprint = fingerprint_of(planned, options)
         self.output = Output(
@@ -212,11 +234,11 @@ class _Run:
             return self._result(started, already_complete=True)
         try:
             with stop_on_signals() as stop:
-                finished = self._engine(loader, stop, progress).run()
+                finished = self._engine(loader, stop.event, progress).run()
             for source in loader.sources:
                 source.check_unchanged()
             if not finished:
-                raise self._interrupted()
+                raise self._interrupted(stop.number)
             self._complete()
         except BaseException:
             self.output.abandon(remove=False)
@@ -239,10 +261,12 @@ class _Run:
             progress=progress,
         )
 
-    def _interrupted(self) -> Interrupted:
+    def _interrupted(self, signal_number: int) -> InterruptedMergeError:
         self.output.flush()
         kept = f"{len(self.output.records)} of {len(self.plan.jobs)} tensors are kept in {self.output.path}.partial"
-        return Interrupted(Problem("W407", f"stopped; {kept}", self.output.path, "the same command resumes"))
+        return InterruptedMergeError(
+            Problem("W407", f"stopped; {kept}", self.output.path, "the same command resumes"), signal_number
+        )
 
     def _complete(self) -> None:
         files = dict(self.beside.files)
@@ -275,7 +299,7 @@ def fingerprint_of(planned: Plan, options: Options) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def beside(planned: Plan, storage: Storage) -> Companions:
+def beside(planned: Plan, storage: Storage = REAL) -> Companions:
     """Config, tokenizer and other small files for the output."""
     floats = {job.spec.dtype for job in planned.jobs if dtypes.is_float(job.spec.dtype)}
     tokenizer = planned.tokenizer.folder() if planned.tokenizer else None
@@ -314,16 +338,59 @@ def check_device(device: str) -> None:
             )
 
 
+@dataclass(slots=True)
+class Stop:
+    """Set by the first signal, which `number` tells."""
+
+    event: threading.Event = field(default_factory=threading.Event)
+    number: int = int(signal.SIGINT)
+
+
 @contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set while the block runs; only the main thread can listen."""
-    stop = threading.Event()
+def stop_on_signals() -> Iterator[Stop]:
+    """Notes SIGINT and SIGTERM while the block runs; only the main thread can listen."""
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _frame: object) -> None:
+        stop.number = number
+        stop.event.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def budget_for(planned: Plan, options: Options) -> Budget:
+    """Workers and memory that a merge of this plan would use. Raises `ResourceError` (M601)."""
+    return make_budget(
+        planned,
+        memory=options.memory,
+        threads=options.threads or os.cpu_count() or 1,
+        device=options.device,
+        reference=options.reference,
+    )
+
+
+def method_names() -> list[str]:
+    """Every method, built in or installed."""
+    return methods.names()
+
+
+def verify_bytes(out: str | os.PathLike[str], *, stored_only: bool = False) -> int:
+    """Bytes that `verify` will go through, for a progress bar."""
+    tensors = read_manifest(os.fspath(out))["tensors"].values()
+    total: int = sum(math.prod(t["shape"]) * dtypes.itemsize(t["dtype"]) for t in tensors)
+    return total if stored_only else 2 * total
+
+
+def explain(code: str) -> tuple[str, str]:
+    """Title and explanation of a problem's code. Raises `RecipeError` (X902) for an unknown one."""
+    if (found := CODES.get(code.upper())) is None:
+        raise RecipeError(Problem("X902", f"there is no code {code!r}", hint=did_you_mean(code.upper(), CODES)))
+    return found

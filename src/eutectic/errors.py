@@ -77,10 +77,12 @@ class ResourceError(EutecticError):
     """The memory bound or the device cannot hold what the merge needs."""
 
 
-class Interrupted(EutecticError):
-    """Stopped by a signal; what was finished is kept and the same command resumes."""
+class InterruptedMergeError(EutecticError):
+    """Stopped by a signal; what was finished is kept and the same command resumes. Exit code 128 + signal."""
 
-    exit_code = 130
+    def __init__(self, problems: Problem | Iterable[Problem], signal_number: int = 2) -> None:
+        super().__init__(problems)
+        self.exit_code = 128 + signal_number
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

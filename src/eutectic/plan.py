@@ -127,6 +127,13 @@ class PlanInput:
             return {"label": self.label, "recipe": self.plan.recipe.to_dict(), "fingerprint": self.plan.fingerprint}
         return {**self._open.identity(), "label": self.label}
 
+    def close(self) -> None:
+        """Closes its files."""
+        if self.plan:
+            self.plan.close()
+        else:
+            self._open.close()
+
     def folder(self) -> str | None:
         """Where its config and tokenizer are."""
         return self.plan.donor.folder() if self.plan else self._open.folder()
@@ -211,10 +218,7 @@ class Plan:
     def close(self) -> None:
         """Closes every input."""
         for item in self.inputs:
-            if item.plan:
-                item.plan.close()
-            elif item.source:
-                item.source.close()
+            item.close()
 
 
 Opener = Callable[[Any, str | None], Source]
@@ -337,7 +341,8 @@ class _Planner:
         tokenizer = self.inputs[named] if named is not None else None
         self._note_defaults()
         if self.problems:
-            _close(item.plan or item.source for item in self.inputs if item.plan or item.source)
+            for item in self.inputs:
+                item.close()
             raise RecipeError(self.problems)
         return Plan(
             self.recipe,

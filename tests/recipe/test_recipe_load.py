@@ -356,7 +356,7 @@ def test_problems_of_an_included_file_name_that_file(tmp_path: Path, monkeypatch
     assert refused("outer.yml").splitlines() == [
         "R120 inner.yml:1:15 merge_method: no merge method is called 'liner'; did you mean 'linear'?",
         "R102 broken.yml:2:1: not valid YAML: did not find expected node content while parsing a flow node from line 2",
-        "R101 outer.yml:2:46 models[3]: the recipe 'ner.yml' does not exist; did you mean 'inner.yml'?",
+        "R101 outer.yml:2:44 models[3]: the recipe 'ner.yml' does not exist; did you mean 'inner.yml'?",
         "R107 empty.yml: the recipe is empty",
     ]
 
@@ -418,7 +418,7 @@ def test_overrides() -> None:
     assert recipe.parameters["normalize"].constant is False
     assert (recipe.dtype, recipe.seed) == (None, 3)
     assert recipe.places["parameters.normalize"].file == "--set"
-    assert recipe.places["models[2].parameters.weight"].line == 12
+    assert recipe.places["models[2].parameters.weight"].line == 11
     bare = read("merge_method: linear\nmodels: [a, b]\n", overrides=["models[1].parameters.weight=4"])
     assert bare.models[1].parameters["weight"].constant == 4
     assert read({"merge_method": "linear", "models": ["a"]}, overrides=["models[0].parameters.weight=4"])

@@ -52,6 +52,11 @@ CODES: dict[str, tuple[str, str]] = {
         "The operating system refused. What was finished is kept in OUT.partial; the same command resumes when the "
         "cause is mended.",
     ),
+    "W407": (
+        "interrupted",
+        "The merge was stopped by a signal. Finished tensors are kept in OUT.partial; the same command goes on from "
+        "there, and the result is the same as without the interruption.",
+    ),
     "W406": (
         "the output would overwrite an input",
         "The output folder is, contains, or lies within one of the models that are merged. Choose another name.",

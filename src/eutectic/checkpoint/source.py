@@ -85,7 +85,7 @@ class Source(Mapping[str, "torch.Tensor"]):
         spec = self.specs[name]
         tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype))
         if spec.numel:
-            view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            view = tensor.reshape(-1).view(torch.uint8).numpy().data
             self.read_into(name, 0, spec.numel, view)
         return tensor
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from eutectic.kernels.bits import BF16, FP16, PLAIN
+
 TILE = 2048
 
-# How stored bits become floats: the top half of a float32, a half float, or the float itself.
-BF16, FP16, PLAIN = 0, 1, 2
 NO_TRIM, TRIM, DROP = 0, 1, 2
 
 _jit = njit(cache=True, nogil=True, error_model="numpy")
@@ -87,7 +87,7 @@ def count_masked(words: Any, mask: Any) -> int:
     for start in range(0, words.shape[0], TILE):
         tile = words[start : start + TILE]
         # Counted in 32 bits a tile, so that the loop stays as narrow as the words.
-        here = np.int32(0)
+        here: Any = np.int32(0)
         for i in range(tile.shape[0]):
             here += np.int32(1) if (tile[i] & mask) == mask else np.int32(0)
         found += here

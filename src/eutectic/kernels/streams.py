@@ -11,16 +11,21 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eutectic.kernels import fused
 from eutectic.kernels.random import Rng, keep_threshold, uint32_key
 from eutectic.kernels.sphere import slerp_coefficients
 from eutectic.kernels.sums import divisor, negligible, one_a_model
 from eutectic.kernels.trim import kept_count
+from eutectic.lazy import LazyModule
+
+if TYPE_CHECKING:
+    from eutectic.kernels import fused
+else:
+    fused = LazyModule("eutectic.kernels.fused")
 
 Bits = NDArray[Any]
 
@@ -38,7 +43,7 @@ class StreamJob:
 class Block:
     """Entries `first : first + n` of every input of one job, `bits (M, n)`; deltas have the base in row 0.
 
-    `kind` is `fused.BF16`, `FP16` or `PLAIN`; plain bits are float32 or float64 arrays. `floats` is an empty array of
+    `kind` is `bits.BF16`, `FP16` or `PLAIN`; plain bits are float32 or float64 arrays. `floats` is an empty array of
     the working precision.
     """
 
@@ -61,6 +66,7 @@ class Stream(ABC):
 
     def fold(self, step: int) -> None:
         """Ends reduction `step`, after every block."""
+        raise AssertionError("this stream has no reductions")
 
     @abstractmethod
     def combine(self, block: Block, out: Bits, kind: int) -> None:
@@ -230,7 +236,7 @@ class TaskVectors(Stream):
             self._threshold = np.array(self._prefix, word).view(value)
 
     def _share_out(self) -> None:
-        """How many entries equal to the threshold each block keeps: the first `_rank` in the order of jobs and index."""
+        """How many entries equal to the threshold each block keeps: the first `_rank` in order."""
         left = np.array(self._rank, np.int64)
         for place in sorted(self._equal):
             self._budgets[place] = np.minimum(left, self._equal[place])

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from eutectic import __version__
+from eutectic._version import __version__
 from eutectic.plan import NUMERICS, Plan
 
 FORMAT = 1

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,18 @@ from numpy.typing import NDArray
 from eutectic import dtypes
 from eutectic.checkpoint import Source
 from eutectic.errors import NumericError, Problem, RecipeError
-from eutectic.kernels import fused
+from eutectic.kernels.bits import EXPONENT, KIND, PLAIN, STORED
 from eutectic.kernels.digests import BLOCK, block_digest
 from eutectic.kernels.random import Rng
 from eutectic.kernels.streams import Block, Stream, StreamJob
+from eutectic.lazy import LazyModule
 from eutectic.plan import Job, Plan
 from eutectic.run.reference import Reference
+
+if TYPE_CHECKING:
+    from eutectic.kernels import fused
+else:
+    fused = LazyModule("eutectic.kernels.fused")
 
 CODES: dict[str, tuple[str, str]] = {
     "N501": (
@@ -41,10 +47,6 @@ CODES: dict[str, tuple[str, str]] = {
         "`buffers_from: MODEL` (or `base`). Many large ones mean that a model is quantised: dequantise it first.",
     ),
 }
-
-_KIND = {"bfloat16": fused.BF16, "float16": fused.FP16, "float32": fused.PLAIN, "float64": fused.PLAIN}
-_STORED = {"bfloat16": np.uint16, "float16": np.uint16, "float32": np.float32, "float64": np.float64}
-_EXPONENT = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000, "float64": 0x7FF0000000000000}
 
 
 @dataclass(slots=True)
@@ -152,8 +154,8 @@ class Loader:
         else:
             raw = list(held.bits)
         nonfinite = [self._check_input(job, k, row) for k, row in enumerate(raw)]
-        out: NDArray[Any] = np.empty(unit.count, _STORED[job.spec.dtype])
-        group.stream.combine(held, out, _KIND[job.spec.dtype])
+        out: NDArray[Any] = np.empty(unit.count, STORED[job.spec.dtype])
+        group.stream.combine(held, out, KIND[job.spec.dtype])
         bad = count_nonfinite(out, job.spec.dtype)
         if bad and not sum(nonfinite):
             raise NumericError(
@@ -202,9 +204,9 @@ class Loader:
 
     def _raw(self, number: int, name: str, unit: Unit) -> NDArray[Any]:
         spec = self.plan.inputs[number].specs[name]
-        stored = _STORED.get(spec.dtype) or np.dtype(dtypes.BY_NAME[spec.dtype].bits)
+        stored = STORED.get(spec.dtype) or np.dtype(dtypes.BY_NAME[spec.dtype].bits)
         row: NDArray[Any] = np.empty(unit.count, stored)
-        self.sources[number].read_into(name, unit.first, unit.first + unit.count, memoryview(row.view(np.uint8)))
+        self.sources[number].read_into(name, unit.first, unit.first + unit.count, row.view(np.uint8).data)
         return row
 
     def _copy(self, job: Job, unit: Unit) -> Made:
@@ -235,17 +237,17 @@ class Loader:
         work = working_dtype(self.plan, job)
         floats: NDArray[Any] = np.empty(0, work)
         if len(set(found)) == 1 and (found[0] == "float64") == (work == "float64"):
-            bits = self._buffer(len(found), unit.count, _STORED[found[0]])
+            bits = self._buffer(len(found), unit.count, STORED[found[0]])
             for row, (i, name) in zip(bits, job.inputs, strict=True):
-                self.sources[i].read_into(name, unit.first, unit.first + unit.count, memoryview(row.view(np.uint8)))
-            return bits, _KIND[found[0]], floats, list(bits)
+                self.sources[i].read_into(name, unit.first, unit.first + unit.count, row.view(np.uint8).data)
+            return bits, KIND[found[0]], floats, list(bits)
         bits = self._buffer(len(found), unit.count, work)
         raw = []
         for row, (i, name), dtype in zip(bits, job.inputs, found, strict=True):
             stored = self._raw(i, name, unit)
             row[:] = _converted(stored, dtype, work, work == "float64")
             raw += [stored] if keep else []
-        return bits, fused.PLAIN, floats, raw
+        return bits, PLAIN, floats, raw
 
     def _buffer(self, rows: int, count: int, dtype: Any) -> NDArray[Any]:
         """This thread's buffer, reused: fresh memory for every block would cost more than filling it."""
@@ -253,7 +255,8 @@ class Loader:
         kept: NDArray[np.uint8] | None = getattr(self._local, "buffer", None)
         if kept is None or kept.nbytes < nbytes:
             kept = self._local.buffer = np.empty(nbytes, np.uint8)
-        return kept[:nbytes].view(dtype).reshape(rows, count)
+        shaped: NDArray[Any] = kept[:nbytes].view(dtype).reshape(rows, count)
+        return shaped
 
     def release(self) -> None:
         """Gives this thread's buffer away: the block that was loaded last stays valid."""
@@ -278,12 +281,12 @@ class Loader:
 def count_nonfinite(bits: NDArray[Any], dtype: str) -> int:
     """How many stored values are NaN or infinite."""
     words = bits.view(dtypes.BY_NAME[dtype].bits)
-    return int(fused.count_masked(words, words.dtype.type(_EXPONENT[dtype])))
+    return int(fused.count_masked(words, words.dtype.type(EXPONENT[dtype])))
 
 
 def _converted(row: NDArray[Any], dtype: str, wanted: str, wide: bool) -> NDArray[Any]:
-    out: NDArray[Any] = np.empty(len(row), _STORED[wanted])
-    fused.convert(row, _KIND[dtype], np.empty(0, np.float64 if dtype == "float64" else np.float32), out, _KIND[wanted])
+    out: NDArray[Any] = np.empty(len(row), STORED[wanted])
+    fused.convert(row, KIND[dtype], np.empty(0, np.float64 if dtype == "float64" else np.float32), out, KIND[wanted])
     return out
 
 

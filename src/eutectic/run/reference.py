@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eutectic.kernels import fused
+from eutectic.kernels.bits import BF16, FP16
 from eutectic.kernels.streams import Block, Stream, StreamJob
 from eutectic.lazy import LazyModule
 from eutectic.methods import Method
@@ -55,9 +55,9 @@ class Reference(Stream):
         host = torch.from_numpy(block.bits)
         if self._device != "cpu":
             host = host.pin_memory().to(self._device, non_blocking=True)
-        if block.kind == fused.BF16:
+        if block.kind == BF16:
             host = host.view(torch.bfloat16)
-        elif block.kind == fused.FP16:
+        elif block.kind == FP16:
             host = host.view(torch.float16)
         return host.to(torch.float64 if block.floats.dtype == np.float64 else torch.float32)
 
@@ -65,14 +65,14 @@ class Reference(Stream):
         if self._device == "cpu":
             return torch.no_grad()
         if not hasattr(self._local, "stream"):
-            self._local.stream = torch.cuda.Stream(self._device)
+            self._local.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         return torch.cuda.stream(self._local.stream)
 
 
 def _stored(result: torch.Tensor, dtype: np.dtype[Any], kind: int) -> torch.Tensor:
     """The result rounded to its stored dtype, as something numpy can hold."""
-    if kind == fused.BF16:
+    if kind == BF16:
         return result.to(torch.bfloat16).view(torch.int16)
-    if kind == fused.FP16:
+    if kind == FP16:
         return result.to(torch.float16).view(torch.int16)
     return result.to(torch.float64 if dtype == np.float64 else torch.float32)

@@ -1,0 +1,5 @@
+"""`python -m eutectic`."""
+
+from eutectic.cli import main
+
+main()

@@ -1,0 +1,3 @@
+"""The version: one place for the package, its manifests and its command."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,46 @@
+"""The command `eutectic`: each verb a thin shell over one function of `api`. Imports nothing heavy by itself."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from eutectic._version import __version__
+from eutectic.cli.explain import explain
+from eutectic.cli.inspect import inspect
+from eutectic.cli.merge import merge
+from eutectic.cli.methods import methods
+from eutectic.cli.plan import plan
+from eutectic.cli.verify import verify
+
+app = typer.Typer(
+    name="eutectic",
+    help="Merges the weights of trained neural networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (merge, plan, verify, inspect, methods, explain):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"eutectic {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point."""
+    app()

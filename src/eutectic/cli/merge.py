@@ -1,0 +1,114 @@
+"""`eutectic merge`: models in, one folder out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eutectic.cli import options, screen, values
+from eutectic.cli import plan as planning
+
+if TYPE_CHECKING:
+    from eutectic.api import Merge
+    from eutectic.plan import Plan
+    from eutectic.run.budget import Budget
+
+
+class Nonfinite(StrEnum):
+    """What to do about NaN and infinity in an input."""
+
+    stop = "stop"
+    tally = "count"
+
+
+def merge(
+    recipe: options.Recipe,
+    out: Annotated[str, typer.Argument(help="Folder to make.", metavar="OUT")],
+    set_: options.Set = None,
+    seed: options.Seed = None,
+    dtype: options.DType = None,
+    threads: options.Threads = None,
+    memory: options.Memory = "1GiB",
+    device: options.Device = "cpu",
+    shard_size: Annotated[str, typer.Option(help="Largest output file.", metavar="SIZE")] = "5GB",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace OUT if it exists.")] = False,
+    nonfinite: Annotated[
+        Nonfinite, typer.Option(help="NaN or infinity in an input: stop, or count and go on.")
+    ] = Nonfinite.stop,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Merge models into the folder OUT. The same command resumes after an interruption."""
+    with screen.refusals(json):
+        from eutectic import api
+
+        chosen = api.Options(
+            threads=threads,
+            memory=values.size(memory),
+            device=device,
+            shard_bytes=values.size(shard_size),
+            replace=replace,
+            nonfinite=nonfinite.value,
+        )
+        with ExitStack() as bars:
+            report: list[object] = []
+
+            def on_plan(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
+                if not (quiet or json):
+                    planning.show(planned, budget, notes)
+                hidden = quiet or json
+                report.append(bars.enter_context(screen.progress("merging", planned.bytes_out, quiet=hidden)))
+
+            done = api.merge(
+                recipe,
+                out,
+                overrides=set_ or [],
+                seed=seed,
+                dtype=dtype,
+                options=chosen,
+                on_plan=on_plan,
+                progress=lambda nbytes: report[0](nbytes),  # type: ignore[operator]
+            )
+        if json:
+            screen.print_json(_as_json(done))
+        elif not quiet:
+            _show(done)
+
+
+def _show(done: Merge) -> None:
+    from rich.markup import escape
+
+    console = screen.out()
+    where = escape(screen.clean(done.path))
+    if done.already_complete:
+        console.print(f"[green]nothing to do[/]: {where} is this merge already", soft_wrap=True)
+        return
+    speed = values.shown((done.plan.bytes_in + done.plan.bytes_out) / max(done.seconds, 1e-9))
+    size = values.shown(done.plan.bytes_out)
+    resumed = f", {done.resumed} tensors from the interrupted run" if done.resumed else ""
+    count = len(done.plan.jobs)
+    console.print(f"[green]merged[/] {count} tensors, {size}, in {done.seconds:.1f} s ({speed}/s in and out{resumed})")
+    if done.nonfinite:
+        found = f"{done.nonfinite} NaN or infinite values in the inputs"
+        console.print(f"[yellow]note[/] {found}; eutectic.json says where")
+    console.print(f"{where}  [dim]eutectic verify checks it[/]", soft_wrap=True)
+
+
+def _as_json(done: Merge) -> dict[str, object]:
+    return {
+        "path": done.path,
+        "method": done.plan.method.name,
+        "tensors": len(done.plan.jobs),
+        "bytes_in": done.plan.bytes_in,
+        "bytes_out": done.plan.bytes_out,
+        "seconds": round(done.seconds, 3),
+        "resumed": done.resumed,
+        "already_complete": done.already_complete,
+        "nonfinite": done.nonfinite,
+        "seed": done.plan.seed,
+        "notes": list(done.notes),
+    }

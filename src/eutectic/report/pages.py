@@ -1,0 +1,79 @@
+"""A method or a code as a page of Markdown: for the terminal, the docs and, later, model cards."""
+
+from __future__ import annotations
+
+import inspect
+
+from eutectic import methods
+from eutectic.errors import Problem, RecipeError, did_you_mean
+from eutectic.methods import Method
+
+CODES: dict[str, tuple[str, str]] = {
+    "X901": ("no such method", "`eutectic methods` lists every method that is built in or installed."),
+    "X902": ("no such code", "Every problem that is printed begins with its code, a letter and three digits."),
+}
+
+
+def method_named(name: str) -> Method:
+    """The method, or `RecipeError` (X901) with the nearest name."""
+    if (found := methods.get(name)) is None:
+        hint = did_you_mean(name, methods.names()) or "`eutectic methods` lists them"
+        raise RecipeError(Problem("X901", f"there is no method {name!r}", hint=hint))
+    return found
+
+
+def first_line(method: Method) -> str:
+    """The method in one sentence."""
+    return (inspect.getdoc(method.function) or "").split("\n", 1)[0]
+
+
+def paper_link(method: Method) -> str:
+    """The paper as a Markdown link."""
+    kind, _, number = method.paper.partition(":")
+    address = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}.get(kind)
+    return f"[{method.paper}]({address}{number})" if address else method.paper
+
+
+def method_page(method: Method) -> str:
+    """The method's page: what it does, its parameters, how it differs, an example."""
+    text = inspect.getdoc(method.function) or ""
+    rows = [f"| `{p.name}` | {p.describe()} |" for p in method.params.values()]
+    if len(method.scopes) > 1:
+        rows.append(f"| `scope` | one of {', '.join(method.scopes)}, default {method.scopes[0]} |")
+    rows += [f"| `{name}` | accepted, no effect: {why} |" for name, why in method.accepted.items()]
+    least, most = method.models
+    count = f"{least}" if least == most else f"{least} or more"
+    base = {"required": "required", "ignored": "not used", "first": "required: the starting point"}[method.base]
+    return "\n".join(
+        [
+            f"# {method.name}",
+            "",
+            text,
+            "",
+            f"Family: {method.family}. Paper: {paper_link(method)}. Models: {count}. Base model: {base}.",
+            "",
+            "| parameter | value |",
+            "|---|---|",
+            *rows,
+            "",
+            "```yaml",
+            example(method).rstrip(),
+            "```",
+            "",
+        ]
+    )
+
+
+def example(method: Method) -> str:
+    """A small recipe that is valid."""
+    lines = [f"merge_method: {method.name}"]
+    weighted = "weight" in method.params
+    if method.base != "ignored":
+        lines.append("base_model: ./base")
+    lines.append("models:")
+    for model in ("./code", "./math") if method.models[1] != 2 else ("./code",):
+        lines.append(f"  - model: {model}")
+        lines += ["    parameters:", "      weight: 0.5"] if weighted else []
+    values = {"density": 0.5, "t": 0.5, "lambda": 1.0}
+    shared = [f"  {name}: {values[name]}" for name in method.params if name in values]
+    return "\n".join([*lines, *(["parameters:", *shared] if shared else []), "dtype: bfloat16"]) + "\n"

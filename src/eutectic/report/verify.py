@@ -1,0 +1,207 @@
+"""A finished output -> is it what its manifest says, and is that what the recipe gives?"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from eutectic import dtypes, methods, recipe
+from eutectic.checkpoint import REAL, FileSource, Source, Storage, open_folder, open_source
+from eutectic.checkpoint.output import MANIFEST
+from eutectic.errors import CheckpointError, EutecticError, Problem
+from eutectic.kernels.digests import BLOCK, block_digest, digest_of
+from eutectic.plan import Plan, make_plan
+from eutectic.run.merged import MergedSource
+
+CODES: dict[str, tuple[str, str]] = {
+    "V701": (
+        "no manifest",
+        "The folder has no readable eutectic.json, so nothing says what it should hold. Only folders that "
+        "`eutectic merge` made can be verified.",
+    ),
+    "V702": (
+        "the output is not what its manifest says",
+        "A file or tensor was changed, damaged, added or removed after the merge. Merge again with `--replace`.",
+    ),
+    "V703": (
+        "the recipe gives other bytes",
+        "The output is intact, but merging the same models again gives another result: a model has changed since, or "
+        "another version of Eutectic with other numerics made it.",
+    ),
+    "V704": (
+        "the merge cannot be repeated",
+        "A model that was merged cannot be found or opened any more, or lived in memory. `--stored-only` checks the "
+        "output against its manifest without the models.",
+    ),
+}
+
+
+@dataclass(slots=True)
+class Verification:
+    """What was checked. `problems` is empty when all is well.
+
+    Attributes:
+        path: the output folder.
+        stored: tensors whose stored bytes were compared with the manifest.
+        derived: tensors that were computed again and compared.
+        files: other files that were compared.
+        problems: what differs.
+    """
+
+    path: str
+    stored: int = 0
+    derived: int = 0
+    files: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+
+def verify(
+    out: str | os.PathLike[str],
+    *,
+    stored_only: bool = False,
+    sample: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    storage: Storage = REAL,
+) -> Verification:
+    """Compares an output with its manifest, then merges again and compares.
+
+    Args:
+        out: a folder that `merge` made.
+        stored_only: leave out merging again; the models need not be there.
+        sample: merge only this many tensors again, spread over the model; None is all.
+        progress: called with the bytes of each tensor that was checked.
+        storage: the file system.
+
+    Raises `CheckpointError` when there is no manifest (V701) or the merge cannot be repeated (V704).
+    """
+    folder = os.fspath(out)
+    manifest = read_manifest(folder, storage)
+    result = Verification(folder)
+    try:
+        source = open_folder(folder, os.path.basename(os.path.abspath(folder)), storage)
+    except CheckpointError as error:
+        result.problems += [Problem("V702", p.message, p.where, p.hint, p.file) for p in error.problems]
+        return result
+    try:
+        _check_files(result, manifest, storage)
+        _check_stored(result, manifest, source, progress)
+        if not stored_only and not result.problems:
+            _check_derived(result, manifest, source, sample, progress)
+    finally:
+        source.close()
+    return result
+
+
+def read_manifest(folder: str, storage: Storage = REAL) -> dict[str, Any]:
+    """The manifest of an output. Raises `CheckpointError` (V701)."""
+    path = os.path.join(folder, MANIFEST)
+    try:
+        found = json.loads(storage.read_bytes(path, 1 << 30))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        problem = Problem("V701", f"no readable manifest: {reason}", hint="name a folder that `eutectic merge` made")
+        raise CheckpointError(Problem(problem.code, problem.message, "", problem.hint, path)) from error
+    if not isinstance(found, dict) or not isinstance(found.get("tensors"), dict) or "recipe" not in found:
+        raise CheckpointError(Problem("V701", "this is no manifest of a merge", "", "was it edited?", path))
+    return found
+
+
+def _differs(result: Verification, where: str, message: str) -> None:
+    result.problems.append(Problem("V702", message, where))
+
+
+def _check_files(result: Verification, manifest: Mapping[str, Any], storage: Storage) -> None:
+    for name, digest in manifest["files"].items():
+        try:
+            data = storage.read_bytes(os.path.join(result.path, name), 1 << 30)
+        except OSError as error:
+            _differs(result, name, f"cannot be read: {error.strerror or error}")
+            continue
+        result.files += 1
+        if digest_of([block_digest(data)]) != digest:
+            _differs(result, name, "was changed after the merge")
+
+
+def _check_stored(
+    result: Verification, manifest: Mapping[str, Any], source: FileSource, progress: Callable[[int], None] | None
+) -> None:
+    tensors = manifest["tensors"]
+    for name in tensors.keys() - source.specs.keys():
+        _differs(result, name, "is in the manifest but not in the output")
+    for name in source.specs.keys() - tensors.keys():
+        _differs(result, name, "is in the output but not in the manifest")
+    for name, spec in source.specs.items():
+        entry = tensors.get(name)
+        if entry is None:
+            continue
+        if (entry["dtype"], entry["shape"]) != (spec.dtype, list(spec.shape)):
+            said = f"{entry['dtype']} {entry['shape']}"
+            _differs(result, name, f"is {spec.dtype} {list(spec.shape)}, the manifest says {said}")
+        elif digest_of(list(block_digests(source, name))) != entry["digest"]:
+            _differs(result, name, "has other bytes than were written")
+        result.stored += 1
+        if progress:
+            progress(spec.nbytes)
+
+
+def block_digests(source: Source, name: str) -> Iterator[bytes]:
+    """Digests of the blocks of one tensor, read one after the other."""
+    spec = source.specs[name]
+    size = dtypes.itemsize(spec.dtype)
+    buffer = bytearray(min(spec.numel, BLOCK) * size)
+    for first in range(0, spec.numel, BLOCK):
+        count = min(BLOCK, spec.numel - first)
+        view = memoryview(buffer)[: count * size]
+        source.read_into(name, first, first + count, view)
+        yield block_digest(view)
+
+
+def _check_derived(
+    result: Verification,
+    manifest: Mapping[str, Any],
+    source: FileSource,
+    sample: int | None,
+    progress: Callable[[int], None] | None,
+) -> None:
+    plan = _plan_again(result.path, manifest)
+    again = MergedSource(plan, count_nonfinite=True)
+    try:
+        names = list(again.specs)
+        if sample is not None and sample < len(names):
+            names = [names[i * len(names) // sample] for i in range(sample)]
+        for name in names:
+            if name not in source.specs or again.specs[name] != source.specs[name]:
+                result.problems.append(Problem("V703", "the recipe gives a tensor of another kind", name))
+            elif digest_of(list(block_digests(again, name))) != manifest["tensors"][name]["digest"]:
+                result.problems.append(Problem("V703", "the recipe gives other bytes", name))
+            result.derived += 1
+            if progress:
+                progress(again.specs[name].nbytes)
+        if again.specs.keys() != source.specs.keys():
+            result.problems.append(Problem("V703", "the recipe gives other tensors", result.path))
+    finally:
+        again.close()
+
+
+def _plan_again(path: str, manifest: Mapping[str, Any]) -> Plan:
+    """The plan of the manifest's recipe; relative paths are tried from where the merge was run."""
+    folders = [os.path.normpath(os.path.join(path, relative)) for relative in manifest.get("found_from", [])]
+
+    def opener(model: Any, _folder: str | None) -> Source:
+        for folder in folders:
+            candidate = os.path.join(folder, model)
+            if not os.path.isabs(model) and os.path.exists(candidate):
+                return open_source(candidate)
+        return open_source(model)
+
+    try:
+        return make_plan(recipe.load(manifest["recipe"], methods=methods), opener)
+    except EutecticError as error:
+        hint = "put the models back, or pass `--stored-only`"
+        raise CheckpointError(
+            Problem("V704", f"the merge cannot be repeated: {problem.message}", problem.where, hint, problem.file)
+            for problem in error.problems
+        ) from error
