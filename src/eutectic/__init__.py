@@ -12,6 +12,8 @@ eutectic.methods.ties(deltas, density=0.2)     # a method by hand, on stacked te
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from eutectic._version import __version__ as __version__
@@ -59,3 +61,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """The package's own type: a public name stays what it is when a submodule of the same name is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing `eutectic.plan` binds that module to `plan`, the name of a public function.
+        if not (name in _PLACES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

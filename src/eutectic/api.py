@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
-import signal
+import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
 from eutectic import checkpoint, dtypes, methods, recipe
 from eutectic.checkpoint import REAL, Source, Storage, torchfile
 from eutectic.checkpoint import codes as checkpoint_codes
-from eutectic.checkpoint import output as output_folder
 from eutectic.checkpoint.companions import Companions, companions
 from eutectic.checkpoint.layout import INDEX, index_of, lay_out
-from eutectic.checkpoint.output import AlreadyCompleteError, Output
-from eutectic.errors import InterruptedMergeError, Problem, RecipeError, ResourceError, did_you_mean
+from eutectic.checkpoint.output import WORK, AlreadyCompleteError, Output
+from eutectic.errors import InterruptedMergeError, NumericError, Problem, RecipeError, ResourceError, did_you_mean
 from eutectic.kernels.digests import block_digest, digest_of
 from eutectic.plan import CODES as PLAN_CODES
 from eutectic.plan import Plan, make_plan
@@ -40,6 +39,7 @@ from eutectic.run import budget as budgeting
 from eutectic.run.budget import DEFAULT_MEMORY, Budget, make_budget, plans_in
 from eutectic.run.engine import Engine
 from eutectic.run.merged import MergedSource, loader_for
+from eutectic.run.signals import stop_on_signals
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
@@ -49,7 +49,6 @@ CODES: dict[str, tuple[str, str]] = {
     **checkpoint_codes.CODES,
     **torchfile.CODES,
     **PLAN_CODES,
-    **output_folder.CODES,
     **blocks.CODES,
     **budgeting.CODES,
     **verifying.CODES,
@@ -183,12 +182,13 @@ def merge(
         progress: called with the number of output bytes after each block.
         storage: the file system.
 
-    Raises `RecipeError`, `CheckpointError`, `OutputError`, `NumericError`, `ResourceError`, or `InterruptedMergeError` after
-    SIGINT or SIGTERM (when called from the main thread).
+    Raises `RecipeError`, `CheckpointError`, `OutputError`, `NumericError`, `ResourceError`, or `InterruptedMergeError`
+    after SIGINT or SIGTERM (when called from the main thread).
     """
     options = options or Options()
     check_device(options.device)
-    planned = plan(source, overrides=overrides, seed=seed, dtype=dtype)
+    loaded = load_recipe(source, overrides=overrides, seed=seed, dtype=dtype)
+    planned = make_plan(loaded, lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage))
     try:
         return _Run(planned, os.fspath(out), options, storage).merge(on_plan, progress)
     finally:
@@ -205,13 +205,14 @@ class _Run:
         self.notes = [*planned.notes, *self.beside.notes]
         self.budget = budget_for(planned, options)
         self.shards = lay_out(planned.specs, {"format": "pt", **planned.ties}, options.shard_bytes)
-        self.fingerprint = fingerprint_of(planned, options)
+        self.fingerprint = fingerprint_of(planned, options, self.beside)
         self.output = Output(
             out,
             self.shards,
             [(job.name, job.spec.numel, dtypes.itemsize(job.spec.dtype)) for job in planned.jobs],
             fingerprint=self.fingerprint,
-            stamps=[item.source.stamp() for level in plans_in(planned) for item in level.inputs if item.source],
+            stamps=[source.stamp() for source in sources_in(planned)],
+            newest=newest_of(planned),
             replace=options.replace,
             storage=storage,
         )
@@ -227,22 +228,23 @@ class _Run:
         loader = loader_for(
             self.plan, count_nonfinite=self.options.nonfinite == "count", reference=self.options.reference
         )
-        loader.check_copies()
-        try:
-            self.output.open()
-        except AlreadyCompleteError:
-            return self._result(started, already_complete=True)
-        try:
-            with stop_on_signals() as stop:
+        with stop_on_signals() as stop:
+            loader.check_copies()
+            try:
+                self.output.open(stop.event)
+            except AlreadyCompleteError:
+                return self._result(started, already_complete=True)
+            try:
                 finished = self._engine(loader, stop.event, progress).run()
-            for source in loader.sources:
-                source.check_unchanged()
-            if not finished:
-                raise self._interrupted(stop.number)
-            self._complete()
-        except BaseException:
-            self.output.abandon(remove=False)
-            raise
+                for source in loader.sources:
+                    source.check_unchanged()
+                if not finished:
+                    raise self._interrupted(stop.number)
+                self._complete()
+            except BaseException as error:
+                # What a broken model has made so far is of no use to any later command.
+                self.output.abandon(remove=isinstance(error, NumericError))
+                raise
         return self._result(started, already_complete=False)
 
     def _engine(self, loader: Any, stop: threading.Event, progress: Callable[[int], None] | None) -> Engine:
@@ -276,6 +278,7 @@ class _Run:
         manifest = manifest_of(
             self.plan,
             self.output.records,
+            weights={shard.name: shard.identity() for shard in self.shards},
             fingerprint=self.fingerprint,
             shard_bytes=self.options.shard_bytes,
             files={name: digest_of([block_digest(data)]) for name, data in files.items()},
@@ -293,77 +296,71 @@ class _Run:
         )
 
 
-def fingerprint_of(planned: Plan, options: Options) -> str:
-    """SHA-256 of what decides every byte of the output folder's weights and their division into files."""
-    text = f"{planned.fingerprint} {options.shard_bytes} {options.nonfinite}"
+def fingerprint_of(planned: Plan, options: Options, files: Companions) -> str:
+    """SHA-256 of what decides every byte of the output: the weights, their division into files, the files beside."""
+    digests = {name: digest_of([block_digest(data)]) for name, data in sorted(files.files.items())}
+    text = f"{planned.fingerprint} {options.shard_bytes} {options.nonfinite} {json.dumps(digests)}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def beside(planned: Plan, storage: Storage = REAL) -> Companions:
     """Config, tokenizer and other small files for the output."""
     floats = {job.spec.dtype for job in planned.jobs if dtypes.is_float(job.spec.dtype)}
-    tokenizer = planned.tokenizer.folder() if planned.tokenizer else None
-    return companions(planned.donor.folder(), floats.pop() if len(floats) == 1 else None, tokenizer, storage)
+    dtype = floats.pop() if len(floats) == 1 else None
+    return companions(planned.donor.folder(), dtype, planned.tokenizer_folder(), storage, specs=planned.specs)
+
+
+def sources_in(planned: Plan) -> list[Source]:
+    """Every model that is merged, also those of recipes within the recipe."""
+    return [item.source for level in plans_in(planned) for item in level.inputs if item.source]
+
+
+def newest_of(planned: Plan) -> int | None:
+    """When the latest of the inputs' files was written, in ns; None if a model lives in memory."""
+    times: list[int] = []
+    for source in sources_in(planned):
+        if (files := source.files()) is None:
+            return None
+        times += files.values()
+    return max(times, default=None)
 
 
 def refuse_overlap(planned: Plan, out: str) -> None:
-    """Raises `RecipeError` (W406) if the output is, contains or lies within an input's folder."""
+    """Raises `RecipeError` (W406) if the output is, contains or lies within an input's folder, or is its file.
+
+    The same holds for the folder beside the output in which the work is done.
+    """
     target = os.path.realpath(out)
     problems = []
-    for level in plans_in(planned):
-        for item in level.inputs:
-            folder = item.source.folder() if item.source else None
-            if folder is None:
-                continue
-            taken = os.path.realpath(folder)
-            if os.path.commonpath([taken, target]) in (taken, target):
-                problems.append(
-                    Problem("W406", f"{out} overlaps the input {item.label}", out, "choose another output folder")
-                )
+    for source in sources_in(planned):
+        folder = source.folder()
+        paths = [*(source.files() or ()), *([folder] if folder else [])]
+        taken = any(_within(path, place) for path in paths for place in (target, target + WORK))
+        if taken or (folder and _within(target, folder)):
+            hint = "choose another output folder"
+            problems.append(Problem("W406", f"{out!r} overlaps the input {source.label}", out, hint))
     if problems:
         raise RecipeError(problems)
 
 
+def _within(path: str, folder: str) -> bool:
+    """True if `path` is `folder` or in it; links are followed."""
+    real = os.path.realpath(folder)
+    return os.path.commonpath([real, os.path.realpath(path)]) == real
+
+
 def check_device(device: str) -> None:
     """Raises `RecipeError` for a device that is no device, `ResourceError` (M602) for one that is not there."""
-    name, _, number = device.partition(":")
-    if name not in ("cpu", "cuda") or (number and (name == "cpu" or not number.isdigit())):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII):
         raise RecipeError(Problem("M602", f"{device!r} is no device", "--device", "use cpu, cuda or cuda:N"))
-    if name == "cuda":
+    if device != "cpu":
         import torch
 
+        number = device.partition(":")[2]
         if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
             raise ResourceError(
                 Problem("M602", f"torch {torch.__version__} sees no {device}", "--device", "use `--device cpu`")
             )
-
-
-@dataclass(slots=True)
-class Stop:
-    """Set by the first signal, which `number` tells."""
-
-    event: threading.Event = field(default_factory=threading.Event)
-    number: int = int(signal.SIGINT)
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Notes SIGINT and SIGTERM while the block runs; only the main thread can listen."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def note(number: int, _frame: object) -> None:
-        stop.number = number
-        stop.event.set()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def budget_for(planned: Plan, options: Options) -> Budget:

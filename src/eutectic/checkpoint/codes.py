@@ -1,4 +1,4 @@
-"""What `eutectic explain` says of the problems that opening and reading a model can have."""
+"""What `eutectic explain` says of the problems that reading a model and writing an output can have."""
 
 from __future__ import annotations
 
@@ -131,5 +131,40 @@ CODES: dict[str, tuple[str, str]] = {
         "the hub could not be asked",
         "The hub or the network failed; the client's own words stand in the message. Try again later: what was "
         "downloaded is kept.",
+    ),
+    "W401": (
+        "the output exists",
+        "A merge never writes into an existing folder. Choose another name, or pass `--replace`: the old folder stays "
+        "until the new one is complete, and is then removed. The very same merge finds its own output and is done, "
+        "unless a model's file is newer than the output, or a model lived in memory: then the output may be stale.",
+    ),
+    "W402": (
+        "another run is writing this output",
+        "Two runs into one folder would mix two models. Wait for the other run, or choose another name. If it was "
+        "killed, the lock went with it; this message means that it lives.",
+    ),
+    "W403": (
+        "unfinished work of another merge",
+        "OUT.partial holds the work of another recipe, other models or other options. Run that command again to finish "
+        "it, or pass `--replace` to discard it.",
+    ),
+    "W404": (
+        "not enough disk space",
+        "The whole size of the output is known before the merge starts, and the disk has less. Nothing was left "
+        "behind. Free some space, or write to another disk.",
+    ),
+    "W405": (
+        "the output cannot be written",
+        "The operating system refused. What was finished is kept in OUT.partial; the same command resumes when the "
+        "cause is mended.",
+    ),
+    "W406": (
+        "the output would overwrite an input",
+        "The output folder is, contains, or lies within one of the models that are merged. Choose another name.",
+    ),
+    "W407": (
+        "interrupted",
+        "The merge was stopped by a signal. Finished tensors are kept in OUT.partial; the same command goes on from "
+        "there, and the result is the same as without the interruption.",
     ),
 }

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from eutectic.checkpoint.extents import unreadable
 from eutectic.checkpoint.folder import inside
+from eutectic.checkpoint.source import Spec
 from eutectic.checkpoint.storage import REAL, Storage
+from eutectic.checkpoint.tied import HEAD, embedding_of_head
 
 _SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab", ".spm", ".bpe")
 _LICENCES = ("license", "notice", "usage_policy", "use_policy")
@@ -35,7 +39,12 @@ class Companions:
 
 
 def companions(
-    folder: str | None, dtype: str | None, tokenizer_folder: str | None = None, storage: Storage = REAL
+    folder: str | None,
+    dtype: str | None,
+    tokenizer_folder: str | None = None,
+    storage: Storage = REAL,
+    *,
+    specs: Mapping[str, Spec] | None = None,
 ) -> Companions:
     """The files of `folder` (and its direct subfolders) that belong to a model, with `dtype` corrected in config.json.
 
@@ -44,24 +53,33 @@ def companions(
         dtype: the output's floating dtype if it has one, for `torch_dtype` and `dtype` in config.json.
         tokenizer_folder: where tokenizer files come from instead.
         storage: the file system.
+
+    Raises `CheckpointError` (C221) for a file that cannot be read.
     """
     found = Companions()
     if folder is None:
         found.notes.append("no config or tokenizer files: the weights do not come from a model folder")
         return found
-    _collect(found, folder, "", storage)
+    _gather(found, folder, storage)
     if tokenizer_folder is not None and tokenizer_folder != folder:
         others = Companions()
-        _collect(others, tokenizer_folder, "", storage)
+        _gather(others, tokenizer_folder, storage)
         found.files = {n: d for n, d in found.files.items() if not _is_tokenizer(n)}
         found.files |= {n: d for n, d in others.files.items() if _is_tokenizer(n)}
     if "config.json" in found.files:
-        found.files["config.json"] = _with_dtype(found, dtype)
+        found.files["config.json"] = _corrected(found, dtype, specs or {})
     return found
 
 
 def _is_tokenizer(name: str) -> bool:
     return os.path.basename(name).lower().startswith(_TOKENIZER)
+
+
+def _gather(found: Companions, folder: str, storage: Storage) -> None:
+    try:
+        _collect(found, folder, "", storage)
+    except OSError as error:
+        raise unreadable(error, error.filename or folder, os.path.basename(folder)) from error
 
 
 def _collect(found: Companions, folder: str, prefix: str, storage: Storage) -> None:
@@ -91,19 +109,20 @@ def _collect(found: Companions, folder: str, prefix: str, storage: Storage) -> N
         )
 
 
-def _with_dtype(found: Companions, dtype: str | None) -> bytes:
-    """config.json with the dtype that the weights have; everything else stays, in its order."""
+def _corrected(found: Companions, dtype: str | None, specs: Mapping[str, Spec]) -> bytes:
+    """config.json with the dtype and the ties that the weights have; everything else stays, in its order."""
     text = found.files["config.json"]
     try:
         config = json.loads(text)
     except ValueError:
         found.notes.append("config.json is not valid JSON and was copied as it is")
         return text
-    if not isinstance(config, dict) or dtype is None:
+    if not isinstance(config, dict):
         return text
-    present = [key for key in ("torch_dtype", "dtype") if key in config]
-    if all(config[key] == dtype for key in present):
+    changes: dict[str, object] = {key: dtype for key in ("torch_dtype", "dtype") if dtype is not None and key in config}
+    if HEAD in specs and embedding_of_head(config, specs) is not None:
+        changes["tie_word_embeddings"] = False
+        found.notes.append(f"{HEAD} is not tied in every model, so it is merged by itself and config.json unties it")
+    if all(config[key] == value for key, value in changes.items()):
         return text
-    for key in present:
-        config[key] = dtype
-    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(config | changes, indent=2, ensure_ascii=False) + "\n").encode()

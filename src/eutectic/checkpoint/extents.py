@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,9 @@ def unreadable(error: OSError, path: str, label: str = "", tensor: str = "") -> 
 
 def _close_all(storage: Storage, descriptors: dict[str, int]) -> None:
     while descriptors:
-        storage.close(descriptors.popitem()[1])
+        # What was read was read, whatever closing says.
+        with suppress(OSError):
+            storage.close(descriptors.popitem()[1])
 
 
 class FileSource(Source):
@@ -80,6 +83,8 @@ class FileSource(Source):
         extents: Mapping[str, Extent],
         *,
         ties: Mapping[str, str] | None = None,
+        implied: Mapping[str, str] | None = None,
+        ignored: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
         folder: str | None = None,
         identity: Mapping[str, Any] | None = None,
@@ -92,6 +97,8 @@ class FileSource(Source):
             label: the model's short name.
             extents: the place of every stored tensor.
             ties: other name → stored name.
+            implied: other name → stored name, by config.json alone; see `Source`.
+            ignored: stored tensor → why it is left out.
             metadata: the checkpoint's own string metadata.
             folder: what `folder()` answers.
             identity: what `identity()` answers, beside the label. Plain JSON data.
@@ -103,6 +110,8 @@ class FileSource(Source):
         self.extents: Mapping[str, Extent] = dict(extents)
         self.specs = {name: extent.spec for name, extent in self.extents.items()}
         self.ties = dict(ties or {})
+        self.implied = dict(implied or {})
+        self.ignored = dict(ignored or {})
         self.metadata = dict(metadata or {})
         self._folder = folder
         self._identity = dict(identity or {})
@@ -135,15 +144,24 @@ class FileSource(Source):
         """Size, time of change and inode of every file, by name."""
         return {os.path.basename(path): [s.size, s.mtime_ns, s.inode] for path, s in sorted(self._stamps.items())}
 
+    def files(self) -> Mapping[str, int] | None:
+        """Every file by its path, with its time of change when its header was read."""
+        return {path: stamp.mtime_ns for path, stamp in self._stamps.items()}
+
     def check_unchanged(self) -> None:
-        """Raises `CheckpointError` (C220) if a file was written to, replaced or removed since it was first seen."""
+        """Raises `CheckpointError` (C220) if a file was written to, replaced or removed since it was first seen.
+
+        A file of which that cannot be known raises it too (C221).
+        """
         for path, stamp in list(self._stamps.items()):
             try:
-                if stamp_of(self._storage, path) == stamp:
-                    continue
-            except OSError as error:
+                same = stamp_of(self._storage, path) == stamp
+            except FileNotFoundError as error:
                 raise self._changed(path) from error
-            raise self._changed(path)
+            except OSError as error:
+                raise unreadable(error, path, self.label) from error
+            if not same:
+                raise self._changed(path)
 
     def close(self) -> None:
         """Closes the files. Reading afterwards raises `CheckpointError` (C222)."""

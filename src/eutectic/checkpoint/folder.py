@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Container
@@ -11,6 +12,7 @@ from typing import Any
 from eutectic.checkpoint.extents import Extent, FileSource, Stamp, stamp_of, unreadable
 from eutectic.checkpoint.safetensors import MalformedError, read_header, strict_json
 from eutectic.checkpoint.storage import REAL, Storage
+from eutectic.checkpoint.tied import HEAD, WHY, embedding_of_head
 from eutectic.checkpoint.torchfile import read_torch_index
 from eutectic.errors import CheckpointError, Problem, listed
 
@@ -77,7 +79,9 @@ def open_file(path: str, label: str, storage: Storage = REAL) -> FileSource:
         raise _problem(
             "C204",
             "this is not a kind of checkpoint that is read here",
-            "name a model's folder, or a .safetensors, .bin, .pt or .pth file; convert anything else first",
+            "recipes are for `eutectic plan` and `eutectic merge`; name a model's folder or file"
+            if name.lower().endswith((".yml", ".yaml"))
+            else "name a model's folder, or a .safetensors, .bin, .pt or .pth file; convert anything else first",
             path,
         )
     beside = (folder or os.curdir) if os.path.isfile(os.path.join(folder, "config.json")) else None
@@ -176,16 +180,38 @@ def _open(folder: str, chosen: str, label: str, storage: Storage, beside: str | 
     }
     if repository := _cached_repository(os.path.realpath(folder)):
         identity |= {"repository": repository[1], "revision": repository[2]}
+    specs = {name: extent.spec for name, extent in extents.items()}
+    embedding = embedding_of_head(_config(beside, label, storage), specs) if beside is not None else None
+    ignored = {HEAD: WHY.format(embedding)} if embedding is not None and extents.pop(HEAD, None) is not None else {}
+    ties = _ties(files, extents)
+    if embedding is not None and ignored:
+        ties[HEAD] = embedding
     return FileSource(
         label,
         extents,
-        ties=_ties(files, extents),
+        ties=ties,
+        implied={HEAD: embedding} if embedding is not None and HEAD not in ties else {},
+        ignored=ignored,
         metadata=metadata,
         folder=beside,
         identity=identity,
         stamps={os.path.join(folder, file.name): file.stamp for file in files},
         storage=storage,
     )
+
+
+def _config(folder: str, label: str, storage: Storage) -> Any:
+    """The content of config.json, or None: one that is missing, or is no JSON, says nothing about the weights."""
+    path = os.path.join(folder, "config.json")
+    try:
+        if not storage.exists(path):
+            return None
+        inside(folder, "config.json", label)
+        return json.loads(storage.read_bytes(path, MAX_INDEX))
+    except (ValueError, RecursionError):
+        return None
+    except OSError as error:
+        raise unreadable(error, path, label) from error
 
 
 def _shards(folder: str, index: str, label: str, storage: Storage) -> list[_File]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from eutectic.checkpoint.safetensors import write_header
+from eutectic.checkpoint.safetensors import header_digest, write_header
 from eutectic.checkpoint.source import Spec
 
 SINGLE = "model.safetensors"
@@ -21,6 +22,10 @@ class Shard:
     header: bytes
     offsets: Mapping[str, int]
     nbytes: int
+
+    def identity(self) -> dict[str, Any]:
+        """Its size and its header's digest, as `FileSource.identity` gives them: plain JSON data."""
+        return {"size": self.nbytes, "header": header_digest(self.header[8:])}
 
 
 def lay_out(specs: Mapping[str, Spec], metadata: Mapping[str, str], shard_bytes: int) -> list[Shard]:

@@ -1,7 +1,7 @@
 """The output folder: appears whole, by one rename, or not at all; unfinished work waits beside it and is resumed.
 
-Work happens in `OUT.partial/`: `data/` becomes OUT, `journal` says what is finished, `lock` keeps others out, and `old/`
-is what `--replace` moved aside.
+Work happens in `OUT.partial/`: `data/` becomes OUT, `journal` says what is finished, `lock` keeps others out, and
+`old/` is what `--replace` moved aside.
 """
 
 from __future__ import annotations
@@ -21,47 +21,12 @@ from eutectic.errors import EutecticError, OutputError, Problem, RecipeError
 from eutectic.kernels.digests import BLOCK, block_digest, digest_of
 
 MANIFEST = "eutectic.json"
+# What the name of the folder of unfinished work adds to the output's.
+WORK = ".partial"
 
 # Finished tensors are made durable in batches: often enough to lose little, rarely enough to cost nothing.
 BATCH_BYTES = 256 << 20
 BATCH_SECONDS = 10.0
-
-CODES: dict[str, tuple[str, str]] = {
-    "W401": (
-        "the output exists",
-        "A merge never writes into an existing folder. Choose another name, or pass `--replace`: the old folder stays "
-        "until the new one is complete, and is then removed.",
-    ),
-    "W402": (
-        "another run is writing this output",
-        "Two runs into one folder would mix two models. Wait for the other run, or choose another name. If it was "
-        "killed, the lock went with it; this message means that it lives.",
-    ),
-    "W403": (
-        "unfinished work of another merge",
-        "OUT.partial holds the work of another recipe, other models or other options. Run that command again to finish "
-        "it, or pass `--replace` to discard it.",
-    ),
-    "W404": (
-        "not enough disk space",
-        "The whole size of the output is known before the merge starts, and the disk has less. Nothing was left "
-        "behind. Free some space, or write to another disk.",
-    ),
-    "W405": (
-        "the output cannot be written",
-        "The operating system refused. What was finished is kept in OUT.partial; the same command resumes when the "
-        "cause is mended.",
-    ),
-    "W407": (
-        "interrupted",
-        "The merge was stopped by a signal. Finished tensors are kept in OUT.partial; the same command goes on from "
-        "there, and the result is the same as without the interruption.",
-    ),
-    "W406": (
-        "the output would overwrite an input",
-        "The output folder is, contains, or lies within one of the models that are merged. Choose another name.",
-    ),
-}
 
 
 class AlreadyCompleteError(Exception):
@@ -72,11 +37,13 @@ class Output:
     """One output on its way to the disk. A sink of the engine: `write` and `finish` may be called from any thread.
 
     Args:
-        path: the folder to make.
+        path: the folder to make; links are followed first, so that the work lies on the disk of the result.
         shards: from `layout.lay_out`.
         tensors: (name, number of entries, bytes an entry) of each job.
         fingerprint: of the plan; work with another one is not resumed.
         stamps: identities of the input files now (size, time, inode); changed inputs are not resumed.
+        newest: when the latest of the input files was written, in ns; None if that cannot be known. An existing
+            output that is older is not taken for this merge.
         replace: whether an existing folder may be replaced.
     """
 
@@ -88,19 +55,21 @@ class Output:
         *,
         fingerprint: str,
         stamps: Any,
+        newest: int | None = None,
         replace: bool = False,
         storage: Storage = REAL,
     ) -> None:
-        self.path = os.path.abspath(path)
-        self._work = self.path + ".partial"
+        self.path = os.path.realpath(path)
+        self._work = self.path + WORK
         self._data = os.path.join(self._work, "data")
         self._shards, self._tensors = shards, tensors
         self._header = {"fingerprint": fingerprint, "inputs": stamps}
-        self._fingerprint, self._replace, self._storage = fingerprint, replace, storage
+        self._fingerprint, self._newest, self._replace, self._storage = fingerprint, newest, replace, storage
         self._place = {name: (i, offset) for i, shard in enumerate(shards) for name, offset in shard.offsets.items()}
         self._fds: list[int] = []
         self._lock_fd: int | None = None
         self._journal: Journal | None = None
+        self._fresh = False  # nothing in the work folder is worth keeping
         self.records: dict[int, dict[str, Any]] = {}
         self.resumed = 0
         self._pending: list[tuple[int, dict[str, Any]]] = []
@@ -112,9 +81,10 @@ class Output:
 
     # Opening
 
-    def open(self) -> None:
+    def open(self, stop: threading.Event | None = None) -> None:
         """Locks, reserves every byte, and reads what an interrupted run has finished (`records`).
 
+        When `stop` is set, what is finished is no longer checked, as nothing will be done with it.
         Raises `AlreadyCompleteError`, `RecipeError` (W401, W403: the request), `OutputError` (W402, W404, W405).
         """
         try:
@@ -123,11 +93,10 @@ class Output:
             self._check_target()
             self._open_journal()
             self._reserve()
-            self._trust_finished()
+            self._trust_finished(stop or threading.Event())
         except OSError as error:
-            problem = self._problem(error)
-            self.abandon(remove=self._journal is None or not self._journal.records)
-            raise OutputError(problem) from error
+            self.abandon(remove=self._fresh)
+            raise OutputError(self._problem(error)) from error
         except (EutecticError, AlreadyCompleteError):
             self.abandon(remove=False)
             raise
@@ -139,6 +108,8 @@ class Output:
         while True:
             with suppress(FileExistsError):
                 storage.mkdir(self._work)
+            if not storage.is_dir(self._work) and storage.exists(self._work):
+                raise NotADirectoryError(errno.ENOTDIR, "this is not a folder", self._work)
             lock = os.path.join(self._work, "lock")
             try:
                 self._lock_fd = storage.lock(lock)
@@ -170,16 +141,26 @@ class Output:
     def _check_target(self) -> None:
         if not self._storage.exists(self.path):
             return
-        if os.path.isdir(self.path) and not self._storage.listdir(self.path):
+        folder = self._storage.is_dir(self.path)
+        if folder and not self._storage.listdir(self.path):
             return
-        if self._finished_fingerprint() == self._fingerprint:
-            self._remove_work()
+        same = self._finished_fingerprint() == self._fingerprint
+        if same and self._is_newer_than_inputs():
+            self._remove_unused_work(complete=True)
             raise AlreadyCompleteError
-        if not self._replace:
-            self._remove_unused_work()
-            raise RecipeError(
-                Problem("W401", f"{self.path} exists", self.path, "choose another name, or pass `--replace`")
-            )
+        if not self._replace or not folder:
+            self._remove_unused_work(complete=False)
+            message = f"{self.path} exists"
+            if not folder:
+                message += " and is not a folder"
+            elif same:
+                message += ", and a model it was made from may have changed since"
+            hint = "choose another name" + (", or pass `--replace`" if folder else "")
+            raise RecipeError(Problem("W401", message, self.path, hint))
+
+    def _is_newer_than_inputs(self) -> bool:
+        made = self._storage.stat_path(os.path.join(self.path, MANIFEST)).st_mtime_ns
+        return self._newest is not None and self._newest <= made
 
     def _finished_fingerprint(self) -> str | None:
         try:
@@ -203,6 +184,7 @@ class Output:
                 )
             )
         if found != self._header:
+            self._fresh = True
             if self._storage.exists(self._data):
                 self._storage.remove_tree(self._data)
             self._journal.restart(self._header)
@@ -224,10 +206,10 @@ class Output:
             storage.write(fd, shard.header, 0)
         storage.sync_dir(self._data)
 
-    def _trust_finished(self) -> None:
+    def _trust_finished(self, stop: threading.Event) -> None:
         assert self._journal is not None
         for record in self._journal.records:
-            if self._digest(record["job"]) == record["digest"]:
+            if stop.is_set() or self._digest(record["job"]) == record["digest"]:
                 self.records[record["job"]] = {k: v for k, v in record.items() if k != "job"}
         self.resumed = len(self.records)
 
@@ -323,12 +305,18 @@ class Output:
         self._storage.write_file(os.path.join(self._data, name), data)
 
     def _appear(self) -> None:
+        """The rename goes over an empty folder, and fails over any other one that somebody has made meanwhile."""
         storage = self._storage
-        parent = os.path.dirname(self.path)
-        if storage.exists(self.path):
-            storage.rename(self.path, os.path.join(self._work, "old"))
-        storage.rename(self._data, self.path)
-        storage.sync_dir(parent)
+        old = os.path.join(self._work, "old")
+        if self._replace and storage.exists(self.path):
+            storage.rename(self.path, old)
+        try:
+            storage.rename(self._data, self.path)
+        except OSError:
+            if storage.exists(old):
+                storage.rename(old, self.path)
+            raise
+        storage.sync_dir(os.path.dirname(self.path))
 
     def _remove_work(self) -> None:
         """The lock goes last: until then nobody else can begin."""
@@ -340,34 +328,45 @@ class Output:
         self._storage.unlink(os.path.join(self._work, "journal"))
         self._storage.unlink(os.path.join(self._work, "lock"))
         self._unlock()
-        self._storage.rmdir(self._work)
+        try:
+            self._storage.rmdir(self._work)
+        except OSError as error:
+            # Another run may have come in as soon as the lock was free.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
-    def _remove_unused_work(self) -> None:
-        """Removes the folder of a run that was refused before it began; anything resumable stays."""
-        if set(self._storage.listdir(self._work)) <= {"lock"}:
-            self._remove_work()
+    def _remove_unused_work(self, *, complete: bool) -> None:
+        """Removes the folder of a run that does not begin, unless something can be resumed from it."""
+        if "journal" in self._storage.listdir(self._work):
+            self._journal = Journal(os.path.join(self._work, "journal"), self._storage)
+            found = self._journal.header
+            if found is not None and not (complete and found.get("fingerprint") == self._fingerprint):
+                return
+        self._remove_work()
 
     def abandon(self, *, remove: bool) -> None:
-        """Lets go of everything. What is journalled stays for the next run, unless `remove`."""
+        """Lets go of everything. What is journalled stays for the next run, unless `remove`. Never fails."""
         with suppress(BaseException):
             self.flush()
-        if remove:
+        if remove and self._lock_fd is not None:
             with suppress(OSError):
                 self._remove_work()
-        self._close_files()
-        self._unlock()
+        while self._fds or self._journal is not None or self._lock_fd is not None:
+            with suppress(OSError):
+                self._close_files()
+                self._unlock()
 
     def _close_files(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
+        if (journal := self._journal) is not None:
             self._journal = None
+            journal.close()
         while self._fds:
             self._storage.close(self._fds.pop())
 
     def _unlock(self) -> None:
-        if self._lock_fd is not None:
-            self._storage.close(self._lock_fd)
+        if (descriptor := self._lock_fd) is not None:
             self._lock_fd = None
+            self._storage.close(descriptor)
 
     def _problem(self, error: OSError) -> Problem:
         reason = error.strerror or str(error)
@@ -375,7 +374,7 @@ class Output:
             return Problem(
                 "W404", f"no space for {self.path}: {reason}", self.path, "free some space, or write elsewhere"
             )
-        where = error.filename or self.path
+        where = error.filename2 or error.filename or self.path
         return Problem("W405", f"cannot write {where}: {reason}", self.path, "mend the cause; the same command resumes")
 
 

@@ -86,7 +86,12 @@ def read_header(storage: Storage, fd: int, path: str) -> Header:
         raise unreadable(error, path) from error
     start = 8 + len(raw)
     extents = {name: Extent(path, start + begin, spec) for name, (begin, spec) in entries.items()}
-    return Header(extents, metadata, hashlib.blake2b(raw, digest_size=16).hexdigest())
+    return Header(extents, metadata, header_digest(raw))
+
+
+def header_digest(raw: bytes) -> str:
+    """BLAKE2b-128 in hex of a header's JSON, padding included, length prefix not."""
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
 
 
 def write_header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:

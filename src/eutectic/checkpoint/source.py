@@ -7,6 +7,7 @@ import uuid
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from eutectic import dtypes
@@ -47,12 +48,17 @@ class Source(Mapping[str, "torch.Tensor"]):
         specs: dtype and shape of every stored tensor.
         ties: other name → stored name, for tensors that share their memory.
         metadata: the checkpoint's own string metadata (safetensors `__metadata__`), often empty.
+        implied: other name → stored name, for tensors that are not stored and that config.json says are tied; not part
+            of the mapping, since not every model class has them.
+        ignored: stored tensor → why it is not part of the mapping.
     """
 
     label: str
     specs: Mapping[str, Spec]
     ties: Mapping[str, str]
     metadata: Mapping[str, str]
+    implied: Mapping[str, str] = MappingProxyType({})
+    ignored: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def read_into(self, name: str, start: int, stop: int, out: memoryview) -> None:
@@ -69,6 +75,10 @@ class Source(Mapping[str, "torch.Tensor"]):
     def stamp(self) -> Any:
         """JSON data that differs when the content may differ. Live tensors cannot tell, so they never repeat one."""
         return uuid.uuid4().hex
+
+    def files(self) -> Mapping[str, int] | None:
+        """Path → time of the last change in ns of every file of weights; None when the weights live in memory."""
+        return None
 
     def check_unchanged(self) -> None:
         """Raises `CheckpointError` if a file behind this source changed since it was opened."""

@@ -19,7 +19,7 @@ class Storage:
     # Reading
 
     def open_read(self, path: str) -> int:
-        """A descriptor for a regular file. Raises `OSError` (EINVAL) for pipes, devices and folders, without blocking."""
+        """A descriptor for a regular file. Pipes, devices and folders raise `OSError` (EINVAL), without blocking."""
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
@@ -53,6 +53,9 @@ class Storage:
             data = bytearray(size)
             self.read_into(fd, memoryview(data), 0)
             return bytes(data)
+        except OSError as error:
+            error.filename = error.filename or path
+            raise
         finally:
             self.close(fd)
 
@@ -125,8 +128,19 @@ class Storage:
             os.rmdir(path)
 
     def exists(self, path: str) -> bool:
-        """True if something (even a broken link) has this name."""
-        return os.path.lexists(path)
+        """True if something (even a broken link) has this name. Raises `OSError` when that cannot be known."""
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def is_dir(self, path: str) -> bool:
+        """True for a folder itself, False for anything else, a link to a folder and a missing name included."""
+        try:
+            return stat.S_ISDIR(os.lstat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def free_bytes(self, path: str) -> int:
         """Bytes an ordinary user may still write on the file system of `path`."""
@@ -159,7 +173,7 @@ class Storage:
 
     def remove_tree(self, path: str) -> None:
         """Removes a folder and what is in it; links are removed, never followed."""
-        if os.path.isdir(path) and not os.path.islink(path):
+        if self.is_dir(path):
             for name in self.listdir(path):
                 self.remove_tree(os.path.join(path, name))
             self.rmdir(path)

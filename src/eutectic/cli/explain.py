@@ -21,4 +21,4 @@ def explain(
         if json:
             screen.print_json({"code": code.upper(), "title": title, "text": text})
         else:
-            screen.out(width=100).print(f"[bold]{code.upper()}[/] {title}\n\n{text}")
+            screen.page().print(f"[bold]{code.upper()}[/] {screen.text(title)}\n\n{screen.text(text)}")

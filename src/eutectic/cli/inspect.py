@@ -33,39 +33,37 @@ def inspect(
 
 
 def _show(source: Source) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     specs = source.specs
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    table.add_row("model", f"[bold]{escape(screen.clean(source.label))}[/]")
+    table.add_row("model", f"[bold]{screen.text(source.label)}[/]")
     count = Counter(spec.dtype for spec in specs.values())
     table.add_row("tensors", f"{len(specs)} ({', '.join(f'{n} {dtype}' for dtype, n in count.most_common())})")
     table.add_row("elements", f"{sum(spec.numel for spec in specs.values()):,}")
     table.add_row("bytes", values.shown(sum(spec.nbytes for spec in specs.values())))
     if specs:
         name, largest = max(specs.items(), key=lambda pair: pair[1].nbytes)
-        table.add_row("largest", f"{escape(screen.clean(name))} {list(largest.shape)}, {values.shown(largest.nbytes)}")
+        table.add_row("largest", f"{screen.text(name)} {list(largest.shape)}, {values.shown(largest.nbytes)}")
     from eutectic.names import Depths
 
     stacks = ", ".join(f"{prefix or 'model'} × {n}" for prefix, n in Depths.of(specs).layers.items())
-    table.add_row("layers", escape(screen.clean(stacks)) or "none")
+    table.add_row("layers", screen.text(stacks) or "none")
     for alias, name in source.ties.items():
-        table.add_row("tied", escape(screen.clean(f"{alias} = {name}")))
+        table.add_row("tied", screen.text(f"{alias} = {name}"))
     screen.out().print(table)
 
 
 def _show_tensors(source: Source) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for column in ("tensor", "dtype", "shape", "bytes"):
         table.add_column(column, overflow="fold")
     for name, spec in source.specs.items():
-        table.add_row(escape(screen.clean(name)), spec.dtype, str(list(spec.shape)), values.shown(spec.nbytes))
+        table.add_row(screen.text(name), spec.dtype, str(list(spec.shape)), values.shown(spec.nbytes))
     screen.out().print(table)
 
 

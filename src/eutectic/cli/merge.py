@@ -48,9 +48,9 @@ def merge(
 
         chosen = api.Options(
             threads=threads,
-            memory=values.size(memory),
+            memory=values.size(memory, "--memory"),
             device=device,
-            shard_bytes=values.size(shard_size),
+            shard_bytes=values.size(shard_size, "--shard-size"),
             replace=replace,
             nonfinite=nonfinite.value,
         )
@@ -80,10 +80,9 @@ def merge(
 
 
 def _show(done: Merge) -> None:
-    from rich.markup import escape
 
     console = screen.out()
-    where = escape(screen.clean(done.path))
+    where = screen.text(done.path)
     if done.already_complete:
         console.print(f"[green]nothing to do[/]: {where} is this merge already", soft_wrap=True)
         return

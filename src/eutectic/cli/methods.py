@@ -24,7 +24,7 @@ def methods(
             else:
                 from rich.markdown import Markdown
 
-                screen.out(width=100).print(Markdown(api.method_page(found)))
+                screen.page().print(Markdown(api.method_page(found)))
             return
         everything = [api.method_named(known) for known in api.method_names()]
         if json:
@@ -36,7 +36,8 @@ def methods(
         for column in ("method", "family", "paper", ""):
             table.add_column(column)
         for method in sorted(everything, key=lambda m: (m.family, m.name)):
-            table.add_row(f"[bold]{method.name}[/]", method.family, method.paper, api.first_line(method))
+            about = (method.family, method.paper, api.first_line(method))
+            table.add_row(f"[bold]{screen.text(method.name)}[/]", *map(screen.text, about))
         screen.out().print(table)
 
 

@@ -29,7 +29,8 @@ def plan(
     with screen.refusals(json):
         from eutectic import api
 
-        chosen = api.Options(threads=threads, memory=values.size(memory), device=device)
+        api.check_device(device)
+        chosen = api.Options(threads=threads, memory=values.size(memory, "--memory"), device=device)
         planned = api.plan(recipe, overrides=set_ or [], seed=seed, dtype=dtype)
         budget = api.budget_for(planned, chosen)
         notes = [*planned.notes, *api.beside(planned).notes]
@@ -44,7 +45,6 @@ def plan(
 
 def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
     """The plan in a dozen lines."""
-    from rich.markup import escape
     from rich.table import Table
 
     merged = sum(job.action == "merge" for job in planned.jobs)
@@ -58,7 +58,7 @@ def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
         size = sum(spec.nbytes for spec in item.specs.values())
         inside = "nested recipe, " if item.plan else ""
         about = f"{inside}{len(item.specs)} tensors, {values.shown(size)}"
-        table.add_row(item.role, f"{escape(screen.clean(item.label))}  [dim]{about}[/]")
+        table.add_row(item.role, f"{screen.text(item.label)}  [dim]{about}[/]")
     parts = [f"{merged} merged"] + ([f"{copied} copied"] if copied else [])
     parts += [f"{len(planned.ties)} tied"] if planned.ties else []
     parts += [f"{len(planned.dropped)} dropped"] if planned.dropped else []
@@ -71,12 +71,11 @@ def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
     table.add_row("seed", f"{planned.seed}{unused}")
     console.print(table)
     for note in notes:
-        console.print(f"[yellow]note[/] {escape(screen.clean(note))}")
+        console.print(f"[yellow]note[/] {screen.text(note)}")
 
 
 def show_tensors(planned: Plan) -> None:
     """One row a tensor."""
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
@@ -84,7 +83,7 @@ def show_tensors(planned: Plan) -> None:
         table.add_column(column, overflow="fold")
     for job in planned.jobs:
         fate = ", ".join(f"{name}={_value(value)}" for name, value in job.parameters.items()) or f"copied: {job.reason}"
-        table.add_row(escape(screen.clean(job.name)), job.spec.dtype, str(list(job.spec.shape)), escape(fate))
+        table.add_row(screen.text(job.name), job.spec.dtype, str(list(job.spec.shape)), screen.text(fate))
     screen.out().print(table)
 
 

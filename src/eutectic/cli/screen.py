@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,19 +16,44 @@ from rich.markup import escape
 from eutectic.errors import EutecticError, Problem
 
 
-def out(**keywords: Any) -> Console:
+class _Patient(Console):
+    """A console that goes on when the reader of its pipe (`head`) went away: a merge is not stopped by that."""
+
+    def on_broken_pipe(self) -> None:
+        forget(self.file)
+
+
+def out() -> Console:
     """Results go to standard output."""
-    return Console(highlight=False, **keywords)
+    return _Patient(highlight=False, emoji=False)
+
+
+def page() -> Console:
+    """As `out`, for running text: lines of at most 100 characters."""
+    console = out()
+    console.width = min(console.width, 100)
+    return console
 
 
 def err() -> Console:
     """Everything else goes to standard error."""
-    return Console(stderr=True, highlight=False)
+    return _Patient(stderr=True, highlight=False, emoji=False)
+
+
+def forget(stream: IO[str]) -> None:
+    """Lets everything that is still to be written to a broken pipe vanish, at the interpreter's exit too."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def print_json(data: Any) -> None:
-    """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    """One JSON document on standard output, in ASCII: names of files need not be text in any encoding."""
+    try:
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        forget(sys.stdout)
 
 
 def print_problems(problems: list[Problem]) -> None:
@@ -35,16 +61,17 @@ def print_problems(problems: list[Problem]) -> None:
     console = err()
     for problem in problems:
         bare = Problem(problem.code, problem.message, problem.where, "", problem.file, problem.line, problem.column)
-        console.print(f"[bold red]error[/] {escape(clean(str(bare)))}", soft_wrap=True)
+        console.print(f"[bold red]error[/] {text(str(bare))}", soft_wrap=True)
         if problem.hint:
-            console.print(f"      [dim]→[/] {escape(clean(problem.hint))}", soft_wrap=True)
+            console.print(f"      [dim]→[/] {text(problem.hint)}", soft_wrap=True)
     codes = list(dict.fromkeys(problem.code for problem in problems))
     console.print(f"[dim]eutectic explain {codes[0]} tells more[/]")
 
 
-def clean(text: str) -> str:
-    """No control characters: names come from files that anybody may have made."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+def text(written: str) -> str:
+    """Foreign text for a console: no control characters and no markup, as names may have been made by anybody."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in written)
+    return escape(shown)
 
 
 @contextmanager
@@ -56,10 +83,6 @@ def refusals(as_json: bool = False) -> Iterator[None]:
         fail(error, as_json)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    except BrokenPipeError:
-        # The reader of a pipe (`head`) went away; nothing is wrong.
-        sys.stderr.close()
-        raise typer.Exit(0) from None
 
 
 def fail(error: EutecticError, as_json: bool) -> NoReturn:
@@ -73,13 +96,14 @@ def fail(error: EutecticError, as_json: bool) -> NoReturn:
 
 @contextmanager
 def progress(label: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar with throughput on standard error; yields a function that takes bytes done."""
-    if quiet or not total:
+    """A bar with throughput on standard error, if that is a terminal; yields a function that takes bytes done."""
+    console = err()
+    if quiet or not total or not console.is_terminal:
         yield lambda nbytes: None
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     speed = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), BarColumn(), *speed, console=err(), transient=True) as bar:
+    with Progress(TextColumn("{task.description}"), BarColumn(), *speed, console=console, transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda nbytes: bar.advance(task, nbytes)

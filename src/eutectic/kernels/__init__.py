@@ -1,0 +1,1 @@
+"""Arithmetic on arrays: knows no model, no name and no file."""

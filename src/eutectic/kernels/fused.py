@@ -15,7 +15,7 @@ from numba import njit
 
 from eutectic.kernels.bits import BF16, FP16, PLAIN
 
-TILE = 2048
+TILE = 1024
 
 NO_TRIM, TRIM, DROP = 0, 1, 2
 

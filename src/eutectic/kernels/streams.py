@@ -142,7 +142,6 @@ class TaskVectors(Stream):
         self._elect = elect
         self._tasks = [self._task(job, elect) for job in jobs]
         self._models = jobs[0].models
-        self._lock = threading.Lock()
         self._sums: dict[tuple[int, int], NDArray[np.float64]] = {}
         self._equal: dict[tuple[int, int], NDArray[np.int64]] = {}
         dense = all(share == 1.0 for task in self._tasks for share in task.densities)
@@ -163,7 +162,8 @@ class TaskVectors(Stream):
             total = sum(job.numel for job in jobs)
             self._rank = [kept_count(share, total) if total else 0 for share in self._tasks[0].densities]
             self._prefix = [0] * self._models
-            self._counts = np.zeros((self._models, 1 << 16), np.int64)
+            # One histogram a thread: integers, so that their sum does not depend on who counted what.
+            self._counts: dict[int, NDArray[np.int64]] = {}
             self._budgets: dict[tuple[int, int], NDArray[np.int64]] = {}
             self._threshold: NDArray[Any] = np.zeros(self._models)
 
@@ -190,7 +190,7 @@ class TaskVectors(Stream):
     def reduce(self, step: int, block: Block) -> None:
         floats = block.floats
         if step < self._levels:
-            counts = np.zeros((self._models, 1 << 16), np.int32)
+            counts = self._own_counts()
             word = np.uint64 if self._wide else np.uint32
             if step == 0:
                 fused.histogram_top(block.bits, block.kind, floats, np.empty(0, word), counts)
@@ -199,8 +199,6 @@ class TaskVectors(Stream):
                 mask = np.array([(1 << 16 * self._levels - 1) - (1 << shift + 16)], word)
                 prefix = np.array([p << (shift + 16) for p in self._prefix], word)
                 fused.histogram_below(block.bits, block.kind, floats, mask, prefix, shift, counts)
-            with self._lock:
-                self._counts += counts
         elif self._trims and step == self._levels:
             equal = np.zeros(self._models, np.int64)
             fused.count_equal(block.bits, block.kind, floats, self._threshold.astype(floats.dtype), equal)
@@ -215,6 +213,12 @@ class TaskVectors(Stream):
                 fused.dropped_sums(block.bits, block.kind, floats, block.first, task.keys, task.keep, sums)
             self._sums[block.job, block.index] = sums
 
+    def _own_counts(self) -> NDArray[np.int64]:
+        own = self._counts.get(threading.get_ident())
+        if own is None:
+            own = self._counts[threading.get_ident()] = np.zeros((self._models, 1 << 16), np.int64)
+        return own
+
     def fold(self, step: int) -> None:
         if step < self._levels:
             self._refine(step)
@@ -225,12 +229,13 @@ class TaskVectors(Stream):
 
     def _refine(self, step: int) -> None:
         """Picks the bin that holds the k-th largest; `_rank` becomes its rank within the bin."""
+        counts = sum(self._counts.values(), np.zeros((self._models, 1 << 16), np.int64))
+        self._counts.clear()
         for model in range(self._models):
-            from_top = np.cumsum(self._counts[model][::-1])
+            from_top = np.cumsum(counts[model][::-1])
             place = int(np.searchsorted(from_top, self._rank[model])) if self._rank[model] else 0
             self._rank[model] -= int(from_top[place - 1]) if place else 0
             self._prefix[model] = self._prefix[model] << 16 | (0xFFFF - place)
-        self._counts[:] = 0
         if step == self._levels - 1:
             word, value = (np.uint64, np.float64) if self._wide else (np.uint32, np.float32)
             self._threshold = np.array(self._prefix, word).view(value)

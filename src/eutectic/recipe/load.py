@@ -21,6 +21,8 @@ from eutectic.recipe.schema import MethodTable
 MAX_BYTES = 1_000_000
 MAX_RECIPES = 100
 MAX_RECIPE_DEPTH = 20
+_SUFFIXES = (".yml", ".yaml", ".json")
+_NO_RECIPE = "a recipe is a YAML file; `eutectic inspect` shows what a model holds"
 
 
 def load(
@@ -81,8 +83,10 @@ def read_text(path: str, place: Place) -> str:
         message, hint = f"the recipe {shown(path)} does not exist", _neighbour(path)
     except UnicodeDecodeError as error:
         message += f": byte {error.start} is not UTF-8"
+        hint = "" if path.lower().endswith(_SUFFIXES) else _NO_RECIPE
     except (OSError, ValueError) as error:
         message += f": {(error.strerror if isinstance(error, OSError) else None) or error}"
+        hint = _NO_RECIPE if os.path.isdir(path) and not path.lower().endswith(_SUFFIXES) else ""
     else:
         # JSON may be indented with tabs, which YAML refuses.
         return text.replace("\t", " ") if path.lower().endswith(".json") else text

@@ -8,15 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from eutectic._version import __version__
+from eutectic.kernels.digests import block_digest, digest_of
 from eutectic.plan import NUMERICS, Plan
 
 FORMAT = 1
+# The key of the manifest's own digest.
+SELF = "manifest"
 
 
 def manifest_of(
     plan: Plan,
     records: Mapping[int, Mapping[str, Any]],
     *,
+    weights: Mapping[str, Mapping[str, Any]],
     fingerprint: str,
     shard_bytes: int,
     files: Mapping[str, str],
@@ -28,6 +32,7 @@ def manifest_of(
     Args:
         plan: what was done.
         records: digests and counts of each job, by its number.
+        weights: size and digest of the header of each file of weights, by name.
         fingerprint: of the plan and the division into files.
         shard_bytes: the limit that the files were made by.
         files: digest of every other file, by name.
@@ -45,17 +50,26 @@ def manifest_of(
         "seed": plan.seed,
         "recipe": plan.recipe.to_dict(),
         "found_from": [
-            os.path.relpath(folder, out) for folder in dict.fromkeys((os.getcwd(), plan.recipe.folder or "."))
+            os.path.relpath(folder, out)
+            for folder in dict.fromkeys(map(os.path.realpath, (os.getcwd(), plan.recipe.folder or ".")))
         ],
         "inputs": [{"role": item.role, **item.identity()} for item in plan.inputs],
         "digests": "xxh3-128 over the xxh3-128 digests of consecutive blocks of 1048576 entries",
         "tensors": {job.name: _tensor(plan, number, records[number]) for number, job in enumerate(plan.jobs)},
         "tied": dict(plan.ties),
         "dropped": [{"model": model, "tensor": name, "reason": why} for model, name, why in plan.dropped],
+        "weights": weights,
         "files": dict(sorted(files.items())),
         "notes": notes,
     }
-    return (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode()
+    return encoded(body)
+
+
+def encoded(body: Mapping[str, Any]) -> bytes:
+    """A manifest's bytes; it ends with the digest of all that stands before, so that any damage to it is found."""
+    rest = {key: value for key, value in body.items() if key != SELF}
+    digest = digest_of([block_digest(json.dumps(rest, sort_keys=True).encode())])
+    return (json.dumps({**rest, SELF: digest}, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _tensor(plan: Plan, number: int, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from eutectic.checkpoint.output import MANIFEST
 from eutectic.errors import CheckpointError, EutecticError, Problem
 from eutectic.kernels.digests import BLOCK, block_digest, digest_of
 from eutectic.plan import Plan, make_plan
+from eutectic.report.manifest import encoded
 from eutectic.run.merged import MergedSource
 
 CODES: dict[str, tuple[str, str]] = {
@@ -78,8 +79,10 @@ def verify(
     Raises `CheckpointError` when there is no manifest (V701) or the merge cannot be repeated (V704).
     """
     folder = os.fspath(out)
-    manifest = read_manifest(folder, storage)
+    manifest, intact = _read(folder, storage)
     result = Verification(folder)
+    if not intact:
+        _differs(result, MANIFEST, "was changed after the merge")
     try:
         source = open_folder(folder, os.path.basename(os.path.abspath(folder)), storage)
     except CheckpointError as error:
@@ -87,9 +90,10 @@ def verify(
         return result
     try:
         _check_files(result, manifest, storage)
+        _check_weights(result, manifest, source)
         _check_stored(result, manifest, source, progress)
         if not stored_only and not result.problems:
-            _check_derived(result, manifest, source, sample, progress)
+            _check_derived(result, manifest, source, sample, progress, storage)
     finally:
         source.close()
     return result
@@ -97,16 +101,30 @@ def verify(
 
 def read_manifest(folder: str, storage: Storage = REAL) -> dict[str, Any]:
     """The manifest of an output. Raises `CheckpointError` (V701)."""
+    return _read(folder, storage)[0]
+
+
+def _read(folder: str, storage: Storage) -> tuple[dict[str, Any], bool]:
+    """The manifest, and whether it is byte for byte what was written."""
     path = os.path.join(folder, MANIFEST)
     try:
-        found = json.loads(storage.read_bytes(path, 1 << 30))
+        raw = storage.read_bytes(path, 1 << 30)
+        found = json.loads(raw)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         problem = Problem("V701", f"no readable manifest: {reason}", hint="name a folder that `eutectic merge` made")
         raise CheckpointError(Problem(problem.code, problem.message, "", problem.hint, path)) from error
-    if not isinstance(found, dict) or not isinstance(found.get("tensors"), dict) or "recipe" not in found:
+    if not _is_manifest(found):
         raise CheckpointError(Problem("V701", "this is no manifest of a merge", "", "was it edited?", path))
-    return found
+    return found, encoded(found) == raw
+
+
+def _is_manifest(found: Any) -> bool:
+    tables = [found.get(key) for key in ("tensors", "files", "weights")] if isinstance(found, dict) else [None]
+    if not all(isinstance(table, dict) for table in tables) or "recipe" not in found:
+        return False
+    keys = {"dtype", "shape", "digest"}
+    return all(isinstance(entry, dict) and keys <= entry.keys() for entry in found["tensors"].values())
 
 
 def _differs(result: Verification, where: str, message: str) -> None:
@@ -123,6 +141,17 @@ def _check_files(result: Verification, manifest: Mapping[str, Any], storage: Sto
         result.files += 1
         if digest_of([block_digest(data)]) != digest:
             _differs(result, name, "was changed after the merge")
+
+
+def _check_weights(result: Verification, manifest: Mapping[str, Any], source: FileSource) -> None:
+    """The files of weights: names, sizes and headers, metadata included."""
+    stored = {file["name"]: file for file in source.identity()["files"]}
+    for name in sorted(stored.keys() | manifest["weights"].keys()):
+        found, said = stored.get(name), manifest["weights"].get(name)
+        if found is None or said is None:
+            _differs(result, name, f"is in the {'manifest' if said else 'output'} but not in the other")
+        elif {"name": name, **said} != found:
+            _differs(result, name, "has another size or header than was written")
 
 
 def _check_stored(
@@ -165,8 +194,9 @@ def _check_derived(
     source: FileSource,
     sample: int | None,
     progress: Callable[[int], None] | None,
+    storage: Storage,
 ) -> None:
-    plan = _plan_again(result.path, manifest)
+    plan = _plan_again(os.path.realpath(result.path), manifest, storage)
     again = MergedSource(plan, count_nonfinite=True)
     try:
         names = list(again.specs)
@@ -186,7 +216,7 @@ def _check_derived(
         again.close()
 
 
-def _plan_again(path: str, manifest: Mapping[str, Any]) -> Plan:
+def _plan_again(path: str, manifest: Mapping[str, Any], storage: Storage) -> Plan:
     """The plan of the manifest's recipe; relative paths are tried from where the merge was run."""
     folders = [os.path.normpath(os.path.join(path, relative)) for relative in manifest.get("found_from", [])]
 
@@ -194,8 +224,8 @@ def _plan_again(path: str, manifest: Mapping[str, Any]) -> Plan:
         for folder in folders:
             candidate = os.path.join(folder, model)
             if not os.path.isabs(model) and os.path.exists(candidate):
-                return open_source(candidate)
-        return open_source(model)
+                return open_source(candidate, storage=storage)
+        return open_source(model, storage=storage)
 
     try:
         return make_plan(recipe.load(manifest["recipe"], methods=methods), opener)

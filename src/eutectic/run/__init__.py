@@ -1,0 +1,1 @@
+"""jobs -> tensors -> output: threads, the memory bound, merges computed on read."""

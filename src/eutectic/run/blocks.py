@@ -6,7 +6,7 @@ This is all that the engine, the lazy merge and `verify` share: what a block is,
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -137,6 +137,7 @@ class Loader:
         self.sources = sources
         self._count = count_nonfinite
         self._local = threading.local()
+        self._spare: deque[NDArray[np.uint8]] = deque()
 
     def load(self, unit: Unit) -> Block:
         """The inputs of a unit, ready for a stream. Valid until this thread loads the next one."""
@@ -169,11 +170,15 @@ class Loader:
         return Made(out, _digests(out), [_digests(row) for row in raw], nonfinite)
 
     def holdable(self, unit: Unit) -> int:
-        """Bytes that keeping this unit's block would take; 0 if it cannot be kept (its inputs were converted)."""
+        """Bytes that keeping the block this thread loaded last would take; 0 if it cannot be kept (it was converted).
+
+        The block keeps the whole of the thread's buffer, which an earlier block may have made larger.
+        """
         job = self.plan.jobs[unit.job]
         kinds = [self.plan.inputs[i].specs[name].dtype for i, name in job.inputs]
         same = len(set(kinds)) == 1 and (kinds[0] == "float64") == (working_dtype(self.plan, job) == "float64")
-        return unit.count * sum(map(dtypes.itemsize, kinds)) if same else 0
+        buffer: NDArray[np.uint8] = self._local.buffer
+        return buffer.nbytes if same else 0
 
     def check_copies(self) -> None:
         """Raises `RecipeError` for every integer buffer that differs between models, before anything is written."""
@@ -253,14 +258,23 @@ class Loader:
         """This thread's buffer, reused: fresh memory for every block would cost more than filling it."""
         nbytes = rows * count * np.dtype(dtype).itemsize
         kept: NDArray[np.uint8] | None = getattr(self._local, "buffer", None)
+        if kept is None and self._spare:
+            kept = self._spare.pop()
         if kept is None or kept.nbytes < nbytes:
-            kept = self._local.buffer = np.empty(nbytes, np.uint8)
+            kept = np.empty(nbytes, np.uint8)
+        self._local.buffer = kept
         shaped: NDArray[Any] = kept[:nbytes].view(dtype).reshape(rows, count)
         return shaped
 
-    def release(self) -> None:
-        """Gives this thread's buffer away: the block that was loaded last stays valid."""
+    def keep(self) -> NDArray[np.uint8]:
+        """Gives away this thread's buffer, so that the block loaded last stays valid until the buffer is given back."""
+        kept: NDArray[np.uint8] = self._local.buffer
         self._local.buffer = None
+        return kept
+
+    def give_back(self, buffer: NDArray[np.uint8]) -> None:
+        """Takes back what `keep` gave, for use by any thread."""
+        self._spare.append(buffer)
 
     def _check_input(self, job: Job, k: int, row: NDArray[Any]) -> int:
         number, name = job.inputs[k]

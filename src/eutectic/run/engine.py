@@ -9,13 +9,19 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from eutectic.kernels.digests import digest_of
 from eutectic.kernels.streams import Block
 from eutectic.plan import Plan
 from eutectic.run.blocks import Group, Loader, Made, Unit
+
+
+_NOTHING: NDArray[Any] = np.empty(0, np.uint8)
 
 
 class Sink(Protocol):
@@ -50,7 +56,7 @@ class Engine:
         hold_bytes: how much input may be kept between the reductions and the combination of a group.
         device, reference: see `blocks.Group`.
         stop: set from outside to end early; `run` then returns False.
-        progress: called with input and output bytes as they are done.
+        progress: called with the output bytes of each block.
     """
 
     def __init__(
@@ -76,7 +82,7 @@ class Engine:
         self._stop = stop or threading.Event()
         self._failure: BaseException | None = None
         self._hold_left = hold_bytes
-        self._held: dict[tuple[int, int], tuple[Block, int]] = {}
+        self._held: dict[tuple[int, int], tuple[Block, NDArray[np.uint8]]] = {}
         self._parts: dict[int, dict[int, Made]] = {}
         self._progress = progress or (lambda nbytes: None)
 
@@ -166,24 +172,28 @@ class Engine:
         block = held[0] if held else self._loader.load(unit)
         assert active.group.stream is not None
         active.group.stream.reduce(active.step, block)
-        if held is None and (size := self._loader.holdable(unit)) and unit.job not in self._done:
+        if held is None and self._loader.holdable(unit) and unit.job not in self._done:
+            buffer = self._loader.keep()
             with self._change:
-                keep = self._hold_left >= size
-                self._hold_left -= size if keep else 0
-            if keep:
-                self._loader.release()
-                self._held[place] = (block, size)
+                fits = self._hold_left >= buffer.nbytes
+                self._hold_left -= buffer.nbytes if fits else 0
+            if fits:
+                self._held[place] = (block, buffer)
+            else:
+                self._loader.give_back(buffer)
 
     def _make(self, active: _Active, unit: Unit) -> None:
         held = self._held.pop((unit.job, unit.index), None)
         made = self._loader.make(active.group, unit, held[0] if held else None)
+        if held is not None:
+            self._loader.give_back(held[1])
         self._sink.write(unit.job, unit.first, made.bits)
         self._progress(made.bits.nbytes)
-        made.bits = made.bits[:0]
         with self._change:
-            self._hold_left += held[1] if held else 0
+            self._hold_left += held[1].nbytes if held else 0
             parts = self._parts.setdefault(unit.job, {})
-            parts[unit.index] = made
+            # The bits themselves are written and must not stay in memory.
+            parts[unit.index] = replace(made, bits=_NOTHING)
             ready = len(parts) == active.group.unit_counts[unit.job]
             finished = self._parts.pop(unit.job) if ready else None
         if finished is not None:

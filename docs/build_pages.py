@@ -1,0 +1,144 @@
+"""Writes the pages that follow from the code: one a method, every problem's code, the command line.
+
+mkdocs runs this as a hook before each build (see `mkdocs.yml`); `python docs/build_pages.py` does the same by hand.
+The pages are not kept in the repository.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from eutectic import api
+from eutectic.cli import app
+
+DOCS = Path(__file__).parent
+FAMILIES = {
+    "R": "Recipes",
+    "C": "Checkpoints",
+    "P": "Plans",
+    "W": "Writing the output",
+    "N": "Numbers",
+    "M": "Memory and machine",
+    "V": "Verifying",
+    "X": "Asking for help",
+}
+
+
+def pages() -> dict[str, str]:
+    """Path below `docs/` → Markdown, of every generated page."""
+    found = {f"methods/{name}.md": api.method_page(api.method_named(name)) for name in api.method_names()}
+    return {**found, "methods/index.md": methods_index(), "problems.md": problems_page(), "cli.md": cli_page()}
+
+
+def methods_index() -> str:
+    """A table of all methods."""
+    head = (
+        "# Methods\n\nOne page a method, made from its own docstring and signature; `eutectic methods NAME` prints "
+        "the same page. [How to choose](../how-to-choose.md) compares them, and "
+        "[adding a method](../adding-a-method.md) shows how to write another."
+    )
+    rows = []
+    for name in api.method_names():
+        method = api.method_named(name)
+        rows.append((f"[`{name}`]({name}.md)", method.family, method.paper, api.first_line(method)))
+    return f"{head}\n\n{table(('method', 'family', 'paper', 'in one sentence'), rows)}\n"
+
+
+def problems_page() -> str:
+    """Every code with its explanation, by family."""
+    lines = [
+        "# Problems",
+        "",
+        "Every refusal begins with a code. `eutectic explain CODE` prints what stands here.",
+    ]
+    for letter, family in FAMILIES.items():
+        lines += ["", f"## {family}"]
+        for code, (title, text) in sorted(api.CODES.items()):
+            if code.startswith(letter):
+                lines += ["", f"### {code}: {title} {{ #{code.lower()} }}", "", plain(text)]
+    return "\n".join(lines) + "\n"
+
+
+def plain(text: str) -> str:
+    """Text of a terminal as Markdown: what is not code keeps its backslashes and asterisks."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else re.sub(r"([\\*_<])", r"\\\1", part) for part in parts)
+
+
+def cli_page() -> str:
+    """Every command with its arguments and options."""
+    root = typer.main.get_command(app)
+    lines = [
+        "# Command line",
+        "",
+        "Results go to standard output, everything else to standard error; "
+        "[exit codes and JSON](exit-codes.md) says what scripts can rely on. "
+        "A `SIZE` is written `2GiB`, `500MB` or `5G`.",
+        "",
+        options_table(root.params),
+    ]
+    for name, command in root.commands.items():
+        arguments = [p for p in command.params if not p.opts[0].startswith("-")]
+        usage = " ".join(["eutectic", name, "[OPTIONS]", *(str(p.metavar) for p in arguments)])
+        lines += ["", f"## eutectic {name}", "", str(command.help), "", f"```text\n{usage}\n```", ""]
+        rows = [(f"`{str(p.metavar).strip('[]')}`", p.help) for p in arguments]
+        lines += [table(("argument", "what it is"), rows), "", options_table(command.params)]
+    return "\n".join(lines) + "\n"
+
+
+def options_table(params: Iterable[Any]) -> str:
+    """Options with their defaults."""
+    rows = []
+    for param in params:
+        if param.opts[0].startswith("-"):
+            names = ", ".join(f"`{name}`" for name in param.opts)
+            value = "" if param.is_flag else f" `{param.metavar or param.name.strip('_').upper()}`"
+            rows.append((names + value, shown_default(param), param.help))
+    return table(("option", "default", "what it does"), rows)
+
+
+def shown_default(param: Any) -> str:
+    """The default as a reader would write it."""
+    if isinstance(param.show_default, str):
+        return param.show_default
+    value = getattr(param.default, "value", param.default)
+    return "" if value is None or param.is_flag else f"`{value}`"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    names = list(head)
+    lines = [names, ["---"] * len(names), *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(docs: Path = DOCS) -> None:
+    """Writes the pages whose text has changed (so that `mkdocs serve` does not build for ever)."""
+    for name, text in pages().items():
+        path = docs / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def on_config(config: Any) -> Any:
+    """mkdocs calls this first: makes the pages, and adds those with names of their own to the navigation."""
+    write()
+    section(config["nav"], "Methods").extend(f"methods/{name}.md" for name in api.method_names())
+    reports = sorted(path.relative_to(DOCS).as_posix() for path in (DOCS / "experiments").glob("*.md"))
+    section(config["nav"], "Evidence").extend(reports)
+    return config
+
+
+def section(nav: list[Mapping[str, list[Any]]], title: str) -> list[Any]:
+    """The pages of one section of the navigation."""
+    return next(entry[title] for entry in nav if title in entry)
+
+
+if __name__ == "__main__":
+    write()

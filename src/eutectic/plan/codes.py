@@ -1,0 +1,61 @@
+"""What each P code means, and how problems of a plan are collected."""
+
+from __future__ import annotations
+
+CODES: dict[str, tuple[str, str]] = {
+    "P301": (
+        "tensors of different shapes",
+        "A tensor must have the same shape in every model that is merged. A first dimension that differs by a few "
+        "rows is usually a vocabulary with added tokens: resize the embeddings of one model to the other's first.",
+    ),
+    "P302": (
+        "a tensor is missing from a model",
+        "Every model must have every floating-point tensor. Tensors that are tied in config.json count as present. "
+        "With `missing: copy` in the recipe, a tensor that some models lack is copied from the base (or the first "
+        "model that has it) and the manifest says so.",
+    ),
+    "P303": (
+        "a filter matches no tensor",
+        "A `{filter, value}` entry whose pattern matches none of the tensors is nearly always a spelling mistake. "
+        "Patterns are plain parts of names, or regular expressions between slashes: /self_attn\\.(q|k)/.",
+    ),
+    "P304": (
+        "a parameter has no value for some tensors",
+        "Every entry of a filtered parameter has a filter, none matches these tensors, and the method has no default. "
+        "End the list with an entry without a filter.",
+    ),
+    "P305": (
+        "weights that sum to zero",
+        "Normalising divides by the sum of the weights. Set `normalize: false`, or change the weights.",
+    ),
+    "P306": (
+        "one density for a whole-model ranking",
+        "`scope: model` ranks all tensors of a model together, so each model has one density; gradients and filters "
+        "on `density` need `scope: tensor`.",
+    ),
+    "P307": (
+        "a dtype that cannot be merged",
+        "fp8 tensors mean nothing without their scales, which stand in other tensors. Convert the checkpoint to "
+        "bfloat16 with the tool that made it, then merge.",
+    ),
+    "P308": (
+        "the models have no tensor in common",
+        "The names of the tensors are different in every model, so there is nothing to merge. Perhaps one is of another "
+        "architecture, or its names have a prefix.",
+    ),
+    "P309": (
+        "layer_range does not cover the model",
+        "A recipe in mergekit's slice form is supported when its one slice covers every layer of the models. "
+        "Stacking and cutting layers is not supported yet.",
+    ),
+    "P310": (
+        "a float tensor in one model is an integer tensor in another",
+        "The models store this tensor with dtypes of different kinds, which usually means that one is quantised.",
+    ),
+    "P311": (
+        "a model named in the recipe is not merged",
+        "`buffers_from` and `tokenizer_source` name one of the models that are merged, as it is written there, or "
+        "`base`. A method that does not use the base merges the models listed: list the base among them, or name "
+        "another.",
+    ),
+}

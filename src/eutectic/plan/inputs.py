@@ -1,0 +1,111 @@
+"""A recipe's models -> open inputs in the order in which the method gets them, each with a label of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from eutectic.checkpoint import Source
+from eutectic.errors import CheckpointError, Problem, RecipeError
+from eutectic.methods import Method
+from eutectic.plan.model import Plan, PlanInput
+from eutectic.recipe import Model, ModelEntry, Recipe, label_of, same_model
+
+# `(model as written, folder of the recipe) -> Source`; reads headers only.
+Opener = Callable[[Any, str | None], Source]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A model as written, what was found there, and its entry in the recipe; None for the base of task vectors."""
+
+    model: Model
+    entry: ModelEntry | None
+    found: Source | Plan
+
+
+def open_inputs(
+    recipe: Recipe, method: Method, opener: Opener, plan_nested: Callable[[Recipe, Opener], Plan]
+) -> list[tuple[PlanInput, ModelEntry | None]]:
+    """Every model once, the base first; models of a symmetric method in an order that is not the recipe's.
+
+    Args:
+        recipe: a checked recipe.
+        method: its method.
+        opener: opens what is no recipe.
+        plan_nested: plans what is one. Recipes that give no seed have the outer one's.
+
+    Raises `RecipeError` or `CheckpointError` with the problems of all models; what was opened is closed then.
+    """
+    opened: list[_Opened] = []
+    problems: list[Problem] = []
+    requests: list[Problem] = []
+    for model, entry in _wanted(recipe, method):
+        try:
+            if isinstance(model, Recipe):
+                nested = model if model.seed is not None else replace(model, seed=recipe.seed)
+                opened.append(_Opened(model, entry, plan_nested(nested, opener)))
+            else:
+                opened.append(_Opened(model, entry, opener(model, recipe.folder)))
+        except RecipeError as error:
+            requests += error.problems
+        except CheckpointError as error:
+            problems += error.problems
+    if requests or problems:
+        for item in opened:
+            item.found.close()
+        raise RecipeError([*requests, *problems]) if requests else CheckpointError(problems)
+    opened = _ordered(opened, method)
+    labels = unique_labels(_label(item.found) for item in opened)
+    return [(_input(item, label, recipe), item.entry) for item, label in zip(opened, labels, strict=True)]
+
+
+def _wanted(recipe: Recipe, method: Method) -> list[tuple[Model, ModelEntry | None]]:
+    base: list[tuple[Model, ModelEntry | None]] = [(recipe.base, None)] if method.space == "deltas" else []
+    return [*base, *((entry.model, entry) for entry in recipe.models)]
+
+
+def _input(item: _Opened, label: str, recipe: Recipe) -> PlanInput:
+    base = item.entry is None or (recipe.base is not None and same_model(item.model, recipe.base))
+    role = "base" if base else "model"
+    if isinstance(item.found, Plan):
+        return PlanInput(label, role, plan=item.found)
+    return PlanInput(label, role, source=item.found)
+
+
+def _ordered(opened: list[_Opened], method: Method) -> list[_Opened]:
+    """A canonical order where order means nothing, so that the bytes do not depend on how the recipe lists models."""
+    if not method.symmetric:
+        return opened
+    bases = 1 if method.space == "deltas" else 0
+    return opened[:bases] + sorted(opened[bases:], key=_rank)
+
+
+def _rank(item: _Opened) -> tuple[str, str, str]:
+    found = item.found
+    identity = found.fingerprint if isinstance(found, Plan) else json.dumps(found.identity(), sort_keys=True)
+    return _label(found), identity, label_of(item.model)
+
+
+def _label(found: Source | Plan) -> str:
+    if isinstance(found, Plan):
+        return found.recipe.name or f"{found.method.name} of {', '.join(item.label for item in found.inputs)}"
+    return found.label
+
+
+def unique_labels(labels: Iterable[str]) -> Sequence[str]:
+    """The labels, repeated ones numbered: `model`, `model#2`."""
+    wanted = list(labels)
+    taken = set(wanted)
+    seen: set[str] = set()
+    unique = []
+    for label in wanted:
+        number, name = 1, label
+        while name in seen or (number > 1 and name in taken):
+            number += 1
+            name = f"{label}#{number}"
+        seen.add(name)
+        unique.append(name)
+    return unique

@@ -1,0 +1,178 @@
+"""What a plan is: inputs, jobs, and all that is known before a weight is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from eutectic.checkpoint import Source, Spec
+from eutectic.methods import Method
+from eutectic.recipe import Recipe
+
+# Part of every fingerprint: raised when the numbers that a method gives change.
+NUMERICS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One output tensor: print it and you understand it.
+
+    Attributes:
+        name: the tensor's name, in the output and in every input.
+        spec: dtype and shape of the output.
+        action: `merge`, or `copy` (the first input's bytes; the others must be equal).
+        inputs: (input number, name there) in the method's order; the base first for deltas.
+        parameters: bound values by recipe name; one a model where the parameter is per model.
+        reason: why it is copied.
+    """
+
+    name: str
+    spec: Spec
+    action: str
+    inputs: tuple[tuple[int, str], ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanInput:
+    """One model: its stable label, its role, and either an open source or the plan of a nested recipe."""
+
+    label: str
+    role: str
+    source: Source | None = None
+    plan: Plan | None = None
+
+    @property
+    def specs(self) -> Mapping[str, Spec]:
+        """Dtype and shape of each of its tensors."""
+        return self.plan.specs if self.plan else self._open.specs
+
+    @property
+    def ties(self) -> Mapping[str, str]:
+        """Other names of its tensors."""
+        return self.plan.ties if self.plan else self._open.ties
+
+    @property
+    def implied(self) -> Mapping[str, str]:
+        """Names that config.json ties, see `Source.implied`."""
+        return {} if self.plan else self._open.implied
+
+    @property
+    def ignored(self) -> Mapping[str, str]:
+        """Stored tensors that are not read, and why."""
+        return {} if self.plan else self._open.ignored
+
+    def stored(self, name: str) -> str | None:
+        """The name under which a tensor is stored, None if there is none."""
+        return name if name in self.specs else self.ties.get(name)
+
+    @property
+    def _open(self) -> Source:
+        assert self.source is not None
+        return self.source
+
+    def identity(self) -> dict[str, Any]:
+        """What names these weights: plain JSON data."""
+        if self.plan:
+            return {"label": self.label, "recipe": self.plan.recipe.to_dict(), "fingerprint": self.plan.fingerprint}
+        return {**self._open.identity(), "label": self.label}
+
+    def close(self) -> None:
+        """Closes its files."""
+        if self.plan:
+            self.plan.close()
+        else:
+            self._open.close()
+
+    def folder(self) -> str | None:
+        """Where its config and tokenizer are."""
+        return self.plan.donor.folder() if self.plan else self._open.folder()
+
+    def tokenizer_folder(self) -> str | None:
+        """Where its tokenizer is: of a nested recipe, where that one takes it from."""
+        return self.plan.tokenizer_folder() if self.plan else self._open.folder()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a merge will do, known before a weight is read.
+
+    Attributes:
+        recipe: what was asked for.
+        method: the merge method.
+        inputs: every model, the base first where there is one.
+        donor: the input whose config, tokenizer and integer buffers are taken.
+        tokenizer: the input whose tokenizer files are taken instead, if the recipe names one.
+        jobs: one for each output tensor, in the order of the donor's files.
+        ties: other name → output tensor.
+        dropped: input tensors that the output does not have: (input label, name, why).
+        seed: what random masks are keyed by.
+        notes: what the user should know: defaults that were taken, values without effect.
+    """
+
+    recipe: Recipe
+    method: Method
+    inputs: tuple[PlanInput, ...]
+    donor: PlanInput
+    tokenizer: PlanInput | None
+    jobs: tuple[Job, ...]
+    ties: Mapping[str, str]
+    dropped: tuple[tuple[str, str, str], ...]
+    seed: int
+    notes: tuple[str, ...]
+
+    @cached_property
+    def specs(self) -> dict[str, Spec]:
+        """Dtype and shape of every output tensor."""
+        return {job.name: job.spec for job in self.jobs}
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of tensors that will be written."""
+        return sum(job.spec.nbytes for job in self.jobs)
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes of tensors that will be read at least once (nested recipes count their own inputs)."""
+        total = sum(
+            self.inputs[i].specs[name].nbytes
+            for job in self.jobs
+            for i, name in job.inputs
+            if self.inputs[i].plan is None
+        )
+        return total + sum(nested.plan.bytes_in for nested in self.inputs if nested.plan)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the output's weights, the numerics' version included, and of nothing else."""
+        jobs = [
+            [j.name, j.spec.dtype, list(j.spec.shape), j.action, list(j.inputs), dict(j.parameters)] for j in self.jobs
+        ]
+        inputs = [
+            {"label": item.label, "fingerprint": item.plan.fingerprint} if item.plan else item.identity()
+            for item in self.inputs
+        ]
+        seed = self.seed if self.method.random else None
+        decides = [NUMERICS, self.method.name, self.recipe.scope, seed, inputs, jobs, dict(self.ties)]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def tokenizer_folder(self) -> str | None:
+        """The folder whose tokenizer files the output gets."""
+        return (self.tokenizer or self.donor).tokenizer_folder()
+
+    def groups(self) -> list[list[int]]:
+        """Jobs whose statistics are taken together: all merged ones under `scope: model`, else each by itself."""
+        merged = [i for i, job in enumerate(self.jobs) if job.action == "merge"]
+        if self.recipe.scope == "model" and merged:
+            return [merged, *([i] for i, job in enumerate(self.jobs) if job.action != "merge")]
+        return [[i] for i in range(len(self.jobs))]
+
+    def close(self) -> None:
+        """Closes every input."""
+        for item in self.inputs:
+            item.close()

@@ -1,0 +1,100 @@
+"""The value of every parameter for every tensor, and what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eutectic.errors import did_you_mean, listed
+from eutectic.kernels.sums import negligible
+from eutectic.methods import Method
+from eutectic.names import Depths, matcher
+from eutectic.plan.findings import Findings
+from eutectic.plan.model import Job
+from eutectic.recipe import ModelEntry, Recipe, Setting
+
+
+class Parameters:
+    """Binds a method's parameters. A value is looked up with the model, then in the recipe, then in the method."""
+
+    def __init__(
+        self, recipe: Recipe, method: Method, entries: Sequence[ModelEntry], depths: Depths, findings: Findings
+    ) -> None:
+        """`entries` are those of the models, without the base of task vectors, in the method's order."""
+        self._recipe, self._method, self._entries = recipe, method, entries
+        self._depths, self._findings = depths, findings
+
+    def bind(self, name: str) -> dict[str, Any]:
+        """Every parameter for one tensor: a value, or a list of one a model."""
+        depth = self._depths(name)
+        bound: dict[str, Any] = {}
+        for param in self._method.params.values():
+            if param.per_model:
+                bound[param.name] = [self._value(param.name, name, depth, entry) for entry in self._entries]
+            else:
+                bound[param.name] = self._value(param.name, name, depth, None)
+        return bound
+
+    def _value(self, param: str, name: str, depth: float, entry: ModelEntry | None) -> Any:
+        for settings in ([entry.parameters] if entry else []) + [self._recipe.parameters]:
+            if (setting := settings.get(param)) is not None and (value := setting.at(name, depth)) is not None:
+                return value
+        known = self._method.params[param]
+        if not known.required:
+            return known.default
+        hint = "end its list with an entry without a filter"
+        self._findings.say("P304", f"{param} has no value for {name}", hint, f"parameters.{param}")
+        # Never used: the plan is refused.
+        return 0.0
+
+    def check_filters(self, floats: Sequence[str], ties: Mapping[str, str]) -> None:
+        """Every filter matches a tensor that is merged (P303), or at least one that is tied to such a tensor."""
+        parts = sorted({part for name in floats for part in name.split(".")})
+        for setting in self._settings():
+            for pattern, place in setting[1].filters:
+                matches = matcher(pattern)
+                if any(map(matches, floats)):
+                    continue
+                if tied := next(filter(matches, ties), None):
+                    why = f"{tied} is tied to {ties[tied]}, which is merged once"
+                    self._findings.notes.append(f"the filter {pattern!r} has no effect: {why}")
+                    continue
+                message = f"the filter {pattern!r} matches no tensor"
+                self._findings.say_at(place, "P303", message, did_you_mean(pattern, parts))
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """What only shows when all tensors have their values: P305, P306."""
+        zero = [
+            job.name
+            for job in jobs
+            if job.parameters.get("normalize") and cancelled(job.parameters.get("weight", [1.0]))
+        ]
+        if zero:
+            message = f"the weights sum to zero under normalize, for {listed(zero)}"
+            hint = "set `normalize: false`, or change the weights"
+            self._findings.say("P305", message, hint, "parameters.weight")
+        densities = {tuple(job.parameters["density"]) for job in jobs if "density" in job.parameters}
+        if self._recipe.scope == "model" and len(densities) > 1:
+            message = "density differs between tensors under `scope: model`"
+            hint = "give each model one density, or use `scope: tensor`"
+            self._findings.say("P306", message, hint, "parameters.density")
+
+    def note_defaults(self) -> None:
+        """Says which defaults are the paper's where mergekit's differ."""
+        given = {param for param, _ in self._settings()}
+        for param, theirs in self._method.mergekit_defaults.items():
+            if param not in given:
+                ours = self._method.params[param].default
+                text = f"{param} is not given: {ours}, the paper's, is used (mergekit would use {theirs})"
+                self._findings.notes.append(text)
+
+    def _settings(self) -> list[tuple[str, Setting]]:
+        found = list(self._recipe.parameters.items())
+        for entry in self._recipe.models:
+            found += entry.parameters.items()
+        return found
+
+
+def cancelled(weights: Sequence[float]) -> bool:
+    """True if the weights sum to zero, up to rounding."""
+    return abs(sum(weights)) <= negligible(weights)

@@ -1,0 +1,243 @@
+"""recipe × specs -> jobs, or every problem at once."""
+
+from __future__ import annotations
+
+from eutectic import dtypes, methods
+from eutectic.checkpoint import Spec
+from eutectic.errors import RecipeError, did_you_mean, listed
+from eutectic.methods import Method
+from eutectic.names import Depths, layer_of
+from eutectic.plan.findings import Findings
+from eutectic.plan.inputs import Opener, open_inputs
+from eutectic.plan.model import Job, Plan, PlanInput
+from eutectic.plan.parameters import Parameters
+from eutectic.recipe import ModelEntry, Recipe, label_of, same_model
+
+# (input number, name there) of every input that has a tensor.
+_Holders = list[tuple[int, str]]
+
+
+def make_plan(recipe: Recipe, opener: Opener) -> Plan:
+    """Resolves a recipe against its models.
+
+    Args:
+        recipe: a checked recipe. Recipes within it that give no seed have its seed.
+        opener: `(model as written, folder of the recipe) -> Source`; reads headers only.
+
+    Raises `RecipeError` with every problem found, and `CheckpointError` for models that cannot be opened (all of them
+    reported together).
+    """
+    method = methods.get(recipe.method)
+    assert method is not None, "the recipe was checked"
+    return _Planner(recipe, method, open_inputs(recipe, method, opener, make_plan)).plan()
+
+
+class _Planner:
+    """One planning: collects findings while it builds jobs."""
+
+    def __init__(self, recipe: Recipe, method: Method, inputs: list[tuple[PlanInput, ModelEntry | None]]) -> None:
+        self.recipe, self.method = recipe, method
+        self.inputs = tuple(item for item, _ in inputs)
+        self.entries = [entry for _, entry in inputs]
+        self.out_dtype = recipe.out_dtype or recipe.dtype
+        self.findings = Findings(recipe)
+        bases = [number for number, item in enumerate(self.inputs) if item.role == "base"]
+        first = recipe.models[0]
+        self.donor = bases[0] if bases else next(i for i, entry in enumerate(self.entries) if entry is first)
+        self.ties = self._ties()
+        self.names = self._names()
+        self.depths = Depths.of(self.names)
+        listed_models = [entry for entry in self.entries if entry is not None]
+        self.parameters = Parameters(recipe, method, listed_models, self.depths, self.findings)
+        self.giver = self._input_named(recipe.buffers_from, "buffers_from")
+        # Tensors to be told of together: those missing from the same models, those of one refused dtype.
+        self.missing: dict[tuple[tuple[int, ...], tuple[int, ...]], list[str]] = {}
+        self.refused: dict[tuple[str, str], list[str]] = {}
+
+    def plan(self) -> Plan:
+        self._check_layers()
+        floats = [name for name in self.names if any(dtypes.is_float(s.dtype) for s in self._specs(self._has(name)))]
+        self.parameters.check_filters(floats, self.ties)
+        jobs = [job for name in self.names if (job := self._job(name)) is not None]
+        self._report_groups()
+        if not any(job.action == "merge" for job in jobs) and not self.findings.problems:
+            labels = listed([item.label for item in self.inputs])
+            self.findings.say("P308", f"no tensor can be merged: {labels} have none in common")
+        self.parameters.check(jobs)
+        tokenizer = self._input_named(self.recipe.tokenizer_source, "tokenizer_source")
+        self.parameters.note_defaults()
+        self._tell_of_inputs()
+        if problems := self.findings.problems:
+            for item in self.inputs:
+                item.close()
+            raise RecipeError(problems)
+        return Plan(
+            self.recipe,
+            self.method,
+            self.inputs,
+            self.inputs[self.donor],
+            None if tokenizer is None else self.inputs[tokenizer],
+            tuple(jobs),
+            self.ties,
+            tuple(self.findings.dropped),
+            self.recipe.seed or 0,
+            tuple(dict.fromkeys(self.findings.notes)),
+        )
+
+    # Names
+
+    def _ties(self) -> dict[str, str]:
+        """Other name → name of the output, for tensors that are tied in every model that has both names."""
+        ties: dict[str, str] = {}
+        for item in self.inputs:
+            for alias, name in item.ties.items():
+                if alias in ties or alias in ties.values() or name in ties:
+                    continue
+                pairs = [(other.stored(alias), other.stored(name)) for other in self.inputs]
+                if all(one is None or two is None or one == two for one, two in pairs):
+                    ties[alias] = name
+        return ties
+
+    def _names(self) -> list[str]:
+        """Every tensor of every model once: the donor's in its order, then what only others have."""
+        names = dict.fromkeys(self.inputs[self.donor].specs)
+        for item in self.inputs:
+            names |= dict.fromkeys(item.specs)
+        for item in self.inputs:
+            names |= dict.fromkeys(item.ties)
+        return [name for name in names if name not in self.ties]
+
+    def _has(self, name: str) -> _Holders:
+        """The inputs that have a tensor, and its name there: a model may store a tied tensor under the other name."""
+        aliases = [name, *(alias for alias, kept in self.ties.items() if kept == name)]
+        found = []
+        for number, item in enumerate(self.inputs):
+            stored = next(filter(None, map(item.stored, aliases)), None) or item.implied.get(name)
+            if stored is not None:
+                found.append((number, stored))
+        return found
+
+    def _specs(self, has: _Holders) -> list[Spec]:
+        return [self.inputs[number].specs[stored] for number, stored in has]
+
+    # Jobs
+
+    def _job(self, name: str) -> Job | None:
+        has = self._has(name)
+        specs = self._specs(has)
+        fp8 = [k for k, spec in enumerate(specs) if dtypes.BY_NAME[spec.dtype].kind == "fp8"]
+        if fp8:
+            self.refused.setdefault((self._label(has[fp8[0]]), specs[fp8[0]].dtype), []).append(name)
+            return None
+        floats = [dtypes.is_float(spec.dtype) for spec in specs]
+        if any(floats) and not all(floats):
+            pairs = ", ".join(f"{self._label(pair)}: {spec.dtype}" for pair, spec in zip(has, specs, strict=True))
+            self.findings.say("P310", f"is a float in some models only ({pairs})", where=name)
+            return None
+        if not floats[0]:
+            return self._copied_buffer(name, has, specs)
+        if len(has) < len(self.inputs):
+            return self._partly_missing(name, has, specs)
+        if len({spec.shape for spec in specs}) > 1:
+            self._shapes_differ(name, has, specs)
+            return None
+        out = Spec(self.out_dtype or dtypes.promote([spec.dtype for spec in specs]), specs[0].shape)
+        return Job(name, out, "merge", tuple(has), self.parameters.bind(name))
+
+    def _copied_buffer(self, name: str, has: _Holders, specs: list[Spec]) -> Job | None:
+        """Integers and booleans: never averaged. Equal everywhere, or taken from where the recipe says."""
+        for pair, spec in zip(has, specs, strict=True):
+            if pair[0] == self.giver:
+                self._drop(has, pair, f"buffers_from is {self._label(pair)}")
+                return Job(name, spec, "copy", (pair,), reason="buffers_from")
+        if len(set(specs)) > 1:
+            self._shapes_differ(name, has, specs)
+            return None
+        donor_first = sorted(has, key=lambda pair: pair[0] != self.donor)
+        lacking = self._lacking(has)
+        reason = f"{specs[0].dtype} buffer" + (f", not in {listed(lacking)}" if lacking else "")
+        return Job(name, specs[0], "copy", tuple(donor_first), reason=reason)
+
+    def _partly_missing(self, name: str, has: _Holders, specs: list[Spec]) -> Job | None:
+        if self.recipe.missing != "copy":
+            present = tuple(number for number, _ in has)
+            absent = tuple(number for number in range(len(self.inputs)) if number not in present)
+            self.missing.setdefault((absent, present), []).append(name)
+            return None
+        chosen, spec = min(zip(has, specs, strict=True), key=lambda pair: (pair[0][0] != self.donor, pair[0][0]))
+        lacking = listed(self._lacking(has))
+        self._drop(has, chosen, f"not in {lacking}")
+        out = Spec(self.out_dtype or spec.dtype, spec.shape)
+        return Job(name, out, "copy", (chosen,), reason=f"not in {lacking}; taken from {self._label(chosen)}")
+
+    def _drop(self, has: _Holders, chosen: tuple[int, str], why: str) -> None:
+        self.findings.dropped += [(self._label(pair), pair[1], why) for pair in has if pair != chosen]
+
+    def _label(self, pair: tuple[int, str]) -> str:
+        return self.inputs[pair[0]].label
+
+    def _lacking(self, has: _Holders) -> list[str]:
+        present = {number for number, _ in has}
+        return [item.label for number, item in enumerate(self.inputs) if number not in present]
+
+    # Problems
+
+    def _shapes_differ(self, name: str, has: _Holders, specs: list[Spec]) -> None:
+        pairs = zip(has, specs, strict=True)
+        shown = ", ".join(f"{self._label(pair)}: {spec.dtype} {list(spec.shape)}" for pair, spec in pairs)
+        rows, rest = {spec.shape[:1] for spec in specs}, {spec.shape[1:] for spec in specs}
+        hint = ""
+        if not dtypes.is_float(specs[0].dtype):
+            hint = "say whose to take with `buffers_from: MODEL` or `buffers_from: base`"
+        elif len(rows) > 1 and len(rest) == 1 and layer_of(name) is None:
+            hint = "vocabularies of different sizes? resize one model's embeddings to the other's first"
+        self.findings.say("P301", f"differs between the models ({shown})", hint, name)
+
+    def _report_groups(self) -> None:
+        for (absent, present), names in self.missing.items():
+            lacking, having = (listed([self.inputs[i].label for i in numbers]) for numbers in (absent, present))
+            # What is suggested is there in place of it, so nobody else has that name.
+            spare = [n for i in absent for n in self.inputs[i].specs if n not in self.inputs[present[0]].specs]
+            hint = did_you_mean(names[0], spare) or "set `missing: copy` to copy such tensors"
+            if len(names) == 1:
+                self.findings.say("P302", f"is missing from {lacking} but is in {having}", hint, names[0])
+            else:
+                self.findings.say("P302", f"{listed(names)} are missing from {lacking} but are in {having}", hint)
+        for (label, dtype), names in self.refused.items():
+            verb = "is" if len(names) == 1 else "are"
+            hint = "convert the checkpoint to bfloat16 first"
+            self.findings.say("P307", f"{listed(names)} {verb} {dtype} in {label}", hint)
+
+    def _check_layers(self) -> None:
+        if self.recipe.layer_range is None:
+            return
+        first, last = self.recipe.layer_range
+        layers = max(self.depths.layers.values(), default=0)
+        if (first, last) != (0, layers):
+            message = f"layer_range [{first}, {last}] does not cover the model's {layers} layers"
+            hint = f"write [0, {layers}]; stacking layers is not supported yet"
+            self.findings.say("P309", message, hint, "slices[0].sources[0].layer_range")
+
+    def _input_named(self, wanted: str | None, key: str) -> int | None:
+        """The input that a key of the recipe names; None, and a problem, if it is not merged."""
+        if wanted is None:
+            return None
+        for number, entry in enumerate(self.entries):
+            written = self.recipe.base if entry is None else entry.model
+            if self.inputs[number].role == "base" if wanted == "base" else same_model(wanted, label_of(written)):
+                return number
+        hint = "list it under `models`, or name one of the models"
+        self.findings.say("P311", f"{wanted!r} is not merged by {self.method.name}", hint, key)
+        return None
+
+    # What the user should know
+
+    def _tell_of_inputs(self) -> None:
+        """Hands on what nested plans say, and the stored tensors that nothing reads."""
+        for item in self.inputs:
+            for name, why in item.ignored.items():
+                self.findings.dropped.append((item.label, name, why))
+                self.findings.notes.append(f"{item.label}: the stored {name} is not merged: {why}")
+            if item.plan is not None:
+                self.findings.notes += [f"{item.label}: {note}" for note in item.plan.notes]
+                self.findings.dropped += [(f"{item.label}: {at}", name, why) for at, name, why in item.plan.dropped]

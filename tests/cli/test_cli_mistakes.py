@@ -1,0 +1,158 @@
+"""What people get wrong on the command line: one clear message each, the right exit code, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shlex
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commanding import Run
+
+# command → exit code and what standard error says, in order.
+MISTAKES: dict[str, tuple[int, list[str]]] = {
+    "merg r.yml out": (2, ["No such command 'merg'", "merge"]),
+    "merge": (2, ["Missing argument", "RECIPE"]),
+    "merge r.yml": (2, ["Missing argument", "OUT"]),
+    "merge r.yml out more": (2, ["unexpected extra argument", "more"]),
+    "merge r.yml out --sed 3": (2, ["No such option: --sed", "--seed"]),
+    "plan r.yml --quiet": (2, ["No such option: --quiet"]),
+    "merge r.yml out --seed": (2, ["--seed", "requires an argument"]),
+    "merge r.yml out --seed x": (2, ["Invalid value for '--seed'", "valid integer"]),
+    "merge r.yml out --seed -1": (2, ["Invalid value for '--seed'"]),
+    "merge r.yml out --seed 1.5": (2, ["Invalid value for '--seed'"]),
+    "merge r.yml out --threads 0": (2, ["Invalid value for '--threads'"]),
+    "merge r.yml out --threads many": (2, ["Invalid value for '--threads'", "valid integer"]),
+    "merge r.yml out --memory lots": (2, ["Invalid value for --memory: 'lots' is no size", "2GiB, 500MB or 5G"]),
+    "merge r.yml out --memory 0": (2, ["Invalid value for --memory: '0' must be at least one byte"]),
+    "merge r.yml out --memory -1GB": (2, ["Invalid value for --memory: '-1GB' is no size"]),
+    "merge r.yml out --shard-size 5XB": (2, ["Invalid value for --shard-size: '5XB' is no size"]),
+    f"merge r.yml out --shard-size {'9' * 400}": (2, ["Invalid value for --shard-size", "less than 8 EiB"]),
+    "merge r.yml out --memory 1MB": (
+        1,
+        ["M601 --memory: the merge needs ", "MiB at least, the bound is 0 MiB", "--memory "],
+    ),
+    "plan r.yml --memory 1MB": (1, ["M601 --memory: the merge needs "]),
+    "merge r.yml out --device tpu": (2, ["M602 --device: 'tpu' is no device", "use cpu, cuda or cuda:N"]),
+    "plan r.yml --device tpu": (2, ["M602 --device: 'tpu' is no device"]),
+    "merge r.yml out --device cuda:x": (2, ["M602 --device: 'cuda:x' is no device"]),
+    "merge r.yml out --device cuda:": (2, ["M602 --device: 'cuda:' is no device"]),
+    "merge r.yml out --device cpu:0": (2, ["M602 --device: 'cpu:0' is no device"]),
+    "merge r.yml out --device cuda:99": (1, ["M602 --device: torch ", " sees no cuda:99", "use `--device cpu`"]),
+    "merge r.yml out --dtype int8": (2, ["R112 --set out_dtype: must be one of bfloat16, float16", "'int8'"]),
+    "merge r.yml out --dtype bf16": (2, ["R112 --set out_dtype", "'bf16'"]),
+    "merge r.yml out --nonfinite go": (2, ["Invalid value for '--nonfinite'", "stop", "count"]),
+    "plan r.yml --set parameters.normalise=false": (
+        2,
+        ["R121 --set parameters.normalise", "did you mean 'normalize'?"],
+    ),
+    "plan r.yml --set parameters": (2, ["R140 --set: 'parameters' is not an override", "write KEY=VALUE"]),
+    "plan r.yml --set models[7].parameters.weight=1": (2, ["R140 --set models.7: leads nowhere", "0 to 1"]),
+    "plan r.yml --set parameters.weight=[": (2, ["R140 --set parameters.weight: the value '[' cannot be read"]),
+    "plan r.yml --set parameters.weight=heavy": (2, ["R123 --set parameters.weight", "must be a number", "'heavy'"]),
+    "plan r.yml --set merge_method=slurp": (2, ["R120 --set merge_method", "'slurp'", "did you mean 'slerp'?"]),
+    "plan r.yml --set seed=-1 --set nmae=x": (2, ["R110 --set nmae", "did you mean 'name'?", "R112 --set seed"]),
+    "plan recipe.yml": (2, ["R101 the recipe 'recipe.yml' does not exist", "did you mean"]),
+    "plan no/r.yml": (2, ["R101 the recipe 'no/r.yml' does not exist", "nor does the folder 'no'"]),
+    "plan a": (2, ["R101 the recipe 'a' cannot be read: it is not a regular file", "a recipe is a YAML file"]),
+    "merge a/model.safetensors out": (2, ["R101", "is not UTF-8", "`eutectic inspect` shows what a model holds"]),
+    "plan a/config.json": (2, ["R110 a/config.json:", "unknown key"]),
+    "plan empty.yml": (2, ["R107 empty.yml: the recipe is empty"]),
+    "plan broken.yml": (2, ["R102 broken.yml:3:"]),
+    "plan typo.yml": (1, ["C200 'aa' does not exist", "did you mean 'a'?"]),
+    "plan two.yml": (1, ["C200 'aa' does not exist", "C200 'bb' does not exist"]),
+    "merge r.yml a": (2, ["W406 a: 'a' overlaps the input a", "choose another output folder"]),
+    "merge r.yml a/out": (2, ["W406 a/out: 'a/out' overlaps the input a"]),
+    "merge r.yml .": (2, ["W406 .: '.' overlaps the input a"]),
+    "merge r.yml ''": (2, ["W406 '' overlaps the input a"]),
+    "merge r.yml taken": (2, ["W401", "taken exists", "--replace"]),
+    "merge r.yml r.yml": (2, ["W401", "r.yml exists"]),
+    "merge r.yml no/such/folder": (1, ["W405", "No such file or directory"]),
+    "verify a": (1, ["V701 a/eutectic.json: no readable manifest", "name a folder that `eutectic merge` made"]),
+    "verify nowhere": (1, ["V701 nowhere/eutectic.json: no readable manifest"]),
+    "verify out --sample 0": (2, ["Invalid value for '--sample'"]),
+    "inspect aa": (1, ["C200 'aa' does not exist", "did you mean 'a'?"]),
+    "inspect r.yml": (1, ["C204", "not a kind of checkpoint", "recipes are for `eutectic plan` and `eutectic merge`"]),
+    "inspect hollow": (1, ["C201", "hollow: the folder of model 'hollow' holds no weights", "it is empty"]),
+    "inspect cut.safetensors": (1, ["C210", "cut.safetensors: the header claims 1000 bytes"]),
+    "inspect words.safetensors": (1, ["C21"]),
+    "inspect evil.bin": (1, ["evil.bin"]),
+    "inspect https://example.org/model": (1, ["C209 'https://example.org/model' is a URL"]),
+    "inspect a+lora": (1, ["C205 'a+lora' asks for a model with a LoRA adapter"]),
+    "inspect ''": (1, ["C200 '' does not exist"]),
+    "methods tise": (2, ["X901 there is no method 'tise'", "did you mean 'ties'?"]),
+    "methods zzz": (2, ["X901 there is no method 'zzz'", "`eutectic methods` lists them"]),
+    "explain P320": (2, ["X902 there is no code 'P320'", "did you mean 'P310'?"]),
+    "explain ''": (2, ["X902 there is no code ''"]),
+}
+
+
+class Evil:
+    """Its pickle would make a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("executed",)
+
+
+@pytest.fixture
+def traps(here: Path) -> Path:
+    """Files and folders that are not what they should be."""
+    (here / "empty.yml").write_text("")
+    (here / "broken.yml").write_text("merge_method: linear\nmodels: [a\nb: c]: d\n")
+    (here / "typo.yml").write_text("merge_method: linear\nmodels: [aa, b]\n")
+    (here / "two.yml").write_text("merge_method: linear\nmodels: [aa, bb]\n")
+    for folder in ("taken", "hollow"):
+        (here / folder).mkdir()
+    (here / "taken" / "precious").write_text("mine")
+    (here / "cut.safetensors").write_bytes(struct.pack("<Q", 1000) + b"{")
+    (here / "words.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    (here / "evil.bin").write_bytes(pickle.dumps({"w": Evil()}))
+    return here
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake(run: Run, traps: Path, command: str) -> None:
+    code, parts = MISTAKES[command]
+    before = sorted(path.name for path in traps.iterdir())
+    result = run(*shlex.split(command))
+    assert result.exit_code == code
+    said = " ".join(result.stderr.replace("│", " ").split())
+    at = 0
+    for part in parts:
+        assert part in said[at:], said
+        at = said.index(part, at)
+    # Nothing is left behind, and nothing was run.
+    assert sorted(path.name for path in traps.iterdir()) == before
+    assert (traps / "taken" / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", [c for c, (code, _) in MISTAKES.items() if c.split()[0] in ("plan", "inspect")])
+def test_a_mistake_as_json(run: Run, traps: Path, command: str) -> None:
+    code, _ = MISTAKES[command]
+    result = run(*shlex.split(command), "--json")
+    assert result.exit_code == code
+    if result.stdout:
+        assert result.stderr == ""
+        for problem in json.loads(result.stdout)["problems"]:
+            assert problem.keys() == {"code", "where", "message", "hint", "file", "line", "column"}
+    else:
+        assert "Usage" in result.stderr
+
+
+def test_every_message_names_the_code_to_explain(run: Run) -> None:
+    stderr = run("plan", "none.yml").stderr
+    assert stderr.splitlines()[-1] == "eutectic explain R101 tells more"
+
+
+def test_interrupting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import eutectic.api
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(eutectic.api, "plan", stop)
+    assert run("plan", "r.yml").exit_code == 130

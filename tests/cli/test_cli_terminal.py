@@ -1,0 +1,151 @@
+"""The command as a process: pipes that break, terminals that are narrow or none, names that would draw on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commanding import Run
+from rich.cells import cell_len
+
+from eutectic.testing import write_safetensors
+
+COMMAND = [sys.executable, "-m", "eutectic"]
+
+
+def shell(text: str, **more: str) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHON": sys.executable, **more}
+    return subprocess.run(["bash", "-c", text], capture_output=True, env=environment, timeout=60)
+
+
+@pytest.mark.parametrize("options", ["", "--json"])
+def test_a_reader_that_goes_away(here: Path, options: str) -> None:
+    done = shell(f"set -o pipefail; $PYTHON -m eutectic plan r.yml --tensors {options} | head -1")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"\n") == 1
+
+
+def test_a_merge_goes_on_without_a_reader(here: Path) -> None:
+    done = shell("set -o pipefail; $PYTHON -m eutectic merge r.yml out | true")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (here / "out" / "eutectic.json").exists()
+
+
+def test_colours_go_to_terminals_only(here: Path) -> None:
+    def seen(**environment: str) -> bytes:
+        """What a pseudo-terminal gets."""
+        parent, child = pty.openpty()
+        merged = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", **environment}
+        process = subprocess.Popen([*COMMAND, "plan", "r.yml"], stdout=child, stderr=child, env=merged)
+        os.close(child)
+        text = b""
+        while True:
+            try:
+                part = os.read(parent, 4096)
+            except OSError:
+                break
+            if not part:
+                break
+            text += part
+        os.close(parent)
+        assert process.wait() == 0
+        return text
+
+    assert b"\x1b[" in seen()
+    assert b"\x1b[3" not in seen(NO_COLOR="1")
+    assert b"\x1b" not in shell("$PYTHON -m eutectic plan r.yml").stdout
+
+
+@pytest.mark.parametrize("columns", ["20", "40", "400"])
+def test_narrow_terminals(run: Run, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for command in (["plan", "r.yml", "--tensors"], ["inspect", "a", "--tensors"], ["methods"], ["methods", "ties"]):
+        result = run(*command)
+        assert result.exit_code == 0
+        assert max(map(cell_len, result.stdout.splitlines())) <= int(columns)
+    # Messages are left to the terminal, so that they can be copied.
+    assert "R101 the recipe 'none.yml' does not exist" in run("plan", "none.yml").stderr
+
+
+def test_an_ascii_terminal(here: Path) -> None:
+    done = shell("$PYTHON -m eutectic plan none.yml", PYTHONIOENCODING="ascii", COLUMNS="80")
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
+    (here / "ä.yml").write_text("merge_method: linear\nmodels: [ö, b]\n")
+    done = shell("$PYTHON -m eutectic plan ä.yml", PYTHONIOENCODING="ascii", COLUMNS="80")
+    assert done.returncode == 1 and b"Traceback" not in done.stderr
+    assert b"C200" in done.stderr
+
+
+NAMES = ["w[red]x[/red]", "w[/]", "[bold", "w\\", ":warning:", "w[link=file:///etc/passwd]here[/link]", "тензор.重み"]
+
+
+def test_markup_in_names_is_text(run: Run, here: Path) -> None:
+    for label in "xy":
+        write_safetensors(here / f"{label}.safetensors", {name: torch.ones(2) for name in NAMES})
+    (here / "m.yml").write_text("merge_method: linear\nmodels: [x.safetensors, y.safetensors]\n")
+    for command in (["inspect", "x.safetensors", "--tensors"], ["plan", "m.yml", "--tensors"]):
+        result = run(*command)
+        assert result.exit_code == 0
+        for name in NAMES:
+            assert name in result.stdout
+    assert run("merge", "m.yml", "out").exit_code == 0
+    assert json.loads(run("inspect", "out", "--json").stdout)["tensors"].keys() == set(NAMES)
+
+
+FILES = [
+    "a[red]b",
+    "a\x1b[31mb",
+    "a\nerror",
+    "a\rb",
+    "a\x07",
+    "a\u202eb",
+    "a\u200bb",
+    b"a\xff".decode("utf-8", "surrogateescape"),
+]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("command", ["inspect", "plan", "verify"])
+def test_file_names_cannot_draw(run: Run, here: Path, name: str, command: str) -> None:
+    (here / name).mkdir()
+    result = run(command, name)
+    assert result.exit_code in (1, 2)
+    assert all(c.isprintable() or c == "\n" for c in result.output)
+    # The escape stands there instead, and no line begins with what the name would forge.
+    assert not any(line.startswith("error'") or line == "error" for line in result.stderr.splitlines())
+    json.loads(run(command, name, "--json").stdout)
+
+
+def test_a_model_with_a_name_that_draws_can_be_merged(run: Run, here: Path) -> None:
+    name = "a\x1b[31m[bold]\n:fire:"
+    os.rename(here / "a", here / name)
+    (here / "m.json").write_text(json.dumps({"merge_method": "linear", "models": ["folder", "b"]}))
+    os.symlink(name, here / "folder")
+    assert run("merge", "m.json", "out[b]").exit_code == 0
+    result = run("inspect", name)
+    assert result.exit_code == 0 and "\x1b" not in result.stdout
+    assert "a\\x1b[31m[bold]\\n:fire:" in result.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_with_their_number(here: Path, number: signal.Signals) -> None:
+    code = (
+        "import os, sys, eutectic.cli, eutectic.run.engine as engine\n"
+        "run = engine.Engine.run\n"
+        f"def stopped(self):\n    os.kill(os.getpid(), {int(number)})\n    return run(self)\n"
+        "engine.Engine.run = stopped\n"
+        "sys.argv[1:] = ['merge', 'r.yml', 'out']\neutectic.cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + number
+    assert "W407" in done.stderr and "the same command resumes" in done.stderr
+    assert not (here / "out").exists()
+    again = subprocess.run([*COMMAND, "merge", "r.yml", "out", "-q"], capture_output=True, timeout=60)
+    assert (again.returncode, again.stdout, again.stderr) == (0, b"", b"")

@@ -1,0 +1,298 @@
+"""Docs fail when they lie: every example runs, every name is documented, every link leads somewhere.
+
+In a page's order, in a folder with the tiny models `base`, `code` and `math`:
+
+- `yaml` with a merge method is planned; ```` ```yaml title="recipe.yml" ```` is saved under that name as well;
+- `python` runs, all blocks of a page in one namespace; a `text` block right below it is what it prints;
+- `console` shows commands after `$ ` and what they print; `bash` runs as a script;
+- a fence below `<!-- no-run -->` is left alone, and so is every other language.
+
+What is printed is compared with every number replaced, as sizes, times and memory differ between machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import eutectic
+from eutectic import api
+from eutectic.cli import app
+from eutectic.methods import registry
+from eutectic.recipe.parse import KEYS
+from eutectic.testing import tiny_llama
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+# Written by other programs; their links are checked, they have no examples.
+REPORTS = ("benchmarks.md", "crosscheck-mergekit.md")
+# Where the examples' output was made, for paths in it.
+HOME = "/home/ada/merges"
+FENCE = re.compile(
+    r'(?P<skip><!-- no-run -->\n+)?^(?P<indent> *)```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?[^\n]*\n'
+    r"(?P<body>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def load_builder() -> ModuleType:
+    """`docs/build_pages.py`, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("build_pages", DOCS / "build_pages.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GENERATED: dict[str, str] = load_builder().pages()
+
+
+def written_pages() -> list[Path]:
+    """Pages that somebody wrote."""
+    found = [path for path in DOCS.rglob("*.md") if path.relative_to(DOCS).as_posix() not in GENERATED]
+    found = [path for path in found if path.name not in REPORTS and path.parent.name != "experiments"]
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(found)]
+
+
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in written_pages()}
+
+
+@dataclass
+class Fence:
+    """One fenced block of a page."""
+
+    language: str
+    title: str | None
+    body: str
+    skip: bool
+    line: int
+    follows: bool  # right below the fence before it
+
+
+def fences(text: str) -> list[Fence]:
+    """The fenced blocks of a page, in order."""
+    found, end = [], -1
+    for match in FENCE.finditer(text):
+        line = text.count("\n", 0, match.start("language")) + 1
+        follows = end >= 0 and not text[end : match.start()].strip()
+        body = textwrap.dedent(match["body"])
+        found.append(Fence(match["language"], match["title"], body, match["skip"] is not None, line, follows))
+        end = match.end()
+    return found
+
+
+def comparable(text: str, home: Path) -> list[str]:
+    """Words of an output without what differs between machines: numbers, the folder, how lines are wrapped."""
+    text = text.replace(os.path.realpath(home), HOME).replace(str(home), HOME)
+    text = re.sub(r"(?<![A-Za-z\d])\d+(?:[.,]\d+)*(?:e[-+]\d+)?", "#", text)
+    text = re.sub(r"# [kMG]?B\b", "# B", text)
+    return re.sub(r"\bthreads\b", "thread", text).split()
+
+
+@dataclass
+class Reader:
+    """Somebody who goes through a page and does everything it says."""
+
+    home: Path
+    names: dict[str, Any] = field(default_factory=lambda: {"__name__": "__main__"})
+    printed: str = ""
+    exit_code: int = 0
+
+    def do(self, fence: Fence) -> None:
+        if fence.skip:
+            return
+        if fence.title:
+            (self.home / fence.title).write_text(fence.body)
+        if fence.language == "python":
+            self.python(fence)
+        elif fence.language == "text" and fence.follows and self.printed:
+            self.compare(fence.body, self.printed)
+        elif fence.language == "yaml":
+            assert "merge_method:" in fence.body, "not a recipe: put <!-- no-run --> above it"
+            eutectic.plan(fence.body).close()
+        elif fence.language == "console":
+            self.console(fence.body)
+        elif fence.language == "bash":
+            self.bash(fence.body)
+        if fence.language != "python":
+            self.printed = ""
+
+    def python(self, fence: Fence) -> None:
+        heard = io.StringIO()
+        with contextlib.redirect_stdout(heard):
+            exec(compile("\n" * fence.line + fence.body, "<page>", "exec"), self.names)
+        self.printed = heard.getvalue()
+
+    def console(self, body: str) -> None:
+        for step in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+            command, _, wanted = step.partition("\n")
+            self.compare(wanted, self.command(command))
+
+    def command(self, command: str) -> str:
+        if command == "echo $?":
+            return str(self.exit_code)
+        program, *arguments = shlex.split(command)
+        assert program == "eutectic", f"{command}: put <!-- no-run --> above it"
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "100"})
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        self.exit_code = result.exit_code
+        return result.output
+
+    def bash(self, body: str) -> None:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        command = ["bash", "-euo", "pipefail", "-c", body]
+        done = subprocess.run(command, cwd=self.home, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def compare(self, wanted: str, found: str) -> None:
+        said = [comparable(part, self.home) for part in re.split(r"^…$", wanted, flags=re.MULTILINE)]
+        have = comparable(found, self.home)
+        if len(said) == 1:
+            assert said[0] == have, f"the page says\n{wanted}\nbut it prints\n{found}"
+            return
+        text = " ".join(have)
+        for part in said:
+            assert " ".join(part) in text, f"the page says\n{wanted}\nbut it prints\n{found}"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("models")
+    base = tiny_llama(home / "base", seed=1)
+    tiny_llama(home / "code", base=base, seed=2)
+    tiny_llama(home / "math", base=base, seed=3)
+    return home
+
+
+@pytest.fixture
+def reader(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+    home = tmp_path / "merges"
+    shutil.copytree(models, home)
+    monkeypatch.chdir(home)
+    # The examples have a process of their own; this one may have run a thousand tests before.
+    monkeypatch.setattr("eutectic.run.budget.resident_bytes", lambda: 0)
+    with patch.dict(registry._METHODS):
+        yield Reader(home)
+
+
+WITH_EXAMPLES = [name for name, text in PAGES.items() if any(not fence.skip for fence in fences(text))]
+
+
+@pytest.mark.parametrize("page", WITH_EXAMPLES)
+def test_every_example_runs(page: str, reader: Reader) -> None:
+    for fence in fences(PAGES[page]):
+        try:
+            reader.do(fence)
+        except Exception as error:
+            raise AssertionError(f"{page}:{fence.line}: {type(error).__name__}: {error}") from error
+
+
+@pytest.mark.parametrize("name", api.method_names())
+def test_the_example_on_a_methods_page_is_a_good_recipe(name: str, reader: Reader) -> None:
+    eutectic.plan(api.example(api.method_named(name))).close()
+
+
+def test_every_public_name_is_on_the_python_page() -> None:
+    text = PAGES["docs/python.md"]
+    missing = [name for name in eutectic.__all__ if f"`eutectic.{name}" not in text and f"`{name}" not in text]
+    assert not missing
+    assert not [name for name in api.Options.__dataclass_fields__ if f"`{name}`" not in text]
+
+
+def test_every_recipe_key_is_on_the_recipe_page() -> None:
+    assert not [key for key in KEYS if f"`{key}`" not in PAGES["docs/recipes.md"]]
+
+
+def test_every_method_has_a_page_and_advice() -> None:
+    names = [method.name for method in vars(eutectic.methods).values() if isinstance(method, registry.Method)]
+    assert len(names) >= 6
+    for name in names:
+        assert f"methods/{name}.md" in GENERATED
+        assert f"methods/{name}.md" in PAGES["docs/how-to-choose.md"]
+        assert f"`{name}`" in PAGES["README.md"]
+
+
+def test_every_command_and_option_is_on_the_command_line_page() -> None:
+    text = GENERATED["cli.md"]
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert f"## eutectic {name}\n" in text
+        assert f"eutectic {name}" in PAGES["README.md"]
+        for param in command.params:
+            names = param.opts if param.opts[0].startswith("-") else [str(param.metavar).strip("[]")]
+            assert not [option for option in names if f"`{option}`" not in text]
+
+
+def test_every_code_is_on_the_problems_page_and_no_other_code_is_mentioned() -> None:
+    assert not [code for code in api.CODES if f"### {code}: " not in GENERATED["problems.md"]]
+    mentioned = {code for text in PAGES.values() for code in re.findall(r"\b[RCPWNMVX]\d{3}\b", text)}
+    assert mentioned <= api.CODES.keys()
+
+
+def test_every_defect_of_mergekit_has_its_row() -> None:
+    rows = re.findall(r"^\| (\d+) \|", PAGES["docs/differs-from-mergekit.md"], re.MULTILINE)
+    assert [int(row) for row in rows] == list(range(1, 39))
+
+
+def test_the_readme_has_a_clause_for_every_source_file() -> None:
+    source = ROOT / "src" / "eutectic"
+    files = {p.relative_to(source).as_posix() for p in source.rglob("*.py") if p.name != "__init__.py"}
+    listed = set(re.findall(r"^\| `([\w/]+\.py)` \|", PAGES["README.md"], re.MULTILINE))
+    assert listed == files
+
+
+def test_no_page_of_a_decision_is_longer_than_a_screen() -> None:
+    long = {name: text for name, text in PAGES.items() if "/decisions/" in name and text.count("\n") > 60}
+    assert not long
+
+
+def links(text: str) -> list[str]:
+    """Targets of the links in a page, those in code left out."""
+    bare = re.sub(r"`[^`]*`", "", FENCE.sub("", text))
+    return re.findall(r"\]\(([^)\s]+)\)", bare)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page: str) -> None:
+    folder = (ROOT / page).parent
+    for target in links(PAGES[page]):
+        path = target.partition("#")[0]
+        if "://" in target or not path:
+            continue
+        there = Path(os.path.normpath(folder / path))
+        inside = there.relative_to(DOCS).as_posix() if there.is_relative_to(DOCS) else ""
+        assert there.exists() or inside in GENERATED or inside in REPORTS, f"{page} links to {target}"
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
+    if missing := [name for name in REPORTS if not (DOCS / name).exists()]:
+        pytest.skip(f"not measured yet: {', '.join(missing)}")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "site" / "methods" / "ties" / "index.html").exists()
+
+
+def test_public_functions_win_over_modules_of_the_same_name() -> None:
+    """`import eutectic.plan` binds the module to the package; `eutectic.plan(recipe)` must still be the function."""
+    script = "import eutectic, eutectic.plan, eutectic.api; assert eutectic.plan is eutectic.api.plan"
+    subprocess.run([sys.executable, "-c", script], check=True)

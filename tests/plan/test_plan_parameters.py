@@ -1,0 +1,85 @@
+"""The value of every parameter for every tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planning import llama, plan_of, ties_of
+
+Q = "model.layers.{}.self_attn.q_proj.weight"
+UP = "model.layers.{}.mlp.up_proj.weight"
+
+
+def slerp(t: Any) -> dict[str, Any]:
+    return {"merge_method": "slerp", "base_model": "a", "models": ["a", "b"], "parameters": {"t": t}}
+
+
+def values(recipe: dict[str, Any], param: str, layers: int = 3) -> dict[str, Any]:
+    plan = plan_of(recipe, *(llama(label, layers) for label in ("a", "b", "c")))
+    return {job.name: job.parameters[param] for job in plan.jobs}
+
+
+def test_a_gradient_goes_from_the_embeddings_to_the_head() -> None:
+    t = values(slerp([0, 1]), "t", layers=5)
+    assert t["model.embed_tokens.weight"] == 0.0
+    assert [t[Q.format(layer)] for layer in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert (t["model.norm.weight"], t["lm_head.weight"]) == (1.0, 1.0)
+
+
+def test_filters_are_tried_in_order() -> None:
+    t = values(
+        slerp(
+            [{"filter": "self_attn", "value": [0, 0.5]}, {"filter": "/layers.[01].mlp/", "value": 0.25}, {"value": 1}]
+        ),
+        "t",
+    )
+    assert [t[Q.format(layer)] for layer in range(3)] == [0.0, 0.25, 0.5]
+    assert [t[UP.format(layer)] for layer in range(3)] == [0.25, 0.25, 1.0]
+    assert t["lm_head.weight"] == 1.0
+
+
+def test_a_value_is_looked_up_with_the_model_then_the_recipe_then_the_method() -> None:
+    recipe = ties_of("a", "b", "c", parameters={"weight": 0.5, "lambda": 2})
+    recipe["models"][0]["parameters"] = {"weight": [{"filter": "mlp", "value": 3}], "density": 0.5}
+    weights, densities = values(recipe, "weight"), values(recipe, "density")
+    assert weights[UP.format(0)] == [3.0, 0.5]
+    assert weights[Q.format(0)] == [0.5, 0.5]
+    assert densities[Q.format(0)] == [0.5, 0.2]
+    assert set(values(recipe, "lambda").values()) == {2.0}
+    assert set(values(recipe, "normalize").values()) == {True}
+
+
+def test_parameters_follow_their_models_into_the_canonical_order() -> None:
+    recipe = ties_of("a", "c", "b")
+    recipe["models"][0]["parameters"] = {"weight": 3}
+    plan = plan_of(recipe, *map(llama, "abc"))
+    assert [item.label for item in plan.inputs] == ["a", "b", "c"]
+    assert plan.jobs[0].parameters["weight"] == [1.0, 3.0]
+
+
+def test_flags_are_stepped_not_interpolated() -> None:
+    found = values(ties_of("a", "b", parameters={"normalize": [True, False]}), "normalize", layers=4)
+    assert [found[Q.format(layer)] for layer in range(4)] == [True, True, True, False]
+
+
+def test_defaults_that_differ_from_mergekit_are_told() -> None:
+    note = "density is not given: 0.2, the paper's, is used (mergekit would use 1.0)"
+    assert plan_of(ties_of("a", "b"), llama("a"), llama("b")).notes == (note,)
+    assert plan_of(ties_of("a", "b", parameters={"density": 0.2}), llama("a"), llama("b")).notes == ()
+    recipe = ties_of("a", "b")
+    recipe["models"][0]["parameters"] = {"density": 0.2}
+    assert plan_of(recipe, llama("a"), llama("b")).notes == ()
+
+
+def test_a_filter_on_a_tied_tensor_has_no_effect_and_says_so() -> None:
+    tied = {"ties": {"output.weight": "model.embed_tokens.weight"}}
+    recipe = slerp([{"filter": "output", "value": 0.1}, {"value": 0.5}])
+    plan = plan_of(recipe, llama("a", **tied), llama("b", **tied))
+    why = "output.weight is tied to model.embed_tokens.weight, which is merged once"
+    assert plan.notes == (f"the filter 'output' has no effect: {why}",)
+
+
+def test_layer_range_of_the_whole_model_is_a_merge() -> None:
+    sources = [{"model": label, "layer_range": [0, 3]} for label in "ab"]
+    recipe = {"merge_method": "linear", "slices": [{"sources": sources}]}
+    assert len(plan_of(recipe, llama("a"), llama("b")).jobs) == 9

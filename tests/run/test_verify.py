@@ -1,0 +1,170 @@
+"""`verify` finds every damage to an output and says where it is."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from faults import FaultStorage, contents, family
+
+import eutectic
+from eutectic.api import Options
+from eutectic.errors import CheckpointError
+from eutectic.testing import tiny_llama, write_safetensors
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    home = tmp_path_factory.mktemp("made")
+    recipe = family(home)
+    eutectic.merge(recipe, home / "out", options=Options(threads=1, shard_bytes=1500), storage=FaultStorage())
+    return home / "out", contents(home / "out")
+
+
+@pytest.fixture
+def out(made):
+    """The output, mended after each test."""
+    path, whole = made
+    yield path
+    shutil.rmtree(path)
+    path.mkdir()
+    for name, data in whole.items():
+        (path / name).write_bytes(data)
+
+
+def problems(out, **keywords):
+    try:
+        return eutectic.verify(out, **keywords).problems
+    except CheckpointError as error:
+        return list(error.problems)
+
+
+def flip(path, bit):
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def test_an_output_that_nobody_touched_is_fine(out):
+    found = eutectic.verify(out)
+    assert not found.problems
+    assert found.stored == found.derived == len(json.loads((out / "eutectic.json").read_text())["tensors"])
+    assert found.files == len(contents(out)) - 1 - len(list(out.glob("*.safetensors")))
+    assert eutectic.verify(out, stored_only=True).derived == 0
+
+
+def tensor_at(path, byte):
+    """The tensor that a byte of a safetensors file belongs to; none for the header."""
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["data_offsets"][0] <= byte - start < entry["data_offsets"][1]:
+            return name
+    return None
+
+
+def test_every_flipped_bit_of_the_weights_is_found_and_the_tensor_named(out):
+    rng = random.Random(3)
+    for path in sorted(out.glob("*.safetensors")):
+        whole = path.read_bytes()
+        for _ in range(max(4, 60 // len(list(out.glob("*.safetensors"))))):
+            bit = rng.randrange(8 * len(whole))
+            name = tensor_at(path, bit // 8)
+            flip(path, bit)
+            found = problems(out, stored_only=True)
+            assert found, f"bit {bit} of {path.name}"
+            if name is not None:
+                assert [(problem.code, problem.where) for problem in found] == [("V702", name)]
+            else:
+                assert path.name in " ".join(map(str, found))
+            path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["eutectic.json", "config.json", "tokenizer.json", "model.safetensors.index.json"])
+def test_every_flipped_bit_of_the_other_files_is_found(out, name):
+    path, rng = out / name, random.Random(4)
+    whole = path.read_bytes()
+    for _ in range(50):
+        bit = rng.randrange(8 * len(whole))
+        flip(path, bit)
+        found = problems(out, stored_only=True)
+        assert found and all(problem.code in {"V701", "V702"} for problem in found), f"bit {bit}"
+        assert name in " ".join(map(str, found))
+        path.write_bytes(whole)
+
+
+def test_a_changed_digest_in_the_manifest_names_its_tensor(out):
+    path = out / "eutectic.json"
+    manifest = json.loads(path.read_text())
+    name = next(iter(manifest["tensors"]))
+    digest = manifest["tensors"][name]["digest"]
+    path.write_text(path.read_text().replace(digest, digest[:-1] + ("0" if digest[-1] != "0" else "1"), 1))
+    assert {problem.where for problem in problems(out)} == {"eutectic.json", name}
+
+
+@pytest.mark.parametrize("damage", ["{}", "[]", "null", '{"tensors": {}}', '{"tensors": {"a": 1}}', "", "\xff", "{" * 9000])
+def test_a_manifest_that_is_none_is_refused(out, damage):
+    (out / "eutectic.json").write_text(damage, encoding="latin-1")
+    with pytest.raises(CheckpointError, match="V701"):
+        eutectic.verify(out)
+
+
+def test_missing_and_added_files_and_tensors_are_named(out):
+    shards = sorted(out.glob("*.safetensors"))
+    kept = shards[0].read_bytes()
+    shards[0].unlink()
+    assert any(shards[0].name in str(problem) for problem in problems(out))
+    shards[0].write_bytes(kept)
+    (out / "config.json").unlink()
+    assert [problem.where for problem in problems(out)] == ["config.json"]
+    source = eutectic.open(str(out))
+    tensors = {name: source[name] for name in source}
+    for shard in shards:
+        shard.unlink()
+    (out / "model.safetensors.index.json").unlink()
+    name = next(iter(tensors))
+    write_safetensors(out / "model.safetensors", {k: t for k, t in tensors.items() if k != name} | {"new": tensors[name]})
+    named = {problem.where for problem in problems(out, stored_only=True)}
+    assert {name, "new", "model.safetensors.index.json"} <= named
+
+
+def test_a_changed_and_a_missing_model(tmp_path):
+    recipe = family(tmp_path)
+    eutectic.merge(recipe, tmp_path / "out")
+    model = tmp_path / "tuned-0"
+    shutil.rmtree(model)
+    tiny_llama(model, base=tmp_path / "base", seed=99, shards=2)
+    found = problems(tmp_path / "out")
+    assert found and {problem.code for problem in found} == {"V703"}
+    assert {problem.where for problem in found} <= set(eutectic.open(str(tmp_path / "out")).specs)
+    assert not problems(tmp_path / "out", stored_only=True)
+    shutil.rmtree(model)
+    assert {problem.code for problem in problems(tmp_path / "out")} == {"V704"}
+    assert not problems(tmp_path / "out", stored_only=True)
+
+
+def test_models_that_lived_in_memory_cannot_be_merged_again(tmp_path):
+    models = [{"model": {"x": torch.full((4,), float(i))}} for i in range(2)]
+    eutectic.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
+    assert {problem.code for problem in problems(tmp_path / "out")} == {"V704"}
+    assert not problems(tmp_path / "out", stored_only=True)
+
+
+def test_relative_models_are_found_through_links_and_after_a_move(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    recipe = family(tmp_path / "work")
+    recipe["base_model"] = "base"
+    for i, entry in enumerate(recipe["models"]):
+        entry["model"] = f"tuned-{i}"
+    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    (tmp_path / "work" / "results").symlink_to(tmp_path / "disk" / "deep")
+    eutectic.merge(recipe, "results/out")
+    assert not problems("results/out")
+    monkeypatch.chdir(tmp_path)
+    assert not problems("work/results/out")
+    assert not problems("disk/deep/out")
