@@ -252,3 +252,17 @@ def test_tokenizer_source(home: Path, tmp_path: Path) -> None:
         out = Path(eutectic.merge(recipe, tmp_path / f"out{number}").path)
         assert json.loads((out / "tokenizer_config.json").read_text()) == {"from": "y"}
         assert json.loads((out / "config.json").read_text()) == {"from": "x"}
+
+
+def test_base_stays_a_word_in_a_recipe_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("start", "a", "base"):
+        tiny_llama(tmp_path / "sub" / name, seed=len(name), layers=1, hidden=16, intermediate=16)
+    inner = (
+        "merge_method: task_arithmetic\nbase_model: start\nmodels: [a]\nbuffers_from: base\ntokenizer_source: base\n"
+    )
+    (tmp_path / "sub" / "inner.yml").write_text(inner)
+    plan = eutectic.plan({"merge_method": "linear", "models": ["sub/inner.yml", "sub/base"]})
+    nested = plan.inputs[1].plan
+    assert nested is not None and nested.tokenizer is not None and nested.tokenizer.label == "start"
+    plan.close()

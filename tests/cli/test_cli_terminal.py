@@ -38,29 +38,38 @@ def test_a_merge_goes_on_without_a_reader(here: Path) -> None:
     assert (here / "out" / "eutectic.json").exists()
 
 
-def test_colours_go_to_terminals_only(here: Path) -> None:
-    def seen(**environment: str) -> bytes:
-        """What a pseudo-terminal gets."""
-        parent, child = pty.openpty()
-        merged = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", **environment}
-        process = subprocess.Popen([*COMMAND, "plan", "r.yml"], stdout=child, stderr=child, env=merged)
-        os.close(child)
-        text = b""
-        while True:
-            try:
-                part = os.read(parent, 4096)
-            except OSError:
-                break
-            if not part:
-                break
-            text += part
-        os.close(parent)
-        assert process.wait() == 0
-        return text
+def on_terminal(*arguments: str, **environment: str) -> bytes:
+    """What a pseudo-terminal gets."""
+    parent, child = pty.openpty()
+    merged = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", **environment}
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=child, stderr=child, env=merged)
+    os.close(child)
+    text = b""
+    while True:
+        try:
+            part = os.read(parent, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        text += part
+    os.close(parent)
+    assert process.wait() == 0
+    return text
 
-    assert b"\x1b[" in seen()
-    assert b"\x1b[3" not in seen(NO_COLOR="1")
+
+def test_colours_go_to_terminals_only(here: Path) -> None:
+    assert b"\x1b[" in on_terminal("plan", "r.yml")
+    assert b"\x1b[3" not in on_terminal("plan", "r.yml", NO_COLOR="1")
     assert b"\x1b" not in shell("$PYTHON -m eutectic plan r.yml").stdout
+
+
+def test_a_bar_is_for_terminals_only(here: Path) -> None:
+    assert b"merging" in on_terminal("merge", "r.yml", "out")
+    assert b"verifying" in on_terminal("verify", "out")
+    assert b"merging" not in on_terminal("merge", "dare.yml", "quiet", "--quiet")
+    done = shell("$PYTHON -m eutectic merge dare.yml none")
+    assert done.stderr == b"" and b"merging" not in done.stdout
 
 
 @pytest.mark.parametrize("columns", ["20", "40", "400"])

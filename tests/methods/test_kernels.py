@@ -15,7 +15,7 @@ from eutectic.kernels.random import (
     COUNTERS_A_BLOCK,
     ENTRIES_A_BLOCK,
     Rng,
-    divide_by_density,
+    rescale,
     drop,
     keep_threshold,
     philox_words,
@@ -173,7 +173,7 @@ def test_a_higher_density_keeps_all_that_a_lower_one_keeps():
 
 
 def test_division_by_density_is_a_model_each():
-    assert torch.equal(divide_by_density(torch.ones(2, 3, 1), [0.5, 0.25])[:, 0, 0], torch.tensor([2.0, 4.0]))
+    assert torch.equal(rescale(torch.ones(2, 3, 1), [0.5, 0.25])[:, 0, 0], torch.tensor([2.0, 4.0]))
 
 
 # Trim

@@ -145,7 +145,14 @@ def test_mixed_dtypes_equal_the_reference(method, out, tmp_path):
 
 @pytest.mark.parametrize(
     "parameters",
-    [{"normalize": True}, {"normalize": False}, {"lambda": 0.7}, {"rescale": True}, {"density": 1.0}, {"density": 0.01}],
+    [
+        {"normalize": True},
+        {"normalize": False},
+        {"lambda": 0.7},
+        {"rescale": True},
+        {"density": 1.0},
+        {"density": 0.01},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("method", ["ties", "dare_linear", "dare_ties"])

@@ -60,7 +60,7 @@ def test_a_signal_leaves_work_that_is_resumed(job, number):
     for _ in range(3):
         run = start(out)
         wait_for_work(out, run)
-        time.sleep(rng.uniform(0, 1.0))
+        time.sleep(rng.uniform(0, 0.5))
         run.send_signal(number)
         began = time.monotonic()
         _, said = run.communicate(timeout=30)

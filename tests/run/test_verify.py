@@ -106,7 +106,9 @@ def test_a_changed_digest_in_the_manifest_names_its_tensor(out):
     assert {problem.where for problem in problems(out)} == {"eutectic.json", name}
 
 
-@pytest.mark.parametrize("damage", ["{}", "[]", "null", '{"tensors": {}}', '{"tensors": {"a": 1}}', "", "\xff", "{" * 9000])
+@pytest.mark.parametrize(
+    "damage", ["{}", "[]", "null", '{"tensors": {}}', '{"tensors": {"a": 1}}', "", "\xff", "{" * 9000]
+)
 def test_a_manifest_that_is_none_is_refused(out, damage):
     (out / "eutectic.json").write_text(damage, encoding="latin-1")
     with pytest.raises(CheckpointError, match="V701"):
@@ -127,7 +129,9 @@ def test_missing_and_added_files_and_tensors_are_named(out):
         shard.unlink()
     (out / "model.safetensors.index.json").unlink()
     name = next(iter(tensors))
-    write_safetensors(out / "model.safetensors", {k: t for k, t in tensors.items() if k != name} | {"new": tensors[name]})
+    write_safetensors(
+        out / "model.safetensors", {k: t for k, t in tensors.items() if k != name} | {"new": tensors[name]}
+    )
     named = {problem.where for problem in problems(out, stored_only=True)}
     assert {name, "new", "model.safetensors.index.json"} <= named
 

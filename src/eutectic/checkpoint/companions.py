@@ -82,13 +82,14 @@ def _gather(found: Companions, folder: str, storage: Storage) -> None:
         raise unreadable(error, error.filename or folder, os.path.basename(folder)) from error
 
 
-def _collect(found: Companions, folder: str, prefix: str, storage: Storage) -> None:
+def _collect(found: Companions, home: str, prefix: str, storage: Storage) -> None:
+    """Takes the files in the subfolder `prefix` of the model's folder; one that links lead out of it is refused."""
     code = []
-    for name in storage.listdir(folder):
-        path = os.path.join(folder, name)
+    for name in storage.listdir(os.path.join(home, prefix)):
+        path = os.path.join(home, prefix, name)
         if os.path.isdir(path):
             if not prefix and not name.startswith(".") and not name.startswith("checkpoint-"):
-                _collect(found, path, f"{name}/", storage)
+                _collect(found, home, f"{name}/", storage)
             continue
         low = name.lower()
         if low.endswith(".py"):
@@ -98,7 +99,7 @@ def _collect(found: Companions, folder: str, prefix: str, storage: Storage) -> N
             continue
         if prefix and not low.endswith((".json", ".txt", ".model")):
             continue
-        inside(folder, name, os.path.basename(folder))
+        inside(home, prefix + name, os.path.basename(home))
         if storage.stat_path(path).st_size > _LIMIT:
             found.notes.append(f"{prefix}{name} is larger than {_LIMIT >> 20} MiB and was not copied")
             continue

@@ -29,7 +29,8 @@ class Journal:
         lines = []
         for line in self._storage.read_bytes(path, _LIMIT).splitlines(keepends=True):
             checksum, _, body = line.rstrip(b"\n").partition(b" ")
-            if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(body):
+            whole = line.endswith(b"\n") and body.startswith(b"{")
+            if not whole or checksum != b"%08x" % zlib.crc32(body):
                 break
             lines.append(json.loads(body))
             self._end += len(line)

@@ -1,9 +1,13 @@
 """stored bits -> stored bits: the methods' arithmetic in one pass over a block, compiled by numba.
 
-Blocks are `(M, n)` arrays of stored bits, one row a model; for deltas row 0 is the base. Work proceeds in tiles that
-stay in the first-level cache, with one simple loop an operation, so that each loop vectorises for any number of
-models. Sums are float64, values float32 (float64 where an input is), and nothing is contracted or reordered: the
-results equal the plain torch forms bit for bit.
+A block is a tuple of rows of stored bits, one row a model, with the base apart. The number of models is part of the
+type, so the loop over models is unrolled and everything stays in registers while the loop over entries vectorises.
+Sums are float64, values float32 (float64 where an input is), and nothing is contracted or reordered: the results equal
+the plain torch forms bit for bit.
+
+The type of an array says what its bits are: `uint16` holds bfloat16, `int16` float16; float32 and float64 are
+themselves. Everything that is compiled stands in this one file, because numba's cache notices changes in the file of
+the kernel only: a helper elsewhere could change without the kernels being compiled again.
 """
 
 from __future__ import annotations
@@ -11,92 +15,197 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
 
-from eutectic.kernels.bits import BF16, FP16, PLAIN
-
+# Entries whose random words are made at a time: they stay in the first-level cache.
 TILE = 1024
-
-NO_TRIM, TRIM, DROP = 0, 1, 2
+LANES = 16
 
 _jit = njit(cache=True, nogil=True, error_model="numpy")
+# Helpers are compiled into the kernels that call them.
+_inner = njit(nogil=True, error_model="numpy")
 
 
-@_jit
-def _decode(bits: Any, kind: int, words: Any, values: Any) -> None:
-    """`words` and `values` are the same memory as unsigned integers and as floats."""
-    count = bits.shape[0]
-    if kind == BF16:
-        for i in range(count):
-            words[i] = np.uint32(bits[i]) << np.uint32(16)
-    elif kind == FP16:
-        # Placing the half's magnitude 13 bits up scales it by 2^-112, subnormals included.
-        for i in range(count):
-            words[i] = (np.uint32(bits[i]) & np.uint32(0x7FFF)) << np.uint32(13)
-        for i in range(count):
-            values[i] = values[i] * np.float32(2.0**112)
-        for i in range(count):
-            half = np.uint32(bits[i])
-            infinite = np.uint32(0x7F800000) if (half & np.uint32(0x7C00)) == np.uint32(0x7C00) else np.uint32(0)
-            words[i] = words[i] | infinite | ((half & np.uint32(0x8000)) << np.uint32(16))
-    else:
-        for i in range(count):
-            values[i] = bits[i]
+# Stored bits and floats
 
 
-@_jit
-def _encode(values: Any, kind: int, out: Any) -> None:
-    """Rounds to nearest even, like torch: overflow becomes infinity, NaN the quiet NaN."""
-    count = out.shape[0]
-    if kind == PLAIN:
-        for i in range(count):
-            out[i] = values[i]
-        return
-    single = np.empty(count, np.float32)
-    words = single.view(np.uint32)
-    for i in range(count):
-        single[i] = np.float32(values[i])
-    if kind == BF16:
-        for i in range(count):
-            word = words[i]
+def _as_float(_context: Any, word: Any) -> Any:
+    """The float32 whose bits are this unsigned integer."""
+    signature = types.float32(types.uint32)
+    return signature, lambda _c, builder, _s, arguments: builder.bitcast(arguments[0], ir.FloatType())
+
+
+def _as_word(_context: Any, value: Any) -> Any:
+    """The unsigned integer with this float32's bits."""
+    signature = types.uint32(types.float32)
+    return signature, lambda _c, builder, _s, arguments: builder.bitcast(arguments[0], ir.IntType(32))
+
+
+as_float: Any = intrinsic(_as_float)
+as_word: Any = intrinsic(_as_word)
+
+
+def value_of(bits: Any) -> Any:
+    """The float that one stored element is. Compiled code only."""
+
+
+@overload(value_of)
+def _value_of(bits):  # type: ignore[no-untyped-def]
+    if bits == types.uint16:
+        return lambda bits: as_float(np.uint32(bits) << np.uint32(16))
+    if bits == types.int16:
+
+        def half(bits):  # type: ignore[no-untyped-def]
+            word = np.uint32(np.uint16(bits))
+            # 13 bits up, the magnitude is that of a float 2^112 times too small, subnormals included.
+            size = as_float((word & np.uint32(0x7FFF)) << np.uint32(13)) * np.float32(2.0**112)
+            infinite = np.uint32(0x7F800000) if (word & np.uint32(0x7C00)) == np.uint32(0x7C00) else np.uint32(0)
+            return as_float(as_word(size) | infinite | ((word & np.uint32(0x8000)) << np.uint32(16)))
+
+        return half
+    return lambda bits: bits
+
+
+def store(out: Any, i: Any, value: Any) -> None:
+    """Rounds a float to nearest even and stores it in `out[i]`, like torch. Compiled code only."""
+
+
+@overload(store)
+def _store(out, i, value):  # type: ignore[no-untyped-def]
+    if out.dtype == types.uint16:
+
+        def bfloat16(out, i, value):  # type: ignore[no-untyped-def]
+            word = as_word(np.float32(value))
             rounded = (word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-            nan = (word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-            out[i] = np.uint32(0x7FC0) if nan else rounded
-    else:
-        # Adding 0.5 leaves a subnormal half, rounded, in the last bits of the float.
-        shifted = np.empty(count, np.float32)
-        low = shifted.view(np.uint32)
-        for i in range(count):
-            shifted[i] = np.float32(abs(single[i]) + np.float32(0.5))
-        for i in range(count):
-            word = words[i]
+            out[i] = np.uint32(0x7FC0) if (word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else rounded
+
+        return bfloat16
+    if out.dtype == types.int16:
+
+        def float16(out, i, value):  # type: ignore[no-untyped-def]
+            word = as_word(np.float32(value))
             size = word & np.uint32(0x7FFFFFFF)
-            normal = (
-                size - np.uint32(0x38000000) + np.uint32(0xFFF) + ((size >> np.uint32(13)) & np.uint32(1))
-            ) >> np.uint32(13)
-            half = normal if size >= np.uint32(0x38800000) else low[i] - np.uint32(0x3F000000)
+            odd = (size >> np.uint32(13)) & np.uint32(1)
+            half = (size - np.uint32(0x38000000) + np.uint32(0xFFF) + odd) >> np.uint32(13)
+            # Adding 0.5 leaves a subnormal half, rounded, in the last bits of the float.
+            low = as_word(np.float32(as_float(size) + np.float32(0.5))) - np.uint32(0x3F000000)
+            half = low if size < np.uint32(0x38800000) else half
             half = np.uint32(0x7C00) if size >= np.uint32(0x477FF000) else half
             half = np.uint32(0x7E00) if size > np.uint32(0x7F800000) else half
-            out[i] = half | ((word >> np.uint32(16)) & np.uint32(0x8000))
+            out[i] = np.uint32(half) | ((word >> np.uint32(16)) & np.uint32(0x8000))
+
+        return float16
+
+    def plain(out, i, value):  # type: ignore[no-untyped-def]
+        out[i] = value
+
+    return plain
+
+
+# One entry of every model, summed over the models. A loop over models inside the loop over entries would keep the latter
+# from vectorising, so the sums are written out for each number of models when a kernel is compiled for it.
+
+
+@_inner
+def sparse(bits: Any, origin: Any, level: Any) -> Any:
+    """The delta, or zero if its magnitude is below `level` (NaN is not)."""
+    delta = value_of(bits) - origin
+    return type(origin)(0) if abs(delta) < level else delta
+
+
+@_inner
+def kept(delta: Any, word: Any, keep: Any) -> Any:
+    """The delta if its random word is below `keep`, else zero."""
+    return delta if word < keep else type(delta)(0)
+
+
+@_inner
+def agreeing(part: Any, toward: Any) -> Any:
+    """The weighted delta if its sign is the elected one, else zero."""
+    return part if part * toward > 0 else 0.0
+
+
+@_inner
+def agreeing_weight(part: Any, toward: Any, weight: Any) -> Any:
+    """The weight if the weighted delta has the elected sign, else zero."""
+    return weight if part * toward > 0 else 0.0
+
+
+def weighted_entry(rows: Any, weights: Any, i: Any) -> Any:
+    """Σ wₖ xₖ at entry i. Compiled code only, like those below."""
+
+
+def delta_sum(
+    origin: Any, rows: Any, weights: Any, level: Any, factor: Any, words: Any, keep: Any, i: Any, t: Any
+) -> Any:
+    """Σ wₖ δₖ at entry i; `words` None keeps all, otherwise `words[k, t]` decides."""
+
+
+def elected_sum(
+    origin: Any, rows: Any, weights: Any, level: Any, factor: Any, words: Any, keep: Any, i: Any, t: Any, toward: Any
+) -> Any:
+    """Σ wₖ δₖ over those with the elected sign."""
+
+
+def elected_share(
+    origin: Any, rows: Any, weights: Any, level: Any, factor: Any, words: Any, keep: Any, i: Any, t: Any, toward: Any
+) -> Any:
+    """Σ wₖ over those with the elected sign."""
+
+
+_NAMES = {
+    "value_of": value_of,
+    "sparse": sparse,
+    "kept": kept,
+    "agreeing": agreeing,
+    "agreeing_weight": agreeing_weight,
+}
+
+
+def _unrolled(arguments: str, term: str, rows: Any) -> Any:
+    """`lambda arguments: 0.0 + term(0) + term(1) + …`, added in the order of the models."""
+    terms = "".join(" + " + term.replace("@", str(k)) for k in range(len(rows)))
+    return eval(f"lambda {arguments}: 0.0{terms}", _NAMES)
+
+
+def _part(words: Any) -> str:
+    delta = "sparse(rows[@][i], origin, level[@])"
+    if not isinstance(words, types.NoneType):
+        delta = f"kept({delta}, words[@, t], keep[@])"
+    return f"{delta} * factor[@] * weights[@]"
+
+
+@overload(weighted_entry)
+def _weighted_entry(rows, weights, i):  # type: ignore[no-untyped-def]
+    return _unrolled("rows, weights, i", "value_of(rows[@][i]) * weights[@]", rows)
+
+
+_SHARED = "origin, rows, weights, level, factor, words, keep, i, t"
+
+
+@overload(delta_sum)
+def _delta_sum(origin, rows, weights, level, factor, words, keep, i, t):  # type: ignore[no-untyped-def]
+    return _unrolled(_SHARED, _part(words), rows)
+
+
+@overload(elected_sum)
+def _elected_sum(origin, rows, weights, level, factor, words, keep, i, t, toward):  # type: ignore[no-untyped-def]
+    return _unrolled(f"{_SHARED}, toward", f"agreeing({_part(words)}, toward)", rows)
+
+
+@overload(elected_share)
+def _elected_share(origin, rows, weights, level, factor, words, keep, i, t, toward):  # type: ignore[no-untyped-def]
+    return _unrolled(f"{_SHARED}, toward", f"agreeing_weight({_part(words)}, toward, weights[@])", rows)
+
+
+# Kernels
 
 
 @_jit
-def count_masked(words: Any, mask: Any) -> int:
-    """How many words have every bit of `mask` set: with a float's exponent bits, the NaNs and infinities."""
-    found = 0
-    for start in range(0, words.shape[0], TILE):
-        tile = words[start : start + TILE]
-        # Counted in 32 bits a tile, so that the loop stays as narrow as the words.
-        here: Any = np.int32(0)
-        for i in range(tile.shape[0]):
-            here += np.int32(1) if (tile[i] & mask) == mask else np.int32(0)
-        found += here
-    return found
-
-
-@_jit
-def _philox(first: int, count: int, key: Any, out: Any) -> None:
-    """Random words of entries `first : first + count`, both multiples of 64 (the last block may run over)."""
+def philox(first: int, count: int, key: Any, out: Any) -> None:
+    """Random words of entries `first : first + count`; `first` is a multiple of 64, `out` holds whole 64s."""
     m0, m1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
     w0, w1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
     for block in range((count + 63) // 64):
@@ -121,288 +230,261 @@ def _philox(first: int, count: int, key: Any, out: Any) -> None:
 
 
 @_jit
-def combine_weights(bits: Any, kind: int, floats: Any, weights: Any, divisor: float, out: Any, out_kind: int) -> None:
-    """out = Σ wᵢ xᵢ / divisor over the rows of `bits (M, n)`.
-
-    `floats` is an empty float32 or float64 array that fixes the working precision, here and below.
-    """
-    models, numel = bits.shape
-    value = np.empty(TILE, floats.dtype)
-    words = value.view(np.uint32)
-    total = np.empty(TILE, np.float64)
-    for start in range(0, numel, TILE):
-        count = min(TILE, numel - start)
-        for i in range(count):
-            total[i] = 0.0
-        for k in range(models):
-            _decode(bits[k][start : start + count], kind, words, value)
-            weight = weights[k]
-            for i in range(count):
-                total[i] += value[i] * weight
-        for i in range(count):
-            value[i] = total[i] / divisor
-        _encode(value, out_kind, out[start : start + count])
+def combine_weights(rows: Any, weights: Any, divisor: float, out: Any) -> None:
+    """out = Σ wᵢ xᵢ / divisor."""
+    for i in range(len(out)):
+        narrow = type(value_of(rows[0][i]))
+        store(out, i, narrow(weighted_entry(rows, weights, i) / divisor))
 
 
 @_jit
-def _delta(bits: Any, k: int, start: int, count: int, kind: int, base: Any, delta: Any) -> None:
-    _decode(bits[k + 1][start : start + count], kind, delta.view(np.uint32), delta)
-    for i in range(count):
-        delta[i] = delta[i] - base[i]
-
-
-@_jit
-def _trim(delta: Any, size: Any, count: int, threshold: Any, budget: Any, k: int) -> None:
-    """Keeps what is above the threshold, and of what equals it the first `budget[k]`, which is counted down."""
-    level = threshold[k]
-    equal = 0
-    for i in range(count):
-        equal += 1 if size[i] == level else 0
-    if equal <= budget[k]:
-        budget[k] -= equal
-        for i in range(count):
-            delta[i] = delta[i] if size[i] >= level else 0
-    elif budget[k] == 0:
-        for i in range(count):
-            delta[i] = delta[i] if size[i] > level else 0
-    else:
-        for i in range(count):
-            if size[i] == level and budget[k] > 0:
-                budget[k] -= 1
-            elif size[i] <= level:
-                delta[i] = 0
+def _consensus(
+    base: Any,
+    rows: Any,
+    weights: Any,
+    divisor: Any,
+    scale: float,
+    level: Any,
+    factor: Any,
+    words: Any,
+    keep: Any,
+    normalize: bool,
+    tiny: float,
+    start: int,
+    count: int,
+    out: Any,
+) -> None:
+    for t in range(count):
+        # Unsigned, so that no index is checked for being negative and the loop vectorises.
+        i = np.uint64(start) + np.uint64(t)
+        origin = value_of(base[i])
+        total = delta_sum(origin, rows, weights, level, factor, words, keep, i, t)
+        if divisor is None:
+            toward = 1.0 if total >= 0 else -1.0
+            share = elected_share(origin, rows, weights, level, factor, words, keep, i, t, toward)
+            total = elected_sum(origin, rows, weights, level, factor, words, keep, i, t, toward)
+            total = total / (1.0 if not normalize or abs(share) <= tiny else share)
+        else:
+            total = total / divisor
+        store(out, i, origin + type(origin)(total * scale))
 
 
 @_jit
 def combine_deltas(
-    bits: Any,
-    kind: int,
-    floats: Any,
-    first: int,
+    base: Any,
+    rows: Any,
     weights: Any,
-    divisor: float,
+    divisor: Any,
     scale: float,
-    sparsifier: int,
-    threshold: Any,
-    budget: Any,
-    keys: Any,
-    keep: Any,
+    level: Any,
     factor: Any,
-    dividing: bool,
-    elect: bool,
     normalize: bool,
     tiny: float,
     out: Any,
-    out_kind: int,
 ) -> None:
-    """out = base + scale · consensus(sparsify(xᵢ - base)).
+    """out = base + scale · consensus(factorᵢ · (xᵢ - base)), deltas of magnitude below `level[k]` taken as zero.
 
-    Row 0 of `bits` is the base. `first` is the flat index of the block's first entry, a multiple of 64. Trimming takes
-    float magnitudes `threshold[K]` and how many entries equal to it may still be kept, `budget[K]` (changed). Dropping
-    takes `keys[K, 4]` and `keep[K]` out of 2³². `factor[K]` rescales each delta, by division if `dividing`. Agreeing
-    weights that sum to at most `tiny` have cancelled.
+    With a `divisor` the consensus is the weighted sum over it. Without (None) it is a sign election: Σ over those whose
+    weighted delta has the sign of the whole sum, under `normalize` divided by their weights; weights that sum to at
+    most `tiny` have cancelled.
     """
-    models, numel = bits.shape[0] - 1, bits.shape[1]
-    base = np.empty(TILE, floats.dtype)
-    deltas = np.empty((models, TILE), floats.dtype)
-    size = np.empty(TILE, floats.dtype)
-    random = np.empty(TILE, np.uint32)
-    total, share, sign = np.empty(TILE, np.float64), np.empty(TILE, np.float64), np.empty(TILE, np.float64)
-    for start in range(0, numel, TILE):
-        count = min(TILE, numel - start)
-        _decode(bits[0][start : start + count], kind, base.view(np.uint32), base)
-        for i in range(count):
-            total[i] = 0.0
-        for k in range(models):
-            delta = deltas[k]
-            _delta(bits, k, start, count, kind, base, delta)
-            if sparsifier == TRIM:
-                for i in range(count):
-                    size[i] = abs(delta[i])
-                _trim(delta, size, count, threshold, budget, k)
-            elif sparsifier == DROP and keep[k] < np.uint64(1 << 32):
-                _philox(first + start, count, keys[k], random)
-                limit = np.uint32(keep[k])
-                for i in range(count):
-                    delta[i] = delta[i] if random[i] < limit else 0
-            if dividing:
-                for i in range(count):
-                    delta[i] = delta[i] / factor[k]
-            elif factor[k] != 1:
-                for i in range(count):
-                    delta[i] = delta[i] * factor[k]
-            weight = weights[k]
-            for i in range(count):
-                total[i] += delta[i] * weight
-        if elect:
-            for i in range(count):
-                sign[i] = 1.0 if total[i] >= 0 else -1.0
-                total[i] = 0.0
-                share[i] = 0.0
-            for k in range(models):
-                weight = weights[k]
-                delta = deltas[k]
-                for i in range(count):
-                    part = delta[i] * weight
-                    agrees = part * sign[i] > 0
-                    total[i] += part if agrees else 0.0
-                    share[i] += weight if agrees else 0.0
-            if normalize:
-                for i in range(count):
-                    total[i] = total[i] / (1.0 if abs(share[i]) <= tiny else share[i])
-        else:
-            for i in range(count):
-                total[i] = total[i] / divisor
-        for i in range(count):
-            size[i] = total[i] * scale
-        for i in range(count):
-            base[i] = base[i] + size[i]
-        _encode(base, out_kind, out[start : start + count])
+    _consensus(base, rows, weights, divisor, scale, level, factor, None, None, normalize, tiny, 0, len(out), out)
 
 
 @_jit
-def inner_products(bits: Any, kind: int, floats: Any) -> Any:
-    """⟨a,a⟩, ⟨a,b⟩, ⟨b,b⟩ of rows 0 and 1, in float64 over sixteen fixed lanes: the same bits on any machine."""
-    numel = bits.shape[1]
-    a, b = np.zeros(TILE, floats.dtype), np.zeros(TILE, floats.dtype)
-    aa, ab, bb = np.zeros(16, np.float64), np.zeros(16, np.float64), np.zeros(16, np.float64)
-    for start in range(0, numel, TILE):
-        count = min(TILE, numel - start)
-        _decode(bits[0][start : start + count], kind, a.view(np.uint32), a)
-        _decode(bits[1][start : start + count], kind, b.view(np.uint32), b)
-        for i in range(count, TILE):
-            a[i] = 0
-            b[i] = 0
-        for i in range(0, TILE, 16):
-            for j in range(16):
-                x, y = np.float64(a[i + j]), np.float64(b[i + j])
-                aa[j] += x * x
-                ab[j] += x * y
-                bb[j] += y * y
-    return np.array([aa.sum(), ab.sum(), bb.sum()])
+def combine_dropped(
+    base: Any,
+    rows: Any,
+    weights: Any,
+    divisor: Any,
+    scale: float,
+    level: Any,
+    factor: Any,
+    keys: Any,
+    keep: Any,
+    first: int,
+    normalize: bool,
+    tiny: float,
+    out: Any,
+) -> None:
+    """As `combine_deltas`, of those entries whose random word is below `keep[k]` (of 2³²).
+
+    `keys (K, 4)` are the models' keys; `first` is the flat index of entry 0, a multiple of 64.
+    """
+    words = np.empty((len(rows), TILE), np.uint32)
+    for start in range(0, len(out), TILE):
+        count = min(TILE, len(out) - start)
+        for k in range(len(rows)):
+            philox(first + start, count, keys[k], words[k])
+        _consensus(base, rows, weights, divisor, scale, level, factor, words, keep, normalize, tiny, start, count, out)
 
 
 @_jit
-def histogram_top(bits: Any, kind: int, floats: Any, words: Any, counts: Any) -> None:
+def inner_products(a: Any, b: Any) -> Any:
+    """⟨a,a⟩, ⟨a,b⟩, ⟨b,b⟩ in float64 over sixteen fixed lanes: the same bits on any machine."""
+    sums = np.zeros((3, LANES), np.float64)
+    for start in range(0, len(a), LANES):
+        for j in range(min(LANES, len(a) - start)):
+            i = np.uint64(start) + np.uint64(j)
+            x, y = np.float64(value_of(a[i])), np.float64(value_of(b[i]))
+            sums[0, j] += x * x
+            sums[1, j] += x * y
+            sums[2, j] += y * y
+    return np.array([sums[0].sum(), sums[1].sum(), sums[2].sum()])
+
+
+@_jit
+def _magnitudes(base: Any, row: Any, start: int, count: int, out: Any) -> None:
+    for t in range(count):
+        i = np.uint64(start) + np.uint64(t)
+        out[t] = abs(value_of(row[i]) - value_of(base[i]))
+
+
+@_jit
+def histogram_top(base: Any, rows: Any, words: Any, size: Any, counts: Any) -> None:
     """Counts the top 16 bits of each |xₖ - base|'s pattern into `counts[K, 65536]`.
 
     The bit pattern of a non-negative float orders like its value, so the k-th largest magnitude is found exactly by
-    refining 16 bits at a time. `words` is an empty array of the unsigned integer as wide as the floats.
+    refining 16 bits at a time. `words` and `size` are TILE entries of scratch, the same memory as unsigned integers and
+    as the working floats.
     """
-    models, numel = bits.shape[0] - 1, bits.shape[1]
-    base, delta = np.empty(TILE, floats.dtype), np.empty(TILE, floats.dtype)
-    pattern = delta.view(words.dtype)
     top = np.empty(TILE, np.uint16)
     shift = 8 * words.itemsize - 16
-    for start in range(0, numel, TILE):
-        count = min(TILE, numel - start)
-        _decode(bits[0][start : start + count], kind, base.view(np.uint32), base)
-        for k in range(models):
-            _delta(bits, k, start, count, kind, base, delta)
-            for i in range(count):
-                delta[i] = abs(delta[i])
-            for i in range(count):
-                top[i] = pattern[i] >> shift
-            row = counts[k]
-            for i in range(count):
-                row[top[i]] += 1
+    for k in range(len(rows)):
+        row, tally = rows[k], counts[k]
+        for start in range(0, len(base), TILE):
+            count = min(TILE, len(base) - start)
+            _magnitudes(base, row, start, count, size)
+            for t in range(count):
+                top[t] = words[t] >> shift
+            for t in range(count):
+                tally[top[t]] += 1
 
 
 @_jit
-def histogram_below(bits: Any, kind: int, floats: Any, mask: Any, prefix: Any, shift: int, counts: Any) -> None:
-    """Counts the 16 bits at `shift` of those patterns that, under `mask[1]`, equal `prefix[K]`."""
-    models, numel = bits.shape[0] - 1, bits.shape[1]
-    base, delta = np.empty(TILE, floats.dtype), np.empty(TILE, floats.dtype)
-    pattern = delta.view(prefix.dtype)
-    inside = np.empty(TILE, np.int64)
-    for start in range(0, numel, TILE):
-        count = min(TILE, numel - start)
-        _decode(bits[0][start : start + count], kind, base.view(np.uint32), base)
-        for k in range(models):
-            _delta(bits, k, start, count, kind, base, delta)
-            wanted = prefix[k]
-            found = 0
+def histogram_below(
+    base: Any, rows: Any, words: Any, size: Any, mask: Any, prefix: Any, shift: int, counts: Any
+) -> None:
+    """Counts the 16 bits at `shift` of those patterns that, under `mask[0]`, equal `prefix[K]`; scratch as above."""
+    inside = np.empty(TILE + 1, np.uint32)
+    for k in range(len(rows)):
+        row, tally, wanted = rows[k], counts[k], prefix[k]
+        for start in range(0, len(base), TILE):
+            count = min(TILE, len(base) - start)
+            _magnitudes(base, row, start, count, size)
+            found = np.uint64(0)
             # Written unconditionally and counted if inside: no branch to mispredict.
-            for i in range(count):
-                inside[found] = i
-                found += 1 if (pattern[i] & mask[0]) == wanted else 0
-            row = counts[k]
-            for i in range(found):
-                row[(pattern[inside[i]] >> shift) & 0xFFFF] += 1
+            for t in range(count):
+                inside[found] = (words[t] >> shift) & 0xFFFF
+                found += np.uint64(1) if (words[t] & mask[0]) == wanted else np.uint64(0)
+            for j in range(found):
+                tally[inside[j]] += 1
 
 
 @_jit
-def count_equal(bits: Any, kind: int, floats: Any, threshold: Any, equal: Any) -> None:
+def histogram_window(base: Any, rows: Any, words: Any, size: Any, low: Any, counts: Any, above: Any) -> None:
+    """Counts the patterns from `low[K]` on into `counts[K, n]`, one bin a pattern, and adds those beyond to `above[K]`.
+
+    For float32 patterns; scratch as above.
+    """
+    inside = np.empty(TILE + 1, np.uint32)
+    width = np.uint32(counts.shape[1])
+    for k in range(len(rows)):
+        row, tally, bottom = rows[k], counts[k], low[k]
+        end = np.uint32(bottom + width)
+        beyond = 0
+        for start in range(0, len(base), TILE):
+            count = min(TILE, len(base) - start)
+            _magnitudes(base, row, start, count, size)
+            larger: Any = np.int32(0)
+            for t in range(count):
+                larger += np.int32(1) if words[t] >= end else np.int32(0)
+            beyond += larger
+            found = np.uint64(0)
+            for t in range(count):
+                distance = np.uint32(words[t] - bottom)
+                inside[found] = distance
+                found += np.uint64(1) if distance < width else np.uint64(0)
+            for j in range(found):
+                tally[inside[j]] += 1
+        above[k] += beyond
+
+
+@_jit
+def count_equal(base: Any, rows: Any, threshold: Any, equal: Any) -> None:
     """Adds to `equal[K]` how many |xₖ - base| are exactly `threshold[K]`."""
-    models, numel = bits.shape[0] - 1, bits.shape[1]
-    base, delta = np.empty(TILE, floats.dtype), np.empty(TILE, floats.dtype)
-    for start in range(0, numel, TILE):
-        count = min(TILE, numel - start)
-        _decode(bits[0][start : start + count], kind, base.view(np.uint32), base)
-        for k in range(models):
-            _delta(bits, k, start, count, kind, base, delta)
-            level = threshold[k]
-            found = 0
-            for i in range(count):
-                found += 1 if abs(delta[i]) == level else 0
+    for k in range(len(rows)):
+        row, level = rows[k], threshold[k]
+        for start in range(0, len(base), TILE):
+            found: Any = np.int32(0)
+            for t in range(min(TILE, len(base) - start)):
+                i = np.uint64(start) + np.uint64(t)
+                found += np.int32(1) if abs(value_of(row[i]) - value_of(base[i])) == level else np.int32(0)
             equal[k] += found
 
 
 @_jit
-def trimmed_sums(bits: Any, kind: int, floats: Any, threshold: Any, sums: Any) -> None:
+def after_equal(base: Any, row: Any, level: Any, wanted: int) -> int:
+    """The entry after the `wanted`-th (from 1) whose |x - base| is exactly `level`."""
+    for i in range(len(base)):
+        if abs(value_of(row[i]) - value_of(base[i])) == level:
+            wanted -= 1
+            if wanted == 0:
+                return i + 1
+    return len(base)
+
+
+@_jit
+def trimmed_sums(base: Any, rows: Any, threshold: Any, sums: Any) -> None:
     """Adds to `sums[K, 2]` Σ|xₖ - base| of all entries and of those above `threshold[K]`, over sixteen fixed lanes."""
-    models, numel = bits.shape[0] - 1, bits.shape[1]
-    base, delta = np.zeros(TILE, floats.dtype), np.zeros(TILE, floats.dtype)
-    lanes = np.zeros((2, 16), np.float64)
-    for k in range(models):
-        lanes[:] = 0.0
-        level = threshold[k]
-        for start in range(0, numel, TILE):
-            count = min(TILE, numel - start)
-            _decode(bits[0][start : start + count], kind, base.view(np.uint32), base)
-            _delta(bits, k, start, count, kind, base, delta)
-            for i in range(count, TILE):
-                delta[i] = 0
-            for i in range(0, TILE, 16):
-                for j in range(16):
-                    size = abs(delta[i + j])
-                    lanes[0, j] += size
-                    lanes[1, j] += size if size > level else 0.0
+    for k in range(len(rows)):
+        row, level = rows[k], threshold[k]
+        lanes = np.zeros((2, LANES), np.float64)
+        for start in range(0, len(base), LANES):
+            for j in range(min(LANES, len(base) - start)):
+                i = np.uint64(start) + np.uint64(j)
+                size = abs(value_of(row[i]) - value_of(base[i]))
+                lanes[0, j] += size
+                lanes[1, j] += size if size > level else type(size)(0)
         sums[k, 0] += lanes[0].sum()
         sums[k, 1] += lanes[1].sum()
 
 
 @_jit
-def dropped_sums(bits: Any, kind: int, floats: Any, first: int, keys: Any, keep: Any, sums: Any) -> None:
-    """Adds to `sums[K, 2]` Σ|δ| of all entries and of those that a random drop keeps."""
-    models, numel = bits.shape[0] - 1, bits.shape[1]
-    base, delta = np.zeros(TILE, floats.dtype), np.zeros(TILE, floats.dtype)
-    random = np.empty(TILE, np.uint32)
-    lanes = np.zeros((2, 16), np.float64)
-    for k in range(models):
-        lanes[:] = 0.0
-        for start in range(0, numel, TILE):
-            count = min(TILE, numel - start)
-            _decode(bits[0][start : start + count], kind, base.view(np.uint32), base)
-            _delta(bits, k, start, count, kind, base, delta)
-            for i in range(count, TILE):
-                delta[i] = 0
-            _philox(first + start, TILE, keys[k], random)
-            for i in range(0, TILE, 16):
-                for j in range(16):
-                    magnitude = abs(delta[i + j])
-                    lanes[0, j] += magnitude
-                    lanes[1, j] += magnitude if np.uint64(random[i + j]) < keep[k] else 0.0
+def dropped_sums(base: Any, rows: Any, first: int, keys: Any, keep: Any, sums: Any) -> None:
+    """Adds to `sums[K, 2]` Σ|xₖ - base| of all entries and of those that a random drop keeps."""
+    words = np.empty(TILE, np.uint32)
+    for k in range(len(rows)):
+        row = rows[k]
+        lanes = np.zeros((2, LANES), np.float64)
+        for start in range(0, len(base), TILE):
+            count = min(TILE, len(base) - start)
+            philox(first + start, count, keys[k], words)
+            for t in range(count):
+                i = np.uint64(start) + np.uint64(t)
+                size = abs(value_of(row[i]) - value_of(base[i]))
+                lanes[0, t % LANES] += size
+                lanes[1, t % LANES] += size if words[t] < keep[k] else type(size)(0)
         sums[k, 0] += lanes[0].sum()
         sums[k, 1] += lanes[1].sum()
 
 
 @_jit
-def convert(bits: Any, kind: int, floats: Any, out: Any, out_kind: int) -> None:
-    """Stored bits of one dtype to another, through floats."""
-    numel = bits.shape[0]
-    value = np.empty(TILE, floats.dtype)
-    for start in range(0, numel, TILE):
-        count = min(TILE, numel - start)
-        _decode(bits[start : start + count], kind, value.view(np.uint32), value)
-        _encode(value, out_kind, out[start : start + count])
+def convert(row: Any, out: Any) -> None:
+    """Stored bits of one dtype to another, rounded to nearest even."""
+    for i in range(len(out)):
+        store(out, i, value_of(row[i]))
+
+
+@_jit
+def count_masked(words: Any, mask: Any) -> int:
+    """How many words have every bit of `mask` set: with a float's exponent bits, the NaNs and infinities."""
+    found = 0
+    for start in range(0, words.shape[0], TILE):
+        tile = words[start : start + TILE]
+        # Counted in 32 bits a tile, so that the loop stays as narrow as the words.
+        here: Any = np.int32(0)
+        for i in range(tile.shape[0]):
+            here += np.int32(1) if (tile[i] & mask) == mask else np.int32(0)
+        found += here
+    return found

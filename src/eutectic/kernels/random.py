@@ -81,11 +81,12 @@ def drop(deltas: Tensor, density: float | Sequence[float], rng: Rng) -> Tensor:
     return torch.stack(kept) if kept else deltas
 
 
-def divide_by_density(deltas: Tensor, density: float | Sequence[float]) -> Tensor:
-    """δ / density a model: makes a random drop unbiased."""
-    shares = one_a_model(density, len(deltas))
-    divisors = torch.tensor(shares, dtype=deltas.dtype, device=deltas.device)
-    return deltas / divisors.reshape(-1, *([1] * (deltas.dim() - 1)))
+def rescale(deltas: Tensor, density: float | Sequence[float]) -> Tensor:
+    """δ · (1 / density) a model: makes a random drop unbiased. The reciprocal is rounded to the deltas' dtype first."""
+    factors = torch.tensor(
+        [1.0 / d for d in one_a_model(density, len(deltas))], dtype=deltas.dtype, device=deltas.device
+    )
+    return deltas * factors.reshape(-1, *([1] * (deltas.dim() - 1)))
 
 
 def uint32_key(key: tuple[int, int, int, int]) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:

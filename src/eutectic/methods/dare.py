@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from eutectic.kernels.random import Rng, divide_by_density, drop
+from eutectic.kernels.random import Rng, drop
+from eutectic.kernels.random import rescale as rescale_by_density
 from eutectic.kernels.signs import disjoint_sum, elect_sign
 from eutectic.kernels.sums import divisor, one_a_model, weighted_sum
 from eutectic.kernels.trim import match_l1
@@ -15,9 +16,9 @@ from eutectic.methods.registry import PerModel, Range, method
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from eutectic.kernels import streams
+    from eutectic.kernels import task_vectors
 else:
-    streams = LazyModule("eutectic.kernels.streams")
+    task_vectors = LazyModule("eutectic.kernels.task_vectors")
 
 ACCEPTED = {"int8_mask": "sign masks take no memory here"}
 Rescale = bool | Literal["l1"]
@@ -27,7 +28,7 @@ def _drop_and_rescale(deltas: Tensor, density: float | Sequence[float], rescale:
     dropped = drop(deltas, density, rng)
     if rescale == "l1":
         return match_l1(dropped, deltas)
-    return divide_by_density(dropped, density) if rescale else dropped
+    return rescale_by_density(dropped, density) if rescale else dropped
 
 
 @method(
@@ -54,9 +55,9 @@ def dare_linear(
     **When to use it.** Small deltas (|δ| mostly below 0.005), where most entries are redundant. Large or long-trained
     deltas are destroyed at low densities. For merging, densities of 0.4 to 0.9 have done better than 0.1.
 
-    **Parameters.** `weight`: coefficient of a task vector. `density`: probability of keeping an entry (the paper's 1-p).
-    `rescale`: `true` divides by the density (unbiased), `l1` restores the L1 norm, `false` does neither. `normalize`,
-    `lambda`: as in task arithmetic. The mask depends on (seed, model, tensor name, index) and nothing else.
+    **Parameters.** `weight`: coefficient of a task vector. `density`: probability of keeping an entry (the paper's
+    1-p). `rescale`: `true` divides by the density (unbiased), `l1` restores the L1 norm, `false` does neither.
+    `normalize`, `lambda`: as in task arithmetic. The mask depends on (seed, model, tensor, index) and nothing else.
 
     **Differs from the paper.** `density` defaults to 0.1, the drop rate of 0.9 for which the paper reports no loss; its
     own merges searched 0.1 to 0.9.
@@ -112,9 +113,9 @@ def dare_ties(
 
 @dare_linear.stream
 def _stream_linear(jobs):  # type: ignore[no-untyped-def]
-    return streams.TaskVectors(jobs, sparsifier="drop")
+    return task_vectors.TaskVectors(jobs, sparsifier="drop")
 
 
 @dare_ties.stream
 def _stream_ties(jobs):  # type: ignore[no-untyped-def]
-    return streams.TaskVectors(jobs, sparsifier="drop", elect=True)
+    return task_vectors.TaskVectors(jobs, sparsifier="drop", elect=True)

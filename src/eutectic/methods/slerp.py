@@ -36,7 +36,7 @@ def slerp(weights: Tensor, *, t: Annotated[float, Range("[0, 1]")]) -> Tensor:
     A tensor of norm zero and (nearly) antipodal tensors, cosΩ < -0.9995, are interpolated linearly.
 
     **Differs from mergekit.** Near-parallel tensors (cosΩ > 0.9995) are still slerped, where mergekit switches to
-    linear interpolation: the results differ by less than 1e-4 of the value. A tensor of norm zero is interpolated
+    linear interpolation: the results differ by at most 1.3e-4 of the value. A tensor of norm zero is interpolated
     linearly, where mergekit takes an angle of 90°. Inner products in float64. A `t` outside [0, 1] is refused.
 
     **Cost.** Two passes over a tensor (three inner products, then the combination); the second comes from memory.

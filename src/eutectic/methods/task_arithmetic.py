@@ -11,9 +11,9 @@ from eutectic.methods.registry import PerModel, method
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from eutectic.kernels import streams
+    from eutectic.kernels import task_vectors
 else:
-    streams = LazyModule("eutectic.kernels.streams")
+    task_vectors = LazyModule("eutectic.kernels.task_vectors")
 
 ACCEPTED = {"int8_mask": "sign masks take no memory here"}
 
@@ -56,4 +56,4 @@ def task_arithmetic(deltas: Tensor, *, weight: PerModel = 1.0, normalize: bool =
 
 @task_arithmetic.stream
 def _stream(jobs):  # type: ignore[no-untyped-def]
-    return streams.TaskVectors(jobs)
+    return task_vectors.TaskVectors(jobs)

@@ -13,9 +13,9 @@ from eutectic.methods.registry import PerModel, Range, method
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from eutectic.kernels import streams
+    from eutectic.kernels import task_vectors
 else:
-    streams = LazyModule("eutectic.kernels.streams")
+    task_vectors = LazyModule("eutectic.kernels.task_vectors")
 
 
 @method(
@@ -43,9 +43,9 @@ def ties(
     **When to use it.** Many fine-tunes of one base whose task vectors interfere. On fleets of generic LLM fine-tunes
     plain task arithmetic has often been safer; compare both.
 
-    **Parameters.** `weight`: share of a model in vote and mean. `density`: share of entries kept. `normalize`: divide by
-    the weights of those who agree. `rescale`: scale each trimmed delta to its L1 norm before trimming. `lambda`: scale
-    of the whole. In a recipe, `scope: tensor` ranks each tensor by itself and `scope: model` the whole model.
+    **Parameters.** `weight`: share of a model in vote and mean. `density`: share of entries kept. `normalize`: divide
+    by the weights of those who agree. `rescale`: scale each trimmed delta to its L1 norm before trimming. `lambda`:
+    scale of the whole. In a recipe, `scope: tensor` ranks each tensor by itself and `scope: model` the whole model.
 
     **Differs from the paper.** The paper ranks the whole model: that is `scope: model` (exact, streamed); the default
     is `tensor`, as tools have it. Weights are an extension: the paper's are all 1. Exactly ⌊density · n⌋ entries (at
@@ -53,10 +53,11 @@ def ties(
     vote that sums to exactly zero elects +, where the authors' code takes the majority sign of the whole model.
 
     **Differs from mergekit.** `density` defaults to the paper's 0.2 (mergekit: 1, no trimming). Float32 throughout,
-    rounded once. Equal magnitudes are broken by index, not by an unstable sort.
+    rounded once. Equal magnitudes are broken by index, not by an unstable sort. The density is taken as the decimal
+    that is written: 0.29 of 100 entries is 29 (mergekit: 28).
 
-    **Cost.** Four passes over a tensor (two histograms, a count, the combination), one from the disk while the tensor
-    fits the memory bound.
+    **Cost.** Three passes over a tensor (thresholds, ties, the combination), one from the disk while the tensor fits
+    the memory bound.
     """
     shares = one_a_model(weight, len(deltas))
     trimmed = keep_largest(deltas, density)
@@ -67,4 +68,4 @@ def ties(
 
 @ties.stream
 def _stream(jobs):  # type: ignore[no-untyped-def]
-    return streams.TaskVectors(jobs, sparsifier="trim", elect=True)
+    return task_vectors.TaskVectors(jobs, sparsifier="trim", elect=True)

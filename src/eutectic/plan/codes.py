@@ -40,8 +40,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "P308": (
         "the models have no tensor in common",
-        "The names of the tensors are different in every model, so there is nothing to merge. Perhaps one is of another "
-        "architecture, or its names have a prefix.",
+        "The names of the tensors are different in every model, so there is nothing to merge. Perhaps one is of "
+        "another architecture, or its names have a prefix.",
     ),
     "P309": (
         "layer_range does not cover the model",

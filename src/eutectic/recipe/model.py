@@ -144,6 +144,10 @@ def rebased(recipe: Recipe, folder: str | None) -> Recipe:
         path = os.path.join(own, model)
         return os.path.relpath(path, folder or os.curdir) if os.path.exists(path) else model
 
+    def donor(name: str | None) -> str | None:
+        # The word `base` is no path, even where a folder has that name.
+        return name if name == "base" else moved(name)
+
     if own == folder:
         return recipe
     return replace(
@@ -151,8 +155,8 @@ def rebased(recipe: Recipe, folder: str | None) -> Recipe:
         folder=folder,
         base=moved(recipe.base),
         models=tuple(replace(entry, model=moved(entry.model)) for entry in recipe.models),
-        buffers_from=moved(recipe.buffers_from),
-        tokenizer_source=moved(recipe.tokenizer_source),
+        buffers_from=donor(recipe.buffers_from),
+        tokenizer_source=donor(recipe.tokenizer_source),
     )
 
 

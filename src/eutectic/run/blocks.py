@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from eutectic import dtypes
 from eutectic.checkpoint import Source
 from eutectic.errors import NumericError, Problem, RecipeError
-from eutectic.kernels.bits import EXPONENT, KIND, PLAIN, STORED
+from eutectic.kernels.bits import EXPONENT, STORED
 from eutectic.kernels.digests import BLOCK, block_digest
 from eutectic.kernels.random import Rng
 from eutectic.kernels.streams import Block, Stream, StreamJob
@@ -71,7 +71,7 @@ class Unit:
 
 
 class Group:
-    """Jobs that share a stream, or one that is copied. `steps` reductions come before units can be made."""
+    """Jobs that share a stream, or one that is copied. Units can be made once nothing is `pending`."""
 
     def __init__(self, plan: Plan, jobs: list[int], device: str, reference: bool) -> None:
         self.jobs = jobs
@@ -84,10 +84,19 @@ class Group:
                 self.stream = Reference(plan.method, described, device)
             else:
                 self.stream = plan.method.streamed(described)
-        self.steps = self.stream.steps if self.stream else 0
         whole = isinstance(self.stream, Reference) and not plan.method.elementwise
         self.units = [unit for within, job in enumerate(jobs) for unit in _units(plan.jobs[job], job, within, whole)]
         self.unit_counts = Counter(unit.job for unit in self.units)
+
+    @property
+    def pending(self) -> bool:
+        """True while reductions are due."""
+        return self.stream is not None and self.stream.pending
+
+    def wanted(self) -> list[Unit]:
+        """The units that the present reduction needs."""
+        assert self.stream is not None
+        return [unit for unit in self.units if self.stream.wants(unit.index)]
 
 
 def _units(job: Job, number: int, within: int, whole: bool) -> list[Unit]:
@@ -108,8 +117,9 @@ def _described(plan: Plan, job: Job) -> StreamJob:
 
 
 def working_dtype(plan: Plan, job: Job) -> str:
-    """float64 if an input or the output is, else float32."""
-    seen = {plan.inputs[i].specs[name].dtype for i, name in job.inputs} | {job.spec.dtype}
+    """float64 if an input or the output is, else float32; one for all tensors that are ranked together."""
+    together = [j for j in plan.jobs if j.action == "merge"] if plan.recipe.scope == "model" else [job]
+    seen = {spec.dtype for each in together for spec in (each.spec, *(plan.inputs[i].specs[n] for i, n in each.inputs))}
     return "float64" if "float64" in seen else "float32"
 
 
@@ -141,8 +151,7 @@ class Loader:
 
     def load(self, unit: Unit) -> Block:
         """The inputs of a unit, ready for a stream. Valid until this thread loads the next one."""
-        bits, kind, floats, _ = self._read(unit, keep=False)
-        return Block(unit.within, unit.index, unit.first, bits, kind, floats)
+        return Block(unit.within, unit.index, unit.first, self._read(unit, keep=False)[0])
 
     def make(self, group: Group, unit: Unit, held: Block | None = None) -> Made:
         """Computes a unit of a group whose reductions are done. `held` is its block if it is still in memory."""
@@ -150,13 +159,13 @@ class Loader:
         if group.stream is None:
             return self._copy(job, unit)
         if held is None:
-            bits, kind, floats, raw = self._read(unit, keep=True)
-            held = Block(unit.within, unit.index, unit.first, bits, kind, floats)
+            bits, raw = self._read(unit, keep=True)
+            held = Block(unit.within, unit.index, unit.first, bits)
         else:
             raw = list(held.bits)
         nonfinite = [self._check_input(job, k, row) for k, row in enumerate(raw)]
         out: NDArray[Any] = np.empty(unit.count, STORED[job.spec.dtype])
-        group.stream.combine(held, out, KIND[job.spec.dtype])
+        group.stream.combine(held, out)
         bad = count_nonfinite(out, job.spec.dtype)
         if bad and not sum(nonfinite):
             raise NumericError(
@@ -221,7 +230,7 @@ class Loader:
         nonfinite = [self._check_input(job, 0, row)] if dtypes.is_float(spec.dtype) else [0]
         out = row
         if spec.dtype != job.spec.dtype:
-            out = _converted(row, spec.dtype, job.spec.dtype, "float64" in (spec.dtype, job.spec.dtype))
+            out = _converted(row, job.spec.dtype)
             if not nonfinite[0] and (bad := count_nonfinite(out, job.spec.dtype)):
                 raise NumericError(
                     Problem(
@@ -235,24 +244,23 @@ class Loader:
         others = [digest] * len(job.inputs)  # equal, or refused by `check_copies`
         return Made(out, _digests(out), others, nonfinite * len(job.inputs))
 
-    def _read(self, unit: Unit, *, keep: bool) -> tuple[NDArray[Any], int, NDArray[Any], list[NDArray[Any]]]:
+    def _read(self, unit: Unit, *, keep: bool) -> tuple[NDArray[Any], list[NDArray[Any]]]:
         """Bits of every input in one array, and (with `keep`) each input's bits as they are stored."""
         job = self.plan.jobs[unit.job]
         found = [self.plan.inputs[i].specs[name].dtype for i, name in job.inputs]
         work = working_dtype(self.plan, job)
-        floats: NDArray[Any] = np.empty(0, work)
         if len(set(found)) == 1 and (found[0] == "float64") == (work == "float64"):
             bits = self._buffer(len(found), unit.count, STORED[found[0]])
             for row, (i, name) in zip(bits, job.inputs, strict=True):
                 self.sources[i].read_into(name, unit.first, unit.first + unit.count, row.view(np.uint8).data)
-            return bits, KIND[found[0]], floats, list(bits)
+            return bits, list(bits)
         bits = self._buffer(len(found), unit.count, work)
         raw = []
-        for row, (i, name), dtype in zip(bits, job.inputs, found, strict=True):
+        for row, (i, name) in zip(bits, job.inputs, strict=True):
             stored = self._raw(i, name, unit)
-            row[:] = _converted(stored, dtype, work, work == "float64")
+            row[:] = _converted(stored, work)
             raw += [stored] if keep else []
-        return bits, PLAIN, floats, raw
+        return bits, raw
 
     def _buffer(self, rows: int, count: int, dtype: Any) -> NDArray[Any]:
         """This thread's buffer, reused: fresh memory for every block would cost more than filling it."""
@@ -298,9 +306,9 @@ def count_nonfinite(bits: NDArray[Any], dtype: str) -> int:
     return int(fused.count_masked(words, words.dtype.type(EXPONENT[dtype])))
 
 
-def _converted(row: NDArray[Any], dtype: str, wanted: str, wide: bool) -> NDArray[Any]:
-    out: NDArray[Any] = np.empty(len(row), STORED[wanted])
-    fused.convert(row, KIND[dtype], np.empty(0, np.float64 if dtype == "float64" else np.float32), out, KIND[wanted])
+def _converted(row: NDArray[Any], dtype: str) -> NDArray[Any]:
+    out: NDArray[Any] = np.empty(len(row), STORED[dtype])
+    fused.convert(row, out)
     return out
 
 

@@ -20,7 +20,6 @@ from eutectic.kernels.streams import Block
 from eutectic.plan import Plan
 from eutectic.run.blocks import Group, Loader, Made, Unit
 
-
 _NOTHING: NDArray[Any] = np.empty(0, np.uint8)
 
 
@@ -36,10 +35,9 @@ class Sink(Protocol):
 
 @dataclass(slots=True)
 class _Active:
-    """A group on its way: the step it is in, what is still to be handed out, what is still being worked on."""
+    """A group on its way: what is still to be handed out, and how much is still being worked on."""
 
     group: Group
-    step: int = 0
     waiting: deque[Unit] = field(default_factory=deque)
     pending: int = 0
 
@@ -103,7 +101,7 @@ class Engine:
         try:
             while (taken := self._take()) is not None:
                 active, unit = taken
-                if active.step < active.group.steps:
+                if active.group.pending:
                     self._reduce(active, unit)
                 else:
                     self._make(active, unit)
@@ -137,13 +135,12 @@ class Engine:
         """Fills the queue of the group's present step; empty tensors have no units and are finished at once."""
         group = active.group
         while True:
-            if active.step < group.steps:
-                active.waiting.extend(group.units)
+            if group.pending:
+                active.waiting.extend(group.wanted())
                 if active.waiting:
                     return
                 assert group.stream is not None
-                group.stream.fold(active.step)
-                active.step += 1
+                group.stream.fold()
                 continue
             for job in group.jobs:
                 if job not in self._done and self._plan.jobs[job].spec.numel == 0:
@@ -157,10 +154,9 @@ class Engine:
         with self._change:
             active.pending -= 1
             if not active.waiting and not active.pending:
-                if active.step < active.group.steps:
+                if active.group.pending:
                     assert active.group.stream is not None
-                    active.group.stream.fold(active.step)
-                    active.step += 1
+                    active.group.stream.fold()
                     self._hand_out(active)
                 else:
                     self._active.remove(active)
@@ -171,7 +167,7 @@ class Engine:
         held = self._held.get(place)
         block = held[0] if held else self._loader.load(unit)
         assert active.group.stream is not None
-        active.group.stream.reduce(active.step, block)
+        active.group.stream.reduce(block)
         if held is None and self._loader.holdable(unit) and unit.job not in self._done:
             buffer = self._loader.keep()
             with self._change:

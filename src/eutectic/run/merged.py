@@ -74,11 +74,11 @@ class MergedSource(Source):
             if (kept := self._groups.get(jobs[0])) is not None:
                 return kept
             group = Group(self.plan, jobs, "cpu", self._reference)
-            for step in range(group.steps):
+            while group.pending:
                 assert group.stream is not None
-                for unit in group.units:
-                    group.stream.reduce(step, self._loader.load(unit))
-                group.stream.fold(step)
+                for unit in group.wanted():
+                    group.stream.reduce(self._loader.load(unit))
+                group.stream.fold()
             self._groups[jobs[0]] = group
             return group
 

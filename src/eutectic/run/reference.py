@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eutectic.kernels.bits import BF16, FP16
 from eutectic.kernels.streams import Block, Stream, StreamJob
 from eutectic.lazy import LazyModule
 from eutectic.methods import Method
@@ -35,12 +34,11 @@ class Reference(Stream):
         self._local = threading.local()
         self._keywords = {p.name: p.name if p.name != "lambda" else "lambda_" for p in method.params.values()}
 
-    def combine(self, block: Block, out: NDArray[Any], kind: int) -> None:
+    def combine(self, block: Block, out: NDArray[Any]) -> None:
         with self._cuda_stream():
             stacked = self._upload(block)
             result = self._apply(stacked, self._jobs[block.job])
-            bits = _stored(result, out.dtype, kind)
-            out[:] = bits.cpu().numpy().view(out.dtype)
+            out[:] = _stored(result, out.dtype).cpu().numpy().view(out.dtype)
 
     def _apply(self, stacked: torch.Tensor, job: StreamJob) -> torch.Tensor:
         given = {keyword: job.parameters[keyword] for keyword in self._keywords.values()}
@@ -55,11 +53,11 @@ class Reference(Stream):
         host = torch.from_numpy(block.bits)
         if self._device != "cpu":
             host = host.pin_memory().to(self._device, non_blocking=True)
-        if block.kind == BF16:
+        if block.bits.dtype == np.uint16:
             host = host.view(torch.bfloat16)
-        elif block.kind == FP16:
+        elif block.bits.dtype == np.int16:
             host = host.view(torch.float16)
-        return host.to(torch.float64 if block.floats.dtype == np.float64 else torch.float32)
+        return host.to(torch.float64 if block.floats is np.float64 else torch.float32)
 
     def _cuda_stream(self) -> Any:
         if self._device == "cpu":
@@ -69,10 +67,10 @@ class Reference(Stream):
         return torch.cuda.stream(self._local.stream)
 
 
-def _stored(result: torch.Tensor, dtype: np.dtype[Any], kind: int) -> torch.Tensor:
+def _stored(result: torch.Tensor, dtype: np.dtype[Any]) -> torch.Tensor:
     """The result rounded to its stored dtype, as something numpy can hold."""
-    if kind == BF16:
+    if dtype == np.uint16:
         return result.to(torch.bfloat16).view(torch.int16)
-    if kind == FP16:
+    if dtype == np.int16:
         return result.to(torch.float16).view(torch.int16)
     return result.to(torch.float64 if dtype == np.float64 else torch.float32)

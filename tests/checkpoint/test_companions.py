@@ -1,0 +1,113 @@
+"""Config and tokenizer files: copied as data, never run, from inside the folder only."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from eutectic.checkpoint.companions import companions
+from eutectic.errors import CheckpointError
+from eutectic.testing import tiny_llama
+
+
+def copied(folder, dtype=None, tokenizer=None):
+    return companions(str(folder), dtype, str(tokenizer) if tokenizer else None)
+
+
+def test_what_belongs_to_a_model_is_copied_and_nothing_else(tmp_path):
+    wanted = {
+        "config.json",
+        "tokenizer.json",
+        "vocab.txt",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "LICENSE",
+        "NOTICE.md",
+        "1_Pooling/config.json",
+    }
+    others = {
+        "model.safetensors.index.json",
+        "trainer_state.json",
+        "eutectic.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "README.md",
+        "optimizer.pt",
+        ".hidden.json",
+        ".git/config.json",
+        "checkpoint-5/config.json",
+        "1_Pooling/deep/config.json",
+        "run.sh",
+    }
+    for name in wanted | others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert set(copied(tmp_path).files) == wanted
+
+
+def test_python_files_are_named_and_left(tmp_path):
+    (tmp_path / "modeling_evil.py").write_text("raise SystemExit")
+    found = copied(tmp_path)
+    assert not found.files
+    assert found.notes == ["Python files are never copied (modeling_evil.py); the model may need them from its source"]
+
+
+def test_bytes_are_kept_and_only_the_dtype_is_corrected(tmp_path):
+    text = '{"b": 1,   "torch_dtype": "float32", "a": "é"}'
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff not json")
+    assert copied(tmp_path, "float32").files["config.json"] == text.encode()
+    found = copied(tmp_path, "bfloat16")
+    assert list(json.loads(found.files["config.json"]).items()) == [("b", 1), ("torch_dtype", "bfloat16"), ("a", "é")]
+    assert found.files["tokenizer.json"] == b"\xff not json"
+
+
+@pytest.mark.parametrize("text", ["[]", "not json", "3"])
+def test_a_config_that_is_none_is_copied_as_it_is(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    assert copied(tmp_path, "bfloat16").files["config.json"] == text.encode()
+
+
+def test_the_tokenizer_may_come_from_another_model(tmp_path):
+    tiny_llama(tmp_path / "a")
+    tiny_llama(tmp_path / "b", vocab=50)
+    found = copied(tmp_path / "a", tokenizer=tmp_path / "b").files
+    assert found["tokenizer.json"] == (tmp_path / "b" / "tokenizer.json").read_bytes()
+    assert json.loads(found["config.json"])["vocab_size"] == 96
+
+
+def test_a_model_without_a_folder_has_none():
+    found = companions(None, "bfloat16")
+    assert not found.files
+    assert found.notes == ["no config or tokenizer files: the weights do not come from a model folder"]
+
+
+def test_links_out_of_the_folder_are_refused(tmp_path):
+    (tmp_path / "secret.json").write_text("secret")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(CheckpointError, match="C208"):
+        copied(tmp_path / "model")
+
+
+def test_a_linked_folder_is_refused_like_a_linked_file(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret.json").write_text("secret")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="C208"):
+        copied(tmp_path / "model")
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="C221 .*No such file"):
+        copied(tmp_path / "gone")
+
+
+def test_a_huge_file_is_left_and_named(tmp_path):
+    with open(tmp_path / "huge.json", "wb") as file:
+        file.truncate((256 << 20) + 1)
+    found = copied(tmp_path)
+    assert not found.files
+    assert found.notes == ["huge.json is larger than 256 MiB and was not copied"]
