@@ -13,7 +13,7 @@ from typing import Any
 from eutectic.checkpoint.storage import Storage
 from eutectic.testing import tiny_llama
 
-# Every primitive of the seam, in the order of its class. `read_bytes`, `write_file` and `remove_tree` are made of these.
+# Every primitive of the seam. `read_bytes`, `write_file` and `remove_tree` are made of these.
 READING = ("open_read", "stat", "stat_path", "read_into", "listdir", "exists", "is_dir", "free_bytes")
 WRITING = (
     "create",

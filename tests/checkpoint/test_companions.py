@@ -101,7 +101,7 @@ def test_a_linked_folder_is_refused_like_a_linked_file(tmp_path):
 
 
 def test_a_folder_that_is_gone_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="C221 .*No such file"):
+    with pytest.raises(CheckpointError, match=r"C221 .*No such file"):
         copied(tmp_path / "gone")
 
 

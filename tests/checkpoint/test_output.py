@@ -137,7 +137,7 @@ def test_a_folder_without_our_manifest_is_a_stranger(tmp_path, manifest):
 def test_only_one_may_hold_the_folder(tmp_path):
     first = output(tmp_path / "out")
     first.open()
-    with pytest.raises(OutputError, match="W402 .*another run is writing"):
+    with pytest.raises(OutputError, match=r"W402 .*another run is writing"):
         output(tmp_path / "out").open()
     fill(first)
     first.complete({}, MANIFEST_DATA)
@@ -192,7 +192,7 @@ def test_an_error_of_the_journal_reaches_the_writers(tmp_path):
     sink.open()
     storage.broken = True
     fill(sink, ["a"])
-    with pytest.raises(OutputError, match="W405 .*Input/output error"):
+    with pytest.raises(OutputError, match=r"W405 .*Input/output error"):
         sink.flush()
     with pytest.raises(OutputError, match="W405"):
         sink.write(0, 0, DATA["a"])

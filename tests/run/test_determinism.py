@@ -11,12 +11,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from faults import FaultStorage, contents, family
 
 import eutectic
 from eutectic.api import Options
 from eutectic.run import engine
 from eutectic.testing import write_safetensors
+from faults import FaultStorage, contents
 
 METHODS = ["linear", "task_arithmetic", "slerp", "ties", "dare_linear", "dare_ties"]
 # More entries than one block, and tensors of every awkward size.

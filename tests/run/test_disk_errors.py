@@ -7,12 +7,12 @@ import os
 import shutil
 
 import pytest
-from faults import READING, WRITING, FaultStorage, contents, fail, family, left_in
 
 import eutectic
 from eutectic.api import Options
 from eutectic.checkpoint import open_folder
 from eutectic.errors import CheckpointError, EutecticError, OutputError
+from faults import READING, WRITING, FaultStorage, contents, fail, family, left_in
 
 
 @pytest.fixture(scope="module")

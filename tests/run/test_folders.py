@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import FaultStorage, contents, family, in_child, left_in
 
 import eutectic
 from eutectic.api import Options
 from eutectic.errors import EutecticError, OutputError, RecipeError
 from eutectic.testing import tiny_llama
+from faults import FaultStorage, contents, family, in_child, left_in
 
 SLOW = """
 import json, sys, time
@@ -108,7 +108,7 @@ def test_unfinished_work_of_another_recipe_is_kept_unless_replaced(job):
     other = recipe | {"parameters": {"density": 0.9}}
     unfinished(other, home / "out")
     before = contents(home / "out.partial")
-    with pytest.raises(RecipeError, match="W403 .*unfinished work of another merge"):
+    with pytest.raises(RecipeError, match=r"W403 .*unfinished work of another merge"):
         merge(recipe, home / "out")
     assert contents(home / "out.partial") == before
     merge(recipe, home / "out", replace=True)
@@ -153,7 +153,7 @@ def test_an_empty_folder_is_filled_and_a_file_is_never_replaced(job):
     assert contents(home / "empty") == expected
     (home / "file").write_text("mine")
     for replace in (False, True):
-        with pytest.raises(RecipeError, match="W401 .*is not a folder"):
+        with pytest.raises(RecipeError, match=r"W401 .*is not a folder"):
             merge(recipe, home / "file", replace=replace)
     assert (home / "file").read_text() == "mine"
     assert "file.partial" not in left_in(home)
@@ -169,7 +169,7 @@ def test_a_folder_made_during_the_merge_is_not_overwritten(job):
         made.append(name)
         return real(*args)
 
-    with pytest.raises(OutputError, match="W405 .*not empty"):
+    with pytest.raises(OutputError, match=r"W405 .*not empty"):
         eutectic.merge(recipe, home / "out", storage=FaultStorage(1, somebody, counted=("sync",)))
     assert made
     assert contents(home / "out") == {"theirs.txt": b"theirs"}
@@ -182,7 +182,7 @@ def test_an_output_never_overlaps_an_input(job, replace):
     (home / "link").symlink_to(home / "base")
     (home / "base.safetensors").write_bytes(b"")
     for out in ("base", "base/inside", ".", "link", "link/inside", "base/../tuned-0", "tuned-1/"):
-        with pytest.raises(RecipeError, match="W406 .*overlaps the input") as caught:
+        with pytest.raises(RecipeError, match=r"W406 .*overlaps the input") as caught:
             merge(recipe, f"{home}/{out}", replace=replace)
         assert caught.value.exit_code == 2
     for name, files in before.items():
@@ -234,7 +234,7 @@ def test_a_work_folder_that_is_none_is_refused(job, work):
         partial.write_text("mine")
     else:
         partial.symlink_to(home / ("expected" if work == "link" else "nowhere"))
-    with pytest.raises(OutputError, match="W405 .*this is not a folder"):
+    with pytest.raises(OutputError, match=r"W405 .*this is not a folder"):
         merge(recipe, home / "out")
     assert partial.exists() or partial.is_symlink()
 
@@ -250,7 +250,7 @@ def test_a_missing_parent_is_named(job):
 def test_a_parent_that_may_not_be_written_is_named(job):
     recipe, home, _ = job
     (home / "locked").mkdir(mode=0o555)
-    with pytest.raises(OutputError, match="W405 .*Permission denied"):
+    with pytest.raises(OutputError, match=r"W405 .*Permission denied"):
         merge(recipe, home / "locked" / "out")
 
 

@@ -9,11 +9,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from faults import FaultStorage, contents, fail, family
 
 import eutectic
 from eutectic.api import Options
 from eutectic.errors import CheckpointError, EutecticError
+from faults import FaultStorage, contents, fail, family
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_an_output_older_than_its_models_is_not_taken_for_complete(job):
     rewrite(weights_of(recipe))
     later = (home / "expected" / "eutectic.json").stat().st_mtime_ns + 1
     os.utime(weights_of(recipe), ns=(later, later))
-    with pytest.raises(EutecticError, match="W401 .* may have changed since"):
+    with pytest.raises(EutecticError, match=r"W401 .* may have changed since"):
         merge(recipe, home / "expected")
 
 

@@ -10,10 +10,10 @@ import sys
 import time
 
 import pytest
-from faults import contents, family, left_in
 
 import eutectic
 from eutectic.api import Options
+from faults import contents, family, left_in
 
 # The command itself, on a disk so slow that a merge takes about two seconds. OUT.began appears with the first write.
 SLOW_COMMAND = """

@@ -8,12 +8,12 @@ import shutil
 
 import pytest
 import torch
-from faults import FaultStorage, contents, family
 
 import eutectic
 from eutectic.api import Options
 from eutectic.errors import CheckpointError
 from eutectic.testing import tiny_llama, write_safetensors
+from faults import FaultStorage, contents, family
 
 
 @pytest.fixture(scope="module")

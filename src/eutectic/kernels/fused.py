@@ -104,8 +104,8 @@ def _store(out, i, value):  # type: ignore[no-untyped-def]
     return plain
 
 
-# One entry of every model, summed over the models. A loop over models inside the loop over entries would keep the latter
-# from vectorising, so the sums are written out for each number of models when a kernel is compiled for it.
+# One entry of every model, summed over the models. A loop over models inside the loop over entries would keep the
+# latter from vectorising, so the sums are written out for each number of models when a kernel is compiled for it.
 
 
 @_inner

