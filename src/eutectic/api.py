@@ -36,7 +36,7 @@ from eutectic.report.verify import read_manifest
 from eutectic.report.verify import verify as verify
 from eutectic.run import blocks
 from eutectic.run import budget as budgeting
-from eutectic.run.budget import DEFAULT_MEMORY, Budget, make_budget, plans_in
+from eutectic.run.budget import DEFAULT_MEMORY, Budget, make_budget, plans_in, resident_bytes
 from eutectic.run.engine import Engine
 from eutectic.run.merged import MergedSource, loader_for
 from eutectic.run.signals import stop_on_signals
@@ -65,7 +65,7 @@ class Options:
 
     Attributes:
         threads: workers, None for all cores; the memory bound may allow fewer.
-        memory: bound on resident memory, in bytes.
+        memory: bound on the process's resident memory, in bytes; None is 1 GiB beyond what it holds already.
         device: `cpu`, `cuda` or `cuda:N`.
         shard_bytes: largest output file, in bytes of tensors.
         replace: replace an existing output, and discard unfinished work of another merge.
@@ -74,7 +74,7 @@ class Options:
     """
 
     threads: int | None = None
-    memory: int = DEFAULT_MEMORY
+    memory: int | None = None
     device: str = "cpu"
     shard_bytes: int = SHARD_BYTES
     replace: bool = False
@@ -367,7 +367,7 @@ def budget_for(planned: Plan, options: Options) -> Budget:
     """Workers and memory that a merge of this plan would use. Raises `ResourceError` (M601)."""
     return make_budget(
         planned,
-        memory=options.memory,
+        memory=options.memory if options.memory is not None else resident_bytes() + DEFAULT_MEMORY,
         threads=options.threads or os.cpu_count() or 1,
         device=options.device,
         reference=options.reference,

@@ -155,15 +155,29 @@ def test_p310_a_float_here_an_integer_there() -> None:
     ]
 
 
-@pytest.mark.parametrize("key", ["buffers_from", "tokenizer_source"])
 @pytest.mark.parametrize("wanted", ["base", "c"])
-def test_p311_a_base_that_is_not_merged(key: str, wanted: str) -> None:
-    recipe = linear("a", "b", base_model="c", **{key: wanted})
-    assert refused(recipe, llama("a"), llama("b")) == [
-        f"P311 {key}: {wanted!r} is not merged by linear; list it under `models`, or name one of the models"
+def test_p311_a_base_that_is_not_merged(wanted: str) -> None:
+    recipe = linear("a", "b", base_model="c", buffers_from=wanted)
+    assert refused(recipe, *map(llama, "abc")) == [
+        f"P311 buffers_from: {wanted!r} is not merged by linear; list it under `models`, or name one of the models"
     ]
     recipe["models"].append({"model": "c"})
     assert plan_of(recipe, *map(llama, "abc")).donor.label == "c"
+
+
+@pytest.mark.parametrize("wanted", ["base", "c", None])
+def test_a_base_that_is_not_merged_gives_config_and_tokenizer(wanted: str | None) -> None:
+    given = {"tokenizer_source": wanted} if wanted else {}
+    plan = plan_of(linear("a", "b", base_model="c", **given), *map(llama, "abc"))
+    assert plan.donor.label == "c"
+    assert plan.tokenizer is None
+    assert [item.label for item in plan.inputs] == ["a", "b"]
+    assert any("only gives config and tokenizer" in note for note in plan.notes)
+
+
+def test_a_base_for_its_files_that_does_not_exist() -> None:
+    with pytest.raises(CheckpointError, match="'c' does not exist"):
+        plan_of(linear("a", "b", base_model="c"), *map(llama, "ab"))
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:

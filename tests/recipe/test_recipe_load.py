@@ -238,7 +238,10 @@ def test_the_base_under_models_of_a_task_vector_method() -> None:
 def test_linear_takes_the_base_only_if_listed() -> None:
     recipe = read("merge_method: linear\nbase_model: base\nmodels: [a, b]\n")
     assert [entry.model for entry in recipe.models] == ["a", "b"]
-    assert recipe.notes == ("base_model is not merged: linear takes the models listed (mergekit would add the base)",)
+    assert recipe.notes == (
+        "base_model is not merged, it only gives config and tokenizer: linear takes the models listed "
+        "(mergekit would add the base)",
+    )
     assert read("merge_method: linear\nbase_model: a\nmodels: [a, b]\n").notes == ()
 
 

@@ -50,14 +50,14 @@ def fails_clearly(recipe, out, storage, reason):
     return False
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
-def test_an_error_at_any_operation(job, number):
+@pytest.mark.parametrize(("number", "counted"), [(errno.EIO, READING + WRITING), (errno.ENOSPC, WRITING)])
+def test_an_error_at_any_operation(job, number, counted):
     recipe, home, expected = job
     out = home / f"out-{number}"
-    names = steps(recipe, out)
+    names = steps(recipe, out, counted)
     harmless = []
     for at, name in enumerate(names):
-        if not fails_clearly(recipe, out, FaultStorage(at, fail(number)), os.strerror(number)):
+        if not fails_clearly(recipe, out, FaultStorage(at, fail(number), counted=counted), os.strerror(number)):
             harmless.append(name)
         assert not out.exists() or contents(out) == expected, f"half an output after {name}, operation {at}"
         merge(recipe, out)

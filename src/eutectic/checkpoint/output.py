@@ -303,6 +303,8 @@ class Output:
             with suppress(FileExistsError):
                 self._storage.mkdir(folder)
         self._storage.write_file(os.path.join(self._data, name), data)
+        if folder != self._data:
+            self._storage.sync_dir(folder)
 
     def _appear(self) -> None:
         """The rename goes over an empty folder, and fails over any other one that somebody has made meanwhile."""

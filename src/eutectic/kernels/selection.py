@@ -60,12 +60,15 @@ class Selection:
 
     @property
     def pending(self) -> bool:
+        """True until `threshold` and `rank` are known."""
         return self._stage != "done"
 
     def wants(self, index: int) -> bool:
+        """All blocks, but one in `SAMPLE` for the guess."""
         return self._stage != "sample" or index % SAMPLE == 0
 
     def reduce(self, block: Block) -> None:
+        """Counts one block."""
         counts, beyond = self._tallies()
         words = np.empty(fused.TILE, self._word)
         scratch = (words, words.view(self._value))
@@ -90,6 +93,7 @@ class Selection:
         return own
 
     def fold(self) -> None:
+        """Ends the present count and says what to count next."""
         counts = sum((own[0] for own in self._own.values()), np.int64(0))
         beyond = sum((own[1] for own in self._own.values()), np.zeros(len(self.rank), np.int64))
         self._own = {}

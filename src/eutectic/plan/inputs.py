@@ -62,6 +62,19 @@ def open_inputs(
     return [(_input(item, label, recipe), item.entry) for item, label in zip(opened, labels, strict=True)]
 
 
+def open_donor(recipe: Recipe, method: Method, opener: Opener) -> PlanInput | None:
+    """The base model of a method that does not merge it, for its config and tokenizer; None if it is one of the models.
+
+    Raises `CheckpointError` when it cannot be opened.
+    """
+    base = recipe.base
+    listed = any(same_model(entry.model, base) for entry in recipe.models)
+    if method.base != "ignored" or base is None or isinstance(base, Recipe) or listed:
+        return None
+    source = opener(base, recipe.folder)
+    return PlanInput(source.label, "donor", source=source)
+
+
 def _wanted(recipe: Recipe, method: Method) -> list[tuple[Model, ModelEntry | None]]:
     base: list[tuple[Model, ModelEntry | None]] = [(recipe.base, None)] if method.space == "deltas" else []
     return [*base, *((entry.model, entry) for entry in recipe.models)]

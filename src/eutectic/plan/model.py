@@ -106,7 +106,7 @@ class Plan:
         recipe: what was asked for.
         method: the merge method.
         inputs: every model, the base first where there is one.
-        donor: the input whose config, tokenizer and integer buffers are taken.
+        donor: whose config and tokenizer files are taken: an input, or the base of a method that does not merge it.
         tokenizer: the input whose tokenizer files are taken instead, if the recipe names one.
         jobs: one for each output tensor, in the order of the donor's files.
         ties: other name → output tensor.
@@ -176,3 +176,5 @@ class Plan:
         """Closes every input."""
         for item in self.inputs:
             item.close()
+        if self.donor not in self.inputs:
+            self.donor.close()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from eutectic import dtypes, methods
 from eutectic.checkpoint import Spec
-from eutectic.errors import RecipeError, did_you_mean, listed
+from eutectic.errors import CheckpointError, RecipeError, did_you_mean, listed
 from eutectic.methods import Method
 from eutectic.names import Depths, layer_of
 from eutectic.plan.findings import Findings
-from eutectic.plan.inputs import Opener, open_inputs
+from eutectic.plan.inputs import Opener, open_donor, open_inputs
 from eutectic.plan.model import Job, Plan, PlanInput
 from eutectic.plan.parameters import Parameters
 from eutectic.recipe import ModelEntry, Recipe, label_of, same_model
@@ -29,14 +29,28 @@ def make_plan(recipe: Recipe, opener: Opener) -> Plan:
     """
     method = methods.get(recipe.method)
     assert method is not None, "the recipe was checked"
-    return _Planner(recipe, method, open_inputs(recipe, method, opener, make_plan)).plan()
+    inputs = open_inputs(recipe, method, opener, make_plan)
+    try:
+        donor = open_donor(recipe, method, opener)
+    except CheckpointError:
+        for item, _ in inputs:
+            item.close()
+        raise
+    return _Planner(recipe, method, inputs, donor).plan()
 
 
 class _Planner:
     """One planning: collects findings while it builds jobs."""
 
-    def __init__(self, recipe: Recipe, method: Method, inputs: list[tuple[PlanInput, ModelEntry | None]]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: Method,
+        inputs: list[tuple[PlanInput, ModelEntry | None]],
+        donor: PlanInput | None,
+    ) -> None:
         self.recipe, self.method = recipe, method
+        self.file_donor = donor
         self.inputs = tuple(item for item, _ in inputs)
         self.entries = [entry for _, entry in inputs]
         self.out_dtype = recipe.out_dtype or recipe.dtype
@@ -68,14 +82,14 @@ class _Planner:
         self.parameters.note_defaults()
         self._tell_of_inputs()
         if problems := self.findings.problems:
-            for item in self.inputs:
+            for item in (*self.inputs, *filter(None, [self.file_donor])):
                 item.close()
             raise RecipeError(problems)
         return Plan(
             self.recipe,
             self.method,
             self.inputs,
-            self.inputs[self.donor],
+            self.file_donor or self.inputs[self.donor],
             None if tokenizer is None else self.inputs[tokenizer],
             tuple(jobs),
             self.ties,
@@ -226,6 +240,8 @@ class _Planner:
             written = self.recipe.base if entry is None else entry.model
             if self.inputs[number].role == "base" if wanted == "base" else same_model(wanted, label_of(written)):
                 return number
+        if key == "tokenizer_source" and self.file_donor and wanted in ("base", self.recipe.base):
+            return None  # where it comes from anyway
         hint = "list it under `models`, or name one of the models"
         self.findings.say("P311", f"{wanted!r} is not merged by {self.method.name}", hint, key)
         return None

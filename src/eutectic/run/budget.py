@@ -68,9 +68,7 @@ def worker_bytes(plan: Plan, device: str = "cpu", reference: bool = False) -> in
     )
 
 
-def make_budget(
-    plan: Plan, *, memory: int = DEFAULT_MEMORY, threads: int, device: str = "cpu", reference: bool = False
-) -> Budget:
+def make_budget(plan: Plan, *, memory: int, threads: int, device: str = "cpu", reference: bool = False) -> Budget:
     """Divides the bound. Raises `ResourceError` (M601) when not even one worker fits."""
     uses_torch = device != "cpu" or reference or any(level.method.streamed is None for level in plans_in(plan))
     floor = max(resident_bytes(), _BARE + (_TORCH if uses_torch else 0)) + _SLACK
