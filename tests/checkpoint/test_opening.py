@@ -114,4 +114,4 @@ def test_opening_a_folder_imports_no_torch(here: Path) -> None:
 
 def test_every_code_has_an_explanation() -> None:
     for code, (title, text) in CODES.items():
-        assert code.startswith("C2") and title == title.rstrip(".") and text.endswith(".") and len(text) > 60
+        assert code.startswith(("C2", "W4")) and title == title.rstrip(".") and text.endswith(".") and len(text) > 60
