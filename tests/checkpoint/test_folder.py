@@ -125,9 +125,9 @@ def test_bare_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     assert open_file("x.safetensors", "x").folder() == "."
-    with pytest.raises(CheckpointError, match=r"C204 x.gguf .*not a kind of checkpoint"):
+    with pytest.raises(CheckpointError, match=r"C204 x.gguf: .*not a kind of checkpoint"):
         open_file("x.gguf", "x")
-    with pytest.raises(CheckpointError, match=r"C221 y.safetensors .*'x' cannot be read: No such file"):
+    with pytest.raises(CheckpointError, match=r"C221 y.safetensors: .*'x' cannot be read: No such file"):
         open_file("y.safetensors", "x")
 
 

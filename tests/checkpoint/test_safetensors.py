@@ -169,7 +169,7 @@ def test_a_read_error_names_the_file(tmp_path: Any) -> None:
         def read_into(self, fd: int, buffer: memoryview, offset: int) -> None:
             raise OSError(5, "Input/output error")
 
-    with pytest.raises(CheckpointError, match=r"C221 .*a .*Input/output error"):
+    with pytest.raises(CheckpointError, match=r"C221 .*a: .*Input/output error"):
         read_header(Failing(), fd, str(path))
     REAL.close(fd)
 

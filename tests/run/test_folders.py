@@ -137,13 +137,24 @@ def test_an_existing_folder_is_refused_and_with_replace_replaced(job):
     out = home / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
+    (out / "config.json").write_text("{}")
     with pytest.raises(RecipeError, match=r"W401 .*exists; .*--replace") as caught:
         merge(recipe, out)
     assert caught.value.exit_code == 2
-    assert contents(out) == {"mine.txt": b"mine"}
+    assert contents(out) == {"mine.txt": b"mine", "config.json": b"{}"}
     assert "out.partial" not in left_in(home)
     merge(recipe, out, replace=True)
     assert contents(out) == expected
+
+
+def test_a_folder_without_a_model_is_never_replaced(job):
+    recipe, home, _ = job
+    (home / "out").mkdir()
+    (home / "out" / "letters.txt").write_text("mine")
+    with pytest.raises(RecipeError, match=r"W401 .*holds no model, so it is not replaced; choose another name$"):
+        merge(recipe, home / "out", replace=True)
+    assert contents(home / "out") == {"letters.txt": b"mine"}
+    assert "out.partial" not in left_in(home)
 
 
 def test_an_empty_folder_is_filled_and_a_file_is_never_replaced(job):

@@ -29,6 +29,11 @@ BATCH_BYTES = 256 << 20
 BATCH_SECONDS = 10.0
 
 
+def _of_a_model(name: str) -> bool:
+    """Whether a file tells that its folder is a model's: only such a folder may be replaced, never somebody's home."""
+    return name in (MANIFEST, "config.json") or name.endswith((".safetensors", ".bin", ".pt", ".pth"))
+
+
 class AlreadyCompleteError(Exception):
     """The output exists and is exactly what was asked for. Not a failure."""
 
@@ -148,14 +153,17 @@ class Output:
         if same and self._is_newer_than_inputs():
             self._remove_unused_work(complete=True)
             raise AlreadyCompleteError
-        if not self._replace or not folder:
+        model = folder and any(_of_a_model(name) for name in self._storage.listdir(self.path))
+        if not self._replace or not model:
             self._remove_unused_work(complete=False)
             message = f"{self.path} exists"
             if not folder:
                 message += " and is not a folder"
             elif same:
                 message += ", and a model it was made from may have changed since"
-            hint = "choose another name" + (", or pass `--replace`" if folder else "")
+            elif not model:
+                message += " and holds no model, so it is not replaced"
+            hint = "choose another name" + (", or pass `--replace`" if model else "")
             raise RecipeError(Problem("W401", message, self.path, hint))
 
     def _is_newer_than_inputs(self) -> bool:
