@@ -15,10 +15,10 @@ from eutectic.kernels.random import (
     COUNTERS_A_BLOCK,
     ENTRIES_A_BLOCK,
     Rng,
-    rescale,
     drop,
     keep_threshold,
     philox_words,
+    rescale,
     uint32_key,
 )
 from eutectic.kernels.signs import disjoint_sum, elect_sign

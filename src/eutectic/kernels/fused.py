@@ -411,15 +411,17 @@ def histogram_window(base: Any, rows: Any, words: Any, size: Any, low: Any, coun
 
 
 @_jit
-def count_equal(base: Any, rows: Any, threshold: Any, equal: Any) -> None:
-    """Adds to `equal[K]` how many |xₖ - base| are exactly `threshold[K]`."""
+def count_equal(base: Any, rows: Any, size: Any, threshold: Any, equal: Any) -> None:
+    """Adds to `equal[K]` how many |xₖ - base| are exactly `threshold[K]`; `size` is TILE working floats of scratch."""
     for k in range(len(rows)):
         row, level = rows[k], threshold[k]
         for start in range(0, len(base), TILE):
-            found: Any = np.int32(0)
-            for t in range(min(TILE, len(base) - start)):
-                i = np.uint64(start) + np.uint64(t)
-                found += np.int32(1) if abs(value_of(row[i]) - value_of(base[i])) == level else np.int32(0)
+            count = min(TILE, len(base) - start)
+            # In two loops, as one would branch at every entry.
+            _magnitudes(base, row, start, count, size)
+            found = 0
+            for t in range(count):
+                found += size[t] == level
             equal[k] += found
 
 
@@ -477,14 +479,22 @@ def convert(row: Any, out: Any) -> None:
 
 
 @_jit
+def carries(words: Any, mask: Any, step: Any) -> Any:
+    """The union of (word & mask) + step over 64-bit words of several stored floats each.
+
+    With the exponents' bits as `mask` and one in the lowest of each as `step`, the addition carries into a sign bit
+    just where an exponent is all ones: at a NaN or infinity.
+    """
+    found = np.uint64(0)
+    for i in range(len(words)):
+        found |= (words[i] & mask) + step
+    return found
+
+
+@_jit
 def count_masked(words: Any, mask: Any) -> int:
-    """How many words have every bit of `mask` set: with a float's exponent bits, the NaNs and infinities."""
+    """How many words have every bit of `mask` set."""
     found = 0
-    for start in range(0, words.shape[0], TILE):
-        tile = words[start : start + TILE]
-        # Counted in 32 bits a tile, so that the loop stays as narrow as the words.
-        here: Any = np.int32(0)
-        for i in range(tile.shape[0]):
-            here += np.int32(1) if (tile[i] & mask) == mask else np.int32(0)
-        found += here
+    for i in range(len(words)):
+        found += (words[i] & mask) == mask
     return found

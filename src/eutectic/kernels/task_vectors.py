@@ -86,7 +86,8 @@ class TaskVectors(Stream):
             self._selection.reduce(block)
         elif self._shares_due:
             equal = np.zeros(self._models, np.int64)
-            fused.count_equal(block.base, block.models, self._threshold(block), equal)
+            scratch = np.empty(fused.TILE, block.floats)
+            fused.count_equal(block.base, block.models, scratch, self._threshold(block), equal)
             self._equal[place] = equal
         else:
             sums = np.zeros((self._models, 2))

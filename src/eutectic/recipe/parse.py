@@ -210,8 +210,8 @@ def _structure(draft: _Draft) -> None:
         checks.missing_base(draft.method, draft.root, draft.context.faults)
     elif draft.method.base == "ignored" and draft.base is not None and not _lists_base(draft):
         draft.notes.append(
-            f"base_model is not merged, it only gives config and tokenizer: {draft.method.name} takes the models listed "
-            "(mergekit would add the base)"
+            f"base_model is not merged, it only gives config and tokenizer: {draft.method.name} takes the models "
+            "listed (mergekit would add the base)"
         )
     checks.counts(draft.method, draft.models, draft.root, draft.context.faults)
     checks.repeats(draft.models, draft.context.faults)

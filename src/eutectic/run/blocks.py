@@ -303,7 +303,16 @@ class Loader:
 def count_nonfinite(bits: NDArray[Any], dtype: str) -> int:
     """How many stored values are NaN or infinite."""
     words = bits.view(dtypes.BY_NAME[dtype].bits)
-    return int(fused.count_masked(words, words.dtype.type(EXPONENT[dtype])))
+    width = 8 * words.itemsize
+    exponent = EXPONENT[dtype]
+    lanes = range(0, 64, width)
+    whole = len(words) - len(words) % len(lanes)
+    mask = sum(exponent << lane for lane in lanes)
+    step = sum((1 << width - 1) - exponent << lane for lane in lanes)
+    signs = sum(1 << width - 1 << lane for lane in lanes)
+    found = int(fused.carries(words[:whole].view(np.uint64), np.uint64(mask), np.uint64(step)))
+    rest = words[whole:] if not found & signs else words
+    return int(fused.count_masked(rest, words.dtype.type(exponent)))
 
 
 def _converted(row: NDArray[Any], dtype: str) -> NDArray[Any]:
