@@ -555,3 +555,13 @@ def test_torch_is_not_imported() -> None:
     code = "import sys, eutectic.methods, eutectic.recipe as r\n"
     code += f"r.load({LINEAR!r}, methods=eutectic.methods)\nassert not {{'torch', 'numba'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("1", True), ("1.0", True), ("0", False), ("0.0", False), ("true", True)]
+)
+def test_one_and_zero_are_booleans_as_in_mergekit(written: str, meant: bool) -> None:
+    recipe = load(
+        f"merge_method: linear\nmodels: [a, b]\nparameters: {{normalize: {written}}}\n", methods=eutectic.methods
+    )
+    assert recipe.parameters["normalize"].constant is meant

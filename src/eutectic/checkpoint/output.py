@@ -25,7 +25,7 @@ MANIFEST = "eutectic.json"
 WORK = ".partial"
 
 # Finished tensors are made durable in batches: often enough to lose little, rarely enough to cost nothing.
-BATCH_BYTES = 256 << 20
+BATCH_BYTES = 64 << 20
 BATCH_SECONDS = 10.0
 
 

@@ -158,6 +158,8 @@ def _leaf(node: Node, param: ParamLike, faults: Faults) -> list[Scalar]:
         return []
     if isinstance(value, str) and param.kind in ("float", "int"):
         value = _number(value)
+    if param.kind in ("bool", "choice") and not isinstance(value, bool | str) and value in (0, 1):
+        value = bool(value)  # as mergekit takes them, whose evolved recipes write 1.0
     if reason := param.fault(value):
         seen = "" if ", not " in reason else f", not {shown(value)}"
         faults.add("R123", node.place, reason + seen, _hint(value, param))

@@ -164,7 +164,7 @@ class Loader:
         else:
             raw = list(held.bits)
         nonfinite = [self._check_input(job, k, row) for k, row in enumerate(raw)]
-        out: NDArray[Any] = np.empty(unit.count, STORED[job.spec.dtype])
+        out = self._result(unit.count, STORED[job.spec.dtype])
         group.stream.combine(held, out)
         bad = count_nonfinite(out, job.spec.dtype)
         if bad and not sum(nonfinite):
@@ -272,6 +272,15 @@ class Loader:
             kept = np.empty(nbytes, np.uint8)
         self._local.buffer = kept
         shaped: NDArray[Any] = kept[:nbytes].view(dtype).reshape(rows, count)
+        return shaped
+
+    def _result(self, count: int, dtype: Any) -> NDArray[Any]:
+        """This thread's buffer for results, reused as well."""
+        nbytes = count * np.dtype(dtype).itemsize
+        kept: NDArray[np.uint8] | None = getattr(self._local, "result", None)
+        if kept is None or kept.nbytes < nbytes:
+            kept = self._local.result = np.empty(nbytes, np.uint8)
+        shaped: NDArray[Any] = kept[:nbytes].view(dtype)
         return shaped
 
     def keep(self) -> NDArray[np.uint8]:

@@ -21,6 +21,9 @@ _TORCH = 260 * MIB
 # Journal records, Python objects and allocator slack beyond the buffers that are counted.
 _SLACK = 48 * MIB
 
+# Blocks held between passes save reading them again; beyond this, touching fresh memory costs more than the reading.
+HOLD_BYTES = 256 * MIB
+
 CODES: dict[str, tuple[str, str]] = {
     "M601": (
         "the memory bound is too small",
@@ -86,7 +89,7 @@ def make_budget(plan: Plan, *, memory: int, threads: int, device: str = "cpu", r
             )
         )
     passes = any(level.method.streamed is not None for level in plans_in(plan))
-    hold = max(0, left - workers * each) if passes else 0
+    hold = min(HOLD_BYTES, max(0, left - workers * each)) if passes else 0
     return Budget(workers, hold, floor + workers * each + min(hold, _largest_group(plan)))
 
 
