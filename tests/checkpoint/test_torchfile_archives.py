@@ -175,7 +175,7 @@ def test_read_errors_at_every_call_name_the_file() -> None:
         try:
             read_torch_index(Failing(GOOD, failing), "m.bin")
         except CheckpointError as error:
-            assert str(error).startswith("C221 m.bin this file cannot be read: input/output error")
+            assert str(error).startswith("C221 m.bin: this file cannot be read: input/output error")
         else:
             break
     assert 10 < failing < 1000

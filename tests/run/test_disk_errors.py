@@ -143,7 +143,7 @@ def test_an_error_while_an_old_folder_is_replaced_leaves_it_in_place(job):
     recipe, home, expected = job
     out = home / "old"
     out.mkdir()
-    (out / "mine.txt").write_text("mine")
+    (out / "config.json").write_text("mine")
     storage = FaultStorage()
     eutectic.merge(recipe, out, options=Options(threads=1, shard_bytes=1500, replace=True), storage=storage)
     names = storage.log
@@ -152,11 +152,11 @@ def test_an_error_while_an_old_folder_is_replaced_leaves_it_in_place(job):
     for at in range(renames[0], len(names) - names[::-1].index("rmdir")):
         shutil.rmtree(out)
         out.mkdir()
-        (out / "mine.txt").write_text("mine")
+        (out / "config.json").write_text("mine")
         with pytest.raises(OutputError, match="W405"):
             merge(recipe, out, FaultStorage(at, fail(errno.EIO)), replace=True)
         if at <= renames[1]:
-            assert contents(out) == {"mine.txt": b"mine"}, names[at]
+            assert contents(out) == {"config.json": b"mine"}, names[at]
         else:
             assert contents(out) == expected, names[at]
         merge(recipe, out, replace=True)

@@ -68,7 +68,7 @@ def test_killed_at_every_operation(job):
 
 def test_killed_at_every_operation_of_a_replacement(job):
     recipe, home, expected = job
-    old, out = {"keep.txt": b"mine", "sub/model.bin": b"old weights"}, home / "replaced"
+    old, out = {"keep.txt": b"mine", "model.bin": b"old weights"}, home / "replaced"
 
     def restore():
         shutil.rmtree(out, ignore_errors=True)
@@ -96,17 +96,17 @@ def test_an_old_folder_set_aside_comes_back(job):
     recipe, home, expected = job
     out = home / "aside"
     out.mkdir()
-    (out / "mine.txt").write_text("mine")
+    (out / "config.json").write_text("mine")
     names = operations(recipe, out, replace=True)
     between = [i for i, name in enumerate(names) if name == "rename"][-1]
     shutil.rmtree(out)
     out.mkdir()
-    (out / "mine.txt").write_text("mine")
+    (out / "config.json").write_text("mine")
     assert killed_at(recipe, out, between, replace=True)
     assert not out.exists()
     with pytest.raises(RecipeError, match="W401"):
         merge(recipe, out)
-    assert contents(out) == {"mine.txt": b"mine"}
+    assert contents(out) == {"config.json": b"mine"}
     done = merge(recipe, out, replace=True)
     assert done.resumed == len(done.plan.jobs)
     assert contents(out) == expected

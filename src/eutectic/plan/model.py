@@ -131,6 +131,21 @@ class Plan:
         """Dtype and shape of every output tensor."""
         return {job.name: job.spec for job in self.jobs}
 
+    @cached_property
+    def working(self) -> tuple[str, ...]:
+        """The dtype each job is computed in: float64 if an input or the output is, else float32.
+
+        One for all tensors that are ranked together.
+        """
+        wide = [
+            "float64" in {job.spec.dtype, *(self.inputs[i].specs[name].dtype for i, name in job.inputs)}
+            for job in self.jobs
+        ]
+        if self.recipe.scope == "model":
+            together = any(one for one, job in zip(wide, self.jobs, strict=True) if job.action == "merge")
+            wide = [together] * len(wide)
+        return tuple("float64" if one else "float32" for one in wide)
+
     @property
     def bytes_out(self) -> int:
         """Bytes of tensors that will be written."""

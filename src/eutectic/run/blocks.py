@@ -78,7 +78,7 @@ class Group:
         self.stream: Stream | None = None
         first = plan.jobs[jobs[0]]
         if first.action == "merge":
-            described = [_described(plan, plan.jobs[job]) for job in jobs]
+            described = [_described(plan, job) for job in jobs]
             on_device = device != "cpu" and plan.recipe.scope == "tensor"
             if reference or on_device or plan.method.streamed is None:
                 self.stream = Reference(plan.method, described, device)
@@ -105,26 +105,21 @@ def _units(job: Job, number: int, within: int, whole: bool) -> list[Unit]:
     return [Unit(number, within, i, first, min(step, numel - first)) for i, first in enumerate(range(0, numel, step))]
 
 
-def _described(plan: Plan, job: Job) -> StreamJob:
+def _described(plan: Plan, number: int) -> StreamJob:
     """The job as its stream sees it; parameters under the names that the method's function has."""
+    job = plan.jobs[number]
     bound = {("lambda_" if name == "lambda" else name): value for name, value in job.parameters.items()}
     bases = 1 if plan.method.space == "deltas" else 0
     if plan.method.random:
         labels = tuple(plan.inputs[i].label for i, _ in job.inputs[bases:])
         bound["rng"] = Rng(plan.seed, job.name, labels)
-    bound["wide"] = working_dtype(plan, job) == "float64"
+    bound["wide"] = plan.working[number] == "float64"
     return StreamJob(job.spec.numel, len(job.inputs) - bases, bound)
 
 
-def working_dtype(plan: Plan, job: Job) -> str:
-    """float64 if an input or the output is, else float32; one for all tensors that are ranked together."""
-    together = [j for j in plan.jobs if j.action == "merge"] if plan.recipe.scope == "model" else [job]
-    seen = {spec.dtype for each in together for spec in (each.spec, *(plan.inputs[i].specs[n] for i, n in each.inputs))}
-    return "float64" if "float64" in seen else "float32"
-
-
-def block_bytes(plan: Plan, job: Job, device: str, reference: bool) -> int:
+def block_bytes(plan: Plan, number: int, device: str, reference: bool) -> int:
     """Memory that one worker needs for one unit of this job: inputs, output and scratch."""
+    job = plan.jobs[number]
     if job.action == "copy":
         return 2 * min(job.spec.numel, BLOCK) * dtypes.itemsize(job.spec.dtype)
     whole = (reference or device != "cpu" or plan.method.streamed is None) and not plan.method.elementwise
@@ -132,11 +127,12 @@ def block_bytes(plan: Plan, job: Job, device: str, reference: bool) -> int:
     stored = sum(dtypes.itemsize(plan.inputs[i].specs[name].dtype) for i, name in job.inputs)
     held = count * (stored + dtypes.itemsize(job.spec.dtype))
     if len({plan.inputs[i].specs[name].dtype for i, name in job.inputs}) > 1:
-        held += count * len(job.inputs) * dtypes.itemsize(working_dtype(plan, job))
+        held += count * len(job.inputs) * dtypes.itemsize(plan.working[number])
     if whole or reference:
         # Plain torch: stacked floats, a sparse copy, float64 sums.
         return held + count * (len(job.inputs) * 12 + 40)
-    return held + len(job.inputs) * (1 << 16) * 12
+    # Two groups may be counting at a time, each with a histogram a model and worker.
+    return held + 2 * len(job.inputs) * (1 << 17) * 8
 
 
 class Loader:
@@ -151,19 +147,19 @@ class Loader:
 
     def load(self, unit: Unit) -> Block:
         """The inputs of a unit, ready for a stream. Valid until this thread loads the next one."""
-        return Block(unit.within, unit.index, unit.first, self._read(unit, keep=False)[0])
+        return Block(unit.within, unit.index, unit.first, self._read(unit, None))
 
     def make(self, group: Group, unit: Unit, held: Block | None = None) -> Made:
         """Computes a unit of a group whose reductions are done. `held` is its block if it is still in memory."""
         job = self.plan.jobs[unit.job]
         if group.stream is None:
             return self._copy(job, unit)
+        seen: list[tuple[bytes, int]] = []
         if held is None:
-            bits, raw = self._read(unit, keep=True)
-            held = Block(unit.within, unit.index, unit.first, bits)
+            held = Block(unit.within, unit.index, unit.first, self._read(unit, seen))
         else:
-            raw = list(held.bits)
-        nonfinite = [self._check_input(job, k, row) for k, row in enumerate(raw)]
+            seen = [self._look_at(job, k, row) for k, row in enumerate(held.bits)]
+        nonfinite = [bad for _, bad in seen]
         out = self._result(unit.count, STORED[job.spec.dtype])
         group.stream.combine(held, out)
         bad = count_nonfinite(out, job.spec.dtype)
@@ -176,7 +172,7 @@ class Loader:
                     "choose out_dtype: bfloat16 or float32, or smaller weights",
                 )
             )
-        return Made(out, _digests(out), [_digests(row) for row in raw], nonfinite)
+        return Made(out, _digests(out), [digest for digest, _ in seen], nonfinite)
 
     def holdable(self, unit: Unit) -> int:
         """Bytes that keeping the block this thread loaded last would take; 0 if it cannot be kept (it was converted).
@@ -185,7 +181,7 @@ class Loader:
         """
         job = self.plan.jobs[unit.job]
         kinds = [self.plan.inputs[i].specs[name].dtype for i, name in job.inputs]
-        same = len(set(kinds)) == 1 and (kinds[0] == "float64") == (working_dtype(self.plan, job) == "float64")
+        same = len(set(kinds)) == 1 and (kinds[0] == "float64") == (self.plan.working[unit.job] == "float64")
         buffer: NDArray[np.uint8] = self._local.buffer
         return buffer.nbytes if same else 0
 
@@ -244,23 +240,27 @@ class Loader:
         others = [digest] * len(job.inputs)  # equal, or refused by `check_copies`
         return Made(out, _digests(out), others, nonfinite * len(job.inputs))
 
-    def _read(self, unit: Unit, *, keep: bool) -> tuple[NDArray[Any], list[NDArray[Any]]]:
-        """Bits of every input in one array, and (with `keep`) each input's bits as they are stored."""
+    def _read(self, unit: Unit, seen: list[tuple[bytes, int]] | None) -> NDArray[Any]:
+        """Bits of every input in one array; `seen` takes the digest and the count of each as it is stored."""
         job = self.plan.jobs[unit.job]
         found = [self.plan.inputs[i].specs[name].dtype for i, name in job.inputs]
-        work = working_dtype(self.plan, job)
-        if len(set(found)) == 1 and (found[0] == "float64") == (work == "float64"):
-            bits = self._buffer(len(found), unit.count, STORED[found[0]])
-            for row, (i, name) in zip(bits, job.inputs, strict=True):
+        work = self.plan.working[unit.job]
+        direct = len(set(found)) == 1 and (found[0] == "float64") == (work == "float64")
+        bits = self._buffer(len(found), unit.count, STORED[found[0]] if direct else work)
+        for k, (row, (i, name)) in enumerate(zip(bits, job.inputs, strict=True)):
+            if direct:
+                stored = row
                 self.sources[i].read_into(name, unit.first, unit.first + unit.count, row.view(np.uint8).data)
-            return bits, list(bits)
-        bits = self._buffer(len(found), unit.count, work)
-        raw = []
-        for row, (i, name) in zip(bits, job.inputs, strict=True):
-            stored = self._raw(i, name, unit)
-            row[:] = _converted(stored, work)
-            raw += [stored] if keep else []
-        return bits, raw
+            else:
+                stored = self._raw(i, name, unit)
+                row[:] = _converted(stored, work)
+            if seen is not None:
+                # At once, while the row is still in the cache.
+                seen.append(self._look_at(job, k, stored))
+        return bits
+
+    def _look_at(self, job: Job, k: int, row: NDArray[Any]) -> tuple[bytes, int]:
+        return _digests(row), self._check_input(job, k, row)
 
     def _buffer(self, rows: int, count: int, dtype: Any) -> NDArray[Any]:
         """This thread's buffer, reused: fresh memory for every block would cost more than filling it."""

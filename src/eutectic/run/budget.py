@@ -67,7 +67,8 @@ def plans_in(plan: Plan) -> Iterator[Plan]:
 def worker_bytes(plan: Plan, device: str = "cpu", reference: bool = False) -> int:
     """Memory one worker needs at most, nested recipes included: each level has a block in work at the same time."""
     return sum(
-        max((block_bytes(level, job, device, reference) for job in level.jobs), default=0) for level in plans_in(plan)
+        max((block_bytes(level, number, device, reference) for number in range(len(level.jobs))), default=0)
+        for level in plans_in(plan)
     )
 
 
