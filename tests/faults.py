@@ -136,3 +136,16 @@ def family(home: Path, *, models: int = 2, shards: int = 2, **sizes: Any) -> dic
         "models": [{"model": path, "parameters": {"weight": 0.4 + 0.3 * i}} for i, path in enumerate(tuned)],
         "parameters": {"density": 0.5},
     }
+
+
+def an_old_output(folder: Path) -> dict[str, bytes]:
+    """Makes what a merge may have left there long ago; returns its contents."""
+    folder.mkdir()
+    files = {
+        "config.json": b"mine",
+        "model.safetensors": b"old weights",
+        "eutectic.json": b'{"files": {"config.json": ""}, "weights": {"model.safetensors": {}}}',
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return files

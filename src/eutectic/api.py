@@ -81,6 +81,23 @@ class Options:
     nonfinite: str = "stop"
     reference: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises `RecipeError` (M603) with every option that cannot be."""
+        problems = []
+        for name, least in (("threads", 1), ("memory", 1), ("shard_bytes", 1)):
+            value = getattr(self, name)
+            if value is None and name != "shard_bytes":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                problems.append(Problem("M603", f"must be a whole number from {least} on, not {value!r}", name))
+        for name in ("replace", "reference"):
+            if not isinstance(getattr(self, name), bool):
+                problems.append(Problem("M603", f"must be True or False, not {getattr(self, name)!r}", name))
+        if self.nonfinite not in ("stop", "count"):
+            problems.append(Problem("M603", f"must be 'stop' or 'count', not {self.nonfinite!r}", "nonfinite"))
+        if problems:
+            raise RecipeError(problems)
+
 
 @dataclass(frozen=True, slots=True)
 class Merge:
@@ -114,7 +131,7 @@ def load_recipe(
 
     `overrides` are changes such as `parameters.t=0.4`; `seed` and `dtype` (of the output) override the recipe's own.
     """
-    changes = list(overrides)
+    changes = [overrides] if isinstance(overrides, str) else list(overrides)
     changes += [f"seed={seed}"] if seed is not None else []
     changes += [f"out_dtype={dtype}"] if dtype is not None else []
     return recipe.load(source, overrides=changes, methods=methods)
@@ -186,6 +203,10 @@ def merge(
     after SIGINT or SIGTERM (when called from the main thread).
     """
     options = options or Options()
+    if not isinstance(options, Options):
+        raise RecipeError(Problem("M603", f"must be eutectic.Options, not {type(options).__name__}", "options"))
+    if not isinstance(out, str | os.PathLike) or not os.fspath(out):
+        raise RecipeError(Problem("M603", f"must be the folder to make, not {out!r}", "out"))
     check_device(options.device)
     loaded = load_recipe(source, overrides=overrides, seed=seed, dtype=dtype)
     planned = make_plan(loaded, lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage))
@@ -200,6 +221,7 @@ class _Run:
 
     def __init__(self, planned: Plan, out: str, options: Options, storage: Storage) -> None:
         refuse_overlap(planned, out)
+        refuse_reference(planned, options)
         self.plan, self.options = planned, options
         self.beside = beside(planned, storage)
         self.notes = [*planned.notes, *self.beside.notes]
@@ -212,7 +234,6 @@ class _Run:
             [(job.name, job.spec.numel, dtypes.itemsize(job.spec.dtype)) for job in planned.jobs],
             fingerprint=self.fingerprint,
             stamps=[source.stamp() for source in sources_in(planned)],
-            newest=newest_of(planned),
             replace=options.replace,
             storage=storage,
         )
@@ -280,6 +301,7 @@ class _Run:
             self.output.records,
             weights={shard.name: shard.identity() for shard in self.shards},
             fingerprint=self.fingerprint,
+            stamp=self.output.stamp,
             shard_bytes=self.options.shard_bytes,
             files={name: digest_of([block_digest(data)]) for name, data in files.items()},
             notes=self.notes,
@@ -315,16 +337,6 @@ def sources_in(planned: Plan) -> list[Source]:
     return [item.source for level in plans_in(planned) for item in level.inputs if item.source]
 
 
-def newest_of(planned: Plan) -> int | None:
-    """When the latest of the inputs' files was written, in ns; None if a model lives in memory."""
-    times: list[int] = []
-    for source in sources_in(planned):
-        if (files := source.files()) is None:
-            return None
-        times += files.values()
-    return max(times, default=None)
-
-
 def refuse_overlap(planned: Plan, out: str) -> None:
     """Raises `RecipeError` (W406) if the output is, contains or lies within an input's folder, or is its file.
 
@@ -347,6 +359,12 @@ def _within(path: str, folder: str) -> bool:
     """True if `path` is `folder` or in it; links are followed."""
     real = os.path.realpath(folder)
     return os.path.commonpath([real, os.path.realpath(path)]) == real
+
+
+def refuse_reference(planned: Plan, options: Options) -> None:
+    """Raises `RecipeError` (M603) where the plain torch form would rank tensor by tensor and not the whole model."""
+    if options.reference and any(level.recipe.scope == "model" for level in plans_in(planned)):
+        raise RecipeError(Problem("M603", "the reference form knows no `scope: model`", "reference"))
 
 
 def check_device(device: str) -> None:

@@ -50,7 +50,9 @@ def test_python_files_are_named_and_left(tmp_path):
     (tmp_path / "modeling_evil.py").write_text("raise SystemExit")
     found = copied(tmp_path)
     assert not found.files
-    assert found.notes == ["Python files are never copied (modeling_evil.py); the model may need them from its source"]
+    assert found.notes[:1] == [
+        "Python files are never copied (modeling_evil.py); the model may need them from its source"
+    ]
 
 
 def test_bytes_are_kept_and_only_the_dtype_is_corrected(tmp_path):
@@ -83,6 +85,15 @@ def test_a_model_without_a_folder_has_none():
     assert found.notes == ["no config or tokenizer files: the weights do not come from a model folder"]
 
 
+def test_a_folder_without_a_config_is_named(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    note = "no config.json beside model's weights: transformers will not load the output by itself"
+    assert copied(f"{tmp_path}/model/").notes == [note]
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert copied(tmp_path / "model").notes == []
+
+
 def test_links_out_of_the_folder_are_refused(tmp_path):
     (tmp_path / "secret.json").write_text("secret")
     (tmp_path / "model").mkdir()
@@ -110,4 +121,4 @@ def test_a_huge_file_is_left_and_named(tmp_path):
         file.truncate((256 << 20) + 1)
     found = copied(tmp_path)
     assert not found.files
-    assert found.notes == ["huge.json is larger than 256 MiB and was not copied"]
+    assert found.notes[:1] == ["huge.json is larger than 256 MiB and was not copied"]

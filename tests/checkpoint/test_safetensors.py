@@ -51,6 +51,21 @@ def entry(dtype: str = "F32", shape: str = "[2]", offsets: str = "[0,8]") -> str
     return f'{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}'
 
 
+@pytest.mark.parametrize(
+    ("data", "message", "hint"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer, not", "run `git lfs pull`"),
+        (b"<!DOCTYPE html><html><body>Sign in</body></html>", "a web page (HTML), not", "download the file itself"),
+        (b"\n <HTML>\n<head>", "a web page (HTML), not", "download the file itself"),
+    ],
+)
+def test_what_was_stored_in_place_of_weights_is_named(data: bytes, message: str, hint: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        parse(data)
+    (problem,) = caught.value.problems
+    assert problem.code == "C210" and message in problem.message and hint in problem.hint
+
+
 def test_reads_what_the_reference_library_writes() -> None:
     tensors = {"b": torch.ones(2, 3, dtype=torch.bfloat16), "a": torch.tensor(3), "z": torch.zeros(0, 4)}
     data = save(tensors, metadata={"format": "pt", "x": "b"})

@@ -47,7 +47,71 @@ def test_plan_says_what_a_merge_would_do(run: Run, here: Path) -> None:
 def test_plan_lists_tensors(run: Run) -> None:
     lines = run("plan", "r.yml", "--tensors").stdout.splitlines()
     row = next(line for line in lines if "model.norm.weight" in line)
-    assert row.split() == ["model.norm.weight", "bfloat16", "[16]", "weight=[1", "3],", "normalize=true"]
+    assert row.split() == [
+        "model.norm.weight",
+        "bfloat16",
+        "[16]",
+        "merged",
+        "weight:",
+        "a=1",
+        "b=3;",
+        "normalize:",
+        "true",
+    ]
+    head = next(line for line in lines if line.startswith("tensor "))
+    assert head.split("  ")[0] == "tensor" and "parameters or reason" in head
+
+
+def test_a_plan_speaks_in_the_recipes_order(run: Run, here: Path) -> None:
+    """The inputs have an order of their own, so that the bytes do not depend on the recipe's."""
+    text = "merge_method: ties\nbase_model: base\nmodels:\n"
+    text += "".join(f"  - {{model: ./{m}, parameters: {{weight: {w}}}}}\n" for m, w in (("b", 0.123456789), ("a", 1)))
+    (here / "t.yml").write_text(text + "parameters: {density: 0.2}\ntokenizer_source: ./a\n")
+    lines = run("plan", "t.yml", "--tensors").stdout.splitlines()
+    assert [line.split()[:2] for line in lines[1:5]] == [
+        ["base", "base"],
+        ["model", "b"],
+        ["model", "a"],
+        ["tokenizer", "a"],
+    ]
+    said = [" ".join(line.split()) for line in lines]
+    others = "normalize: true; rescale: false; lambda: 1"
+    assert f"parameters weight: b=0.123456789 a=1; density: 0.2; {others}" in said
+    assert f"lm_head.weight bfloat16 [96, 16] merged weight: b=0.123456789 a=1; density: b=0.2 a=0.2; {others}" in said
+    differing = run("plan", "t.yml", "--set", "parameters.lambda=[0, 1]").stdout
+    assert "parameters" not in differing
+    assert [item["label"] for item in parsed(run("plan", "t.yml", "--json"))["inputs"]] == ["base", "a", "b"]
+
+
+def test_a_plan_names_recipes_within_it_in_order(run: Run, here: Path) -> None:
+    (here / "n.yml").write_text(
+        "name: zz\nmerge_method: linear\nmodels: [a, b]\n---\nmerge_method: linear\nmodels: [zz, base]\nseed: 3\n"
+    )
+    rows = [line.split()[:2] for line in run("plan", "n.yml").stdout.splitlines()]
+    assert rows[1:3] == [["model", "zz"], ["model", "base"]]
+
+
+def test_a_plan_says_what_is_not_merged(run: Run, here: Path) -> None:
+    import torch
+
+    from eutectic.testing import write_safetensors
+
+    step = {"step": torch.tensor([7])}
+    more = {f"extra{i}": torch.ones(2) for i in range(5)}
+    write_safetensors(here / "x.safetensors", {"w": torch.ones(2, dtype=torch.bfloat16), **step, **more})
+    write_safetensors(here / "y.safetensors", {"w": torch.ones(2, dtype=torch.float16), "step": torch.tensor([8])})
+    (here / "c.yml").write_text(
+        "merge_method: linear\nmodels: [y.safetensors, x.safetensors]\nmissing: copy\nbuffers_from: x.safetensors\n"
+    )
+    said = [" ".join(line.split()) for line in run("plan", "c.yml").stdout.splitlines()]
+    assert "dtype float32 (from bfloat16, float16 and float32)" in said
+    assert "copied step (buffers_from)" in said
+    assert "copied extra1 (not in y.safetensors; taken from x.safetensors)" in said
+    assert "and 3 more (plan --tensors lists them)" in said
+    assert "dropped step of y.safetensors (buffers_from is x.safetensors)" in said
+    rows = [" ".join(line.split()) for line in run("plan", "c.yml", "--tensors").stdout.splitlines()]
+    assert "extra4 float32 [2] copied not in y.safetensors; taken from x.safetensors" in rows
+    assert "step int64 [1] dropped of y.safetensors: buffers_from is x.safetensors" in rows
 
 
 def test_plan_as_json(run: Run) -> None:

@@ -27,15 +27,16 @@ MISTAKES: dict[str, tuple[int, list[str]]] = {
     "merge r.yml out --seed 1.5": (2, ["Invalid value for '--seed'"]),
     "merge r.yml out --threads 0": (2, ["Invalid value for '--threads'"]),
     "merge r.yml out --threads many": (2, ["Invalid value for '--threads'", "valid integer"]),
-    "merge r.yml out --memory lots": (2, ["Invalid value for --memory: 'lots' is no size", "2GiB, 500MB or 5G"]),
-    "merge r.yml out --memory 0": (2, ["Invalid value for --memory: '0' must be at least one byte"]),
-    "merge r.yml out --memory -1GB": (2, ["Invalid value for --memory: '-1GB' is no size"]),
-    "merge r.yml out --shard-size 5XB": (2, ["Invalid value for --shard-size: '5XB' is no size"]),
-    f"merge r.yml out --shard-size {'9' * 400}": (2, ["Invalid value for --shard-size", "less than 8 EiB"]),
+    "merge r.yml out --memory lots": (2, ["M603 --memory: 'lots' is no size", "2GiB, 500MB or 5G"]),
+    "merge r.yml out --memory 0": (2, ["M603 --memory: '0' must be at least one byte"]),
+    "merge r.yml out --memory -1GB": (2, ["M603 --memory: '-1GB' is no size"]),
+    "merge r.yml out --shard-size 5XB": (2, ["M603 --shard-size: '5XB' is no size"]),
+    f"merge r.yml out --shard-size {'9' * 400}": (2, ["M603 --shard-size", "less than 8 EiB"]),
     "merge r.yml out --memory 1MB": (
         1,
         ["M601 --memory: the merge needs ", "MiB at least, the bound is 0 MiB", "--memory "],
     ),
+    "plan r.yml --memory lots": (2, ["M603 --memory: 'lots' is no size"]),
     "plan r.yml --memory 1MB": (1, ["M601 --memory: the merge needs "]),
     "merge r.yml out --device tpu": (2, ["M602 --device: 'tpu' is no device", "use cpu, cuda or cuda:N"]),
     "plan r.yml --device tpu": (2, ["M602 --device: 'tpu' is no device"]),
@@ -63,15 +64,18 @@ MISTAKES: dict[str, tuple[int, list[str]]] = {
     "plan a/config.json": (2, ["R110 a/config.json:", "unknown key"]),
     "plan empty.yml": (2, ["R107 empty.yml: the recipe is empty"]),
     "plan broken.yml": (2, ["R102 broken.yml:3:"]),
-    "plan typo.yml": (1, ["C200 'aa' does not exist", "did you mean 'a'?"]),
-    "plan two.yml": (1, ["C200 'aa' does not exist", "C200 'bb' does not exist"]),
+    "plan typo.yml": (1, ["C200 typo.yml:2:10 models[0]: 'aa' does not exist", "did you mean 'a'?"]),
+    "plan two.yml": (1, ["C200 two.yml:2:10", "'aa' does not exist", "C200 two.yml:2:14", "'bb' does not exist"]),
     "merge r.yml a": (2, ["W406 a: 'a' overlaps the input a", "choose another output folder"]),
     "merge r.yml a/out": (2, ["W406 a/out: 'a/out' overlaps the input a"]),
     "merge r.yml .": (2, ["W406 .: '.' overlaps the input a"]),
-    "merge r.yml ''": (2, ["W406 '' overlaps the input a"]),
-    "merge r.yml taken": (2, ["W401", "taken exists", "--replace"]),
-    "merge r.yml r.yml": (2, ["W401", "r.yml exists"]),
-    "merge r.yml no/such/folder": (1, ["W405", "No such file or directory"]),
+    "merge r.yml ''": (2, ["M603 out: must be the folder to make, not ''"]),
+    "merge r.yml taken": (
+        2,
+        ["W401", "taken: exists and holds what no merge wrote (precious)"],
+    ),
+    "merge r.yml r.yml": (2, ["W401", "r.yml: exists and is not a folder"]),
+    "merge r.yml no/such/folder": (1, ["W405", "such does not exist", "make it first"]),
     "verify a": (1, ["V701 a/eutectic.json: no readable manifest", "name a folder that `eutectic merge` made"]),
     "verify nowhere": (1, ["V701 nowhere/eutectic.json: no readable manifest"]),
     "verify out --sample 0": (2, ["Invalid value for '--sample'"]),
@@ -79,7 +83,7 @@ MISTAKES: dict[str, tuple[int, list[str]]] = {
     "inspect r.yml": (1, ["C204", "not a kind of checkpoint", "recipes are for `eutectic plan` and `eutectic merge`"]),
     "inspect hollow": (1, ["C201", "hollow: the folder of model 'hollow' holds no weights", "it is empty"]),
     "inspect cut.safetensors": (1, ["C210", "cut.safetensors: the header claims 1000 bytes"]),
-    "inspect words.safetensors": (1, ["C21"]),
+    "inspect words.safetensors": (1, ["C210", "this is a Git LFS pointer", "run `git lfs pull`"]),
     "inspect evil.bin": (1, ["evil.bin"]),
     "inspect https://example.org/model": (1, ["C209 'https://example.org/model' is a URL"]),
     "inspect a+lora": (1, ["C205 'a+lora' asks for a model with a LoRA adapter"]),
@@ -135,6 +139,8 @@ def test_a_mistake_as_json(run: Run, traps: Path, command: str) -> None:
     code, _ = MISTAKES[command]
     result = run(*shlex.split(command), "--json")
     assert result.exit_code == code
+    if "--memory" in command:
+        assert json.loads(result.stdout)["problems"][0]["where"] == "--memory"
     if result.stdout:
         assert result.stderr == ""
         for problem in json.loads(result.stdout)["problems"]:

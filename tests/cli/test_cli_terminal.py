@@ -74,13 +74,25 @@ def test_a_bar_is_for_terminals_only(here: Path) -> None:
 
 @pytest.mark.parametrize("columns", ["20", "40", "400"])
 def test_narrow_terminals(run: Run, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
+    # A terminal for rich, without colours.
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "dumb"), ("COLUMNS", columns), ("LINES", "25")):
+        monkeypatch.setenv(name, value)
     for command in (["plan", "r.yml", "--tensors"], ["inspect", "a", "--tensors"], ["methods"], ["methods", "ties"]):
         result = run(*command)
         assert result.exit_code == 0
         assert max(map(cell_len, result.stdout.splitlines())) <= int(columns)
     # Messages are left to the terminal, so that they can be copied.
     assert "R101 the recipe 'none.yml' does not exist" in run("plan", "none.yml").stderr
+
+
+@pytest.mark.parametrize("command", ["plan m.yml --tensors", "inspect x.safetensors --tensors"])
+def test_a_row_in_a_pipe_is_one_line(here: Path, command: str) -> None:
+    name = "long." * 60 + "weight"
+    for label in "xy":
+        write_safetensors(here / f"{label}.safetensors", {name: torch.ones(2)})
+    (here / "m.yml").write_text("merge_method: linear\nmodels: [x.safetensors, y.safetensors]\n")
+    rows = shell(f"$PYTHON -m eutectic {command}", COLUMNS="80").stdout.decode().splitlines()
+    assert [row.split()[1:3] for row in rows if row.startswith(name)] == [["float32", "[2]"]]
 
 
 def test_an_ascii_terminal(here: Path) -> None:

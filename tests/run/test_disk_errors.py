@@ -12,7 +12,7 @@ import eutectic
 from eutectic.api import Options
 from eutectic.checkpoint import open_folder
 from eutectic.errors import CheckpointError, EutecticError, OutputError
-from faults import READING, WRITING, FaultStorage, contents, fail, family, left_in
+from faults import READING, WRITING, FaultStorage, an_old_output, contents, fail, family, left_in
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +142,7 @@ def test_a_full_disk_does_not_cost_what_was_finished(job):
 def test_an_error_while_an_old_folder_is_replaced_leaves_it_in_place(job):
     recipe, home, expected = job
     out = home / "old"
-    out.mkdir()
-    (out / "config.json").write_text("mine")
+    old = an_old_output(out)
     storage = FaultStorage()
     eutectic.merge(recipe, out, options=Options(threads=1, shard_bytes=1500, replace=True), storage=storage)
     names = storage.log
@@ -151,12 +150,11 @@ def test_an_error_while_an_old_folder_is_replaced_leaves_it_in_place(job):
     # After the last folder is removed only inputs are closed.
     for at in range(renames[0], len(names) - names[::-1].index("rmdir")):
         shutil.rmtree(out)
-        out.mkdir()
-        (out / "config.json").write_text("mine")
+        an_old_output(out)
         with pytest.raises(OutputError, match="W405"):
             merge(recipe, out, FaultStorage(at, fail(errno.EIO)), replace=True)
         if at <= renames[1]:
-            assert contents(out) == {"config.json": b"mine"}, names[at]
+            assert contents(out) == old, names[at]
         else:
             assert contents(out) == expected, names[at]
         merge(recipe, out, replace=True)

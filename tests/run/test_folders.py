@@ -18,7 +18,7 @@ import eutectic
 from eutectic.api import Options
 from eutectic.errors import EutecticError, OutputError, RecipeError
 from eutectic.testing import tiny_llama
-from faults import FaultStorage, contents, family, in_child, left_in
+from faults import FaultStorage, an_old_output, contents, family, in_child, left_in
 
 SLOW = """
 import json, sys, time
@@ -135,25 +135,33 @@ def test_unfinished_work_survives_a_refusal_and_another_finished_output(job):
 def test_an_existing_folder_is_refused_and_with_replace_replaced(job):
     recipe, home, expected = job
     out = home / "out"
-    out.mkdir()
-    (out / "mine.txt").write_text("mine")
-    (out / "config.json").write_text("{}")
+    old = an_old_output(out)
     with pytest.raises(RecipeError, match=r"W401 .*exists; .*--replace") as caught:
         merge(recipe, out)
     assert caught.value.exit_code == 2
-    assert contents(out) == {"mine.txt": b"mine", "config.json": b"{}"}
+    assert contents(out) == old
     assert "out.partial" not in left_in(home)
     merge(recipe, out, replace=True)
     assert contents(out) == expected
 
 
-def test_a_folder_without_a_model_is_never_replaced(job):
+@pytest.mark.parametrize("kind", ["a project", "a model made elsewhere", "an output with notes beside it"])
+def test_what_no_merge_wrote_is_never_replaced(job, kind):
     recipe, home, _ = job
-    (home / "out").mkdir()
-    (home / "out" / "letters.txt").write_text("mine")
-    with pytest.raises(RecipeError, match=r"W401 .*holds no model, so it is not replaced; choose another name$"):
-        merge(recipe, home / "out", replace=True)
-    assert contents(home / "out") == {"letters.txt": b"mine"}
+    out = home / "out"
+    if kind == "an output with notes beside it":
+        an_old_output(out)
+        (out / "notes").mkdir()
+        (out / "notes" / "letter.txt").write_text("mine")
+        named = "notes/letter.txt"
+    else:
+        out.mkdir()
+        named = "letter.txt" if kind == "a project" else "model.safetensors"
+        (out / named).write_text("mine")
+    before = contents(out)
+    with pytest.raises(RecipeError, match=rf"W401 .*holds what no merge wrote \({named}\), so it is never replaced"):
+        merge(recipe, out, replace=True)
+    assert contents(out) == before
     assert "out.partial" not in left_in(home)
 
 

@@ -11,7 +11,7 @@ import pytest
 import eutectic
 from eutectic.api import Options
 from eutectic.errors import RecipeError
-from faults import FaultStorage, contents, die, family, in_child, left_in
+from faults import FaultStorage, an_old_output, contents, die, family, in_child, left_in
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +68,13 @@ def test_killed_at_every_operation(job):
 
 def test_killed_at_every_operation_of_a_replacement(job):
     recipe, home, expected = job
-    old, out = {"keep.txt": b"mine", "model.bin": b"old weights"}, home / "replaced"
+    out = home / "replaced"
 
     def restore():
         shutil.rmtree(out, ignore_errors=True)
-        for name, data in old.items():
-            path = out / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        return an_old_output(out)
 
-    restore()
+    old = restore()
     names = operations(recipe, out, replace=True)
     # The last renames are where the old folder leaves and the new one comes.
     first = [i for i, name in enumerate(names) if name == "rename"][-2] - 2
@@ -95,18 +92,16 @@ def test_killed_at_every_operation_of_a_replacement(job):
 def test_an_old_folder_set_aside_comes_back(job):
     recipe, home, expected = job
     out = home / "aside"
-    out.mkdir()
-    (out / "config.json").write_text("mine")
+    old = an_old_output(out)
     names = operations(recipe, out, replace=True)
     between = [i for i, name in enumerate(names) if name == "rename"][-1]
     shutil.rmtree(out)
-    out.mkdir()
-    (out / "config.json").write_text("mine")
+    an_old_output(out)
     assert killed_at(recipe, out, between, replace=True)
     assert not out.exists()
     with pytest.raises(RecipeError, match="W401"):
         merge(recipe, out)
-    assert contents(out) == {"config.json": b"mine"}
+    assert contents(out) == old
     done = merge(recipe, out, replace=True)
     assert done.resumed == len(done.plan.jobs)
     assert contents(out) == expected

@@ -135,9 +135,9 @@ CODES: dict[str, tuple[str, str]] = {
     "W401": (
         "the output exists",
         "A merge never writes into an existing folder. Choose another name, or pass `--replace`: the old folder stays "
-        "until the new one is complete, and is then removed; only a folder that holds a model is replaced. The very "
-        "same merge finds its own output and is done, unless a model's file is newer than the output, or a model lived "
-        "in memory: then the output may be stale.",
+        "until the new one is complete, and is then removed; a folder that holds files which no merge wrote is never "
+        "replaced. The very same merge finds its own output and is done, unless a model's file is newer than the "
+        "output, or a model lived in memory: then the output may be stale.",
     ),
     "W402": (
         "another run is writing this output",

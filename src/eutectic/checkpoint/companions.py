@@ -61,6 +61,9 @@ def companions(
         found.notes.append("no config or tokenizer files: the weights do not come from a model folder")
         return found
     _gather(found, folder, storage)
+    if "config.json" not in found.files:
+        model = os.path.basename(os.path.normpath(folder))
+        found.notes.append(f"no config.json beside {model}'s weights: transformers will not load the output by itself")
     if tokenizer_folder is not None and tokenizer_folder != folder:
         others = Companions()
         _gather(others, tokenizer_folder, storage)

@@ -141,8 +141,8 @@ class FileSource(Source):
         return self._folder
 
     def stamp(self) -> Any:
-        """Size, time of change and inode of every file, by name."""
-        return {os.path.basename(path): [s.size, s.mtime_ns, s.inode] for path, s in sorted(self._stamps.items())}
+        """Size, time of change and inode of every file, by its path."""
+        return {os.path.realpath(path): [s.size, s.mtime_ns, s.inode] for path, s in sorted(self._stamps.items())}
 
     def files(self) -> Mapping[str, int] | None:
         """Every file by its path, with its time of change when its header was read."""

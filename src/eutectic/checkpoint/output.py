@@ -7,6 +7,7 @@ Work happens in `OUT.partial/`: `data/` becomes OUT, `journal` says what is fini
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 from eutectic.checkpoint.journal import Journal
 from eutectic.checkpoint.layout import Shard
 from eutectic.checkpoint.storage import REAL, Storage
-from eutectic.errors import EutecticError, OutputError, Problem, RecipeError
+from eutectic.errors import EutecticError, OutputError, Problem, RecipeError, listed
 from eutectic.kernels.digests import BLOCK, block_digest, digest_of
 
 MANIFEST = "eutectic.json"
@@ -29,9 +30,16 @@ BATCH_BYTES = 64 << 20
 BATCH_SECONDS = 10.0
 
 
-def _of_a_model(name: str) -> bool:
-    """Whether a file tells that its folder is a model's: only such a folder may be replaced, never somebody's home."""
-    return name in (MANIFEST, "config.json") or name.endswith((".safetensors", ".bin", ".pt", ".pth"))
+def files_below(storage: Storage, folder: str, prefix: str = "") -> list[str]:
+    """Every file in a folder and the folders in it, relative; links are not followed."""
+    found = []
+    for name in storage.listdir(folder):
+        path = os.path.join(folder, name)
+        if storage.is_dir(path) and not os.path.islink(path):
+            found += files_below(storage, path, f"{prefix}{name}/")
+        else:
+            found.append(prefix + name)
+    return found
 
 
 class AlreadyCompleteError(Exception):
@@ -46,9 +54,8 @@ class Output:
         shards: from `layout.lay_out`.
         tensors: (name, number of entries, bytes an entry) of each job.
         fingerprint: of the plan; work with another one is not resumed.
-        stamps: identities of the input files now (size, time, inode); changed inputs are not resumed.
-        newest: when the latest of the input files was written, in ns; None if that cannot be known. An existing
-            output that is older is not taken for this merge.
+        stamps: identities of the input files now (path, size, time, inode); work from other ones is not resumed, and
+            an existing output of other ones is not taken for this merge. Their digest is `stamp`.
         replace: whether an existing folder may be replaced.
     """
 
@@ -60,7 +67,6 @@ class Output:
         *,
         fingerprint: str,
         stamps: Any,
-        newest: int | None = None,
         replace: bool = False,
         storage: Storage = REAL,
     ) -> None:
@@ -69,7 +75,8 @@ class Output:
         self._data = os.path.join(self._work, "data")
         self._shards, self._tensors = shards, tensors
         self._header = {"fingerprint": fingerprint, "inputs": stamps}
-        self._fingerprint, self._newest, self._replace, self._storage = fingerprint, newest, replace, storage
+        self._fingerprint, self._replace, self._storage = fingerprint, replace, storage
+        self.stamp = hashlib.sha256(json.dumps(stamps, sort_keys=True).encode()).hexdigest()
         self._place = {name: (i, offset) for i, shard in enumerate(shards) for name, offset in shard.offsets.items()}
         self._fds: list[int] = []
         self._lock_fd: int | None = None
@@ -93,6 +100,7 @@ class Output:
         Raises `AlreadyCompleteError`, `RecipeError` (W401, W403: the request), `OutputError` (W402, W404, W405).
         """
         try:
+            self._check_parent()
             self._acquire()
             self._settle_replacement()
             self._check_target()
@@ -107,6 +115,11 @@ class Output:
             raise
         self._flusher = threading.Thread(target=self._flush_loop, name="journal", daemon=True)
         self._flusher.start()
+
+    def _check_parent(self) -> None:
+        parent = os.path.dirname(self.path)
+        if not self._storage.exists(parent):
+            raise OutputError(Problem("W405", f"the folder {parent} does not exist", self.path, "make it first"))
 
     def _acquire(self) -> None:
         storage = self._storage
@@ -137,11 +150,15 @@ class Output:
     def _settle_replacement(self) -> None:
         """Ends a replacement that was killed between its two renames or before it cleaned up."""
         old = os.path.join(self._work, "old")
-        if self._storage.exists(old):
-            if self._storage.exists(self.path):
-                self._storage.remove_tree(old)
-            else:
-                self._storage.rename(old, self.path)
+        if not self._storage.exists(old):
+            return
+        if not self._storage.exists(self.path):
+            self._storage.rename(old, self.path)
+        elif not self._storage.exists(self._data):
+            self._storage.remove_tree(old)  # the new folder is in place
+        else:
+            message = f"{old} is the folder that was being replaced, and {self.path} exists again"
+            raise OutputError(Problem("W405", message, self.path, "move one of the two away"))
 
     def _check_target(self) -> None:
         if not self._storage.exists(self.path):
@@ -149,34 +166,49 @@ class Output:
         folder = self._storage.is_dir(self.path)
         if folder and not self._storage.listdir(self.path):
             return
-        same = self._finished_fingerprint() == self._fingerprint
-        if same and self._is_newer_than_inputs():
+        if folder and not self._replace and self._is_this_merge():
             self._remove_unused_work(complete=True)
             raise AlreadyCompleteError
-        model = folder and any(_of_a_model(name) for name in self._storage.listdir(self.path))
-        if not self._replace or not model:
+        strangers = self._strangers() if folder else []
+        if not self._replace or not folder or strangers:
             self._remove_unused_work(complete=False)
-            message = f"{self.path} exists"
+            message, hint = "exists", "choose another name, or pass `--replace`"
             if not folder:
-                message += " and is not a folder"
-            elif same:
-                message += ", and a model it was made from may have changed since"
-            elif not model:
-                message += " and holds no model, so it is not replaced"
-            hint = "choose another name" + (", or pass `--replace`" if model else "")
+                message, hint = "exists and is not a folder", "choose another name"
+            elif strangers:
+                message = f"exists and holds what no merge wrote ({listed(strangers)}), so it is never replaced"
+                hint = "choose another name, or move these files away yourself"
+            elif self._finished_manifest().get("fingerprint") == self._fingerprint:
+                message += ", and it or a model it was made from may have changed since"
             raise RecipeError(Problem("W401", message, self.path, hint))
 
-    def _is_newer_than_inputs(self) -> bool:
-        made = self._storage.stat_path(os.path.join(self.path, MANIFEST)).st_mtime_ns
-        return self._newest is not None and self._newest <= made
+    def _strangers(self) -> list[str]:
+        """Files in the existing output that its manifest does not list; all of them where there is none.
 
-    def _finished_fingerprint(self) -> str | None:
+        Replacing removes the old folder, which must never be somebody's project or a model made elsewhere.
+        """
+        manifest = self._finished_manifest()
+        ours = {MANIFEST, *manifest.get("files", {}), *manifest.get("weights", {})} if manifest else set()
+        return [name for name in files_below(self._storage, self.path) if name not in ours]
+
+    def _is_this_merge(self) -> bool:
+        """The same plan, from the very files that are there now, with every file of weights at its full size."""
+        manifest = self._finished_manifest()
+        if (manifest.get("fingerprint"), manifest.get("stamp")) != (self._fingerprint, self.stamp):
+            return False
+        for name, said in manifest["weights"].items():
+            path = os.path.join(self.path, name)
+            if not self._storage.exists(path) or self._storage.stat_path(path).st_size != said["size"]:
+                return False
+        return True
+
+    def _finished_manifest(self) -> dict[str, Any]:
+        """The manifest of the existing output; empty if there is none that can be read."""
         try:
-            text = self._storage.read_bytes(os.path.join(self.path, MANIFEST), 1 << 30)
-            found = json.loads(text)
+            found = json.loads(self._storage.read_bytes(os.path.join(self.path, MANIFEST), 1 << 30))
         except (OSError, ValueError):
-            return None
-        return found.get("fingerprint") if isinstance(found, dict) else None
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _open_journal(self) -> None:
         self._journal = Journal(os.path.join(self._work, "journal"), self._storage)

@@ -35,12 +35,13 @@ _HINTS = {
 
 
 class MalformedError(ValueError):
-    """Data that breaks its format; the message says how, and `code` which problem it is."""
+    """Data that breaks its format; the message says how, `code` which problem it is, `hint` what to do if known."""
 
-    def __init__(self, message: str, code: str = "C212", where: str = "") -> None:
+    def __init__(self, message: str, code: str = "C212", where: str = "", hint: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.where = where
+        self.hint = hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,8 @@ def read_header(storage: Storage, fd: int, path: str) -> Header:
         raw = _raw_header(storage, fd, size)
         entries, metadata = _parse(raw, size - 8 - len(raw))
     except MalformedError as error:
-        raise CheckpointError(
-            Problem(error.code, str(error), error.where, _HINTS.get(error.code, _AGAIN), path)
-        ) from None
+        hint = error.hint or _HINTS.get(error.code, _AGAIN)
+        raise CheckpointError(Problem(error.code, str(error), error.where, hint, path)) from None
     except OSError as error:
         raise unreadable(error, path) from error
     start = 8 + len(raw)
@@ -129,6 +129,7 @@ def _raw_header(storage: Storage, fd: int, size: int) -> bytes:
     storage.read_into(fd, memoryview(prefix), 0)
     length = int.from_bytes(prefix, "little")
     if length > size - 8:
+        _check_impostor(storage, fd, size)
         raise MalformedError(f"the header claims {length} bytes and the file has {size}", "C210")
     if length > MAX_HEADER:
         raise MalformedError(f"the header has {length} bytes, more than the {MAX_HEADER} allowed here", "C211")
@@ -139,6 +140,17 @@ def _raw_header(storage: Storage, fd: int, size: int) -> bytes:
     if not raw.rstrip(b" ").endswith(b"}"):
         raise MalformedError("the header does not end with '}' and spaces")
     return bytes(raw)
+
+
+def _check_impostor(storage: Storage, fd: int, size: int) -> None:
+    """Says what was stored in place of the weights, where it is one of the usual things."""
+    head = bytearray(min(size, 64))
+    storage.read_into(fd, memoryview(head), 0)
+    if head.startswith(b"version https://git-lfs"):
+        raise MalformedError("this is a Git LFS pointer, not the weights", "C210", hint="run `git lfs pull`")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        hint = "an error or login page was saved: download the file itself"
+        raise MalformedError("this is a web page (HTML), not the weights", "C210", hint=hint)
 
 
 def _parse(raw: bytes, data_size: int) -> tuple[dict[str, tuple[int, Spec]], dict[str, str]]:

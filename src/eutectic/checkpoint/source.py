@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from eutectic import dtypes
 from eutectic.lazy import LazyModule
@@ -85,6 +85,12 @@ class Source(Mapping[str, "torch.Tensor"]):
 
     def close(self) -> None:
         """Releases files. A closed source cannot be read."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def folder(self) -> str | None:
         """The folder that holds config and tokenizer beside the weights, if there is one."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,8 +11,12 @@ import typer
 from eutectic.cli import options, screen, values
 
 if TYPE_CHECKING:
+    from eutectic.checkpoint import Spec
     from eutectic.plan import Plan
     from eutectic.run.budget import Budget
+
+# Copied and dropped tensors that a plan names.
+SHOWN = 3
 
 
 def plan(
@@ -47,31 +52,101 @@ def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
     """The plan in a dozen lines."""
     from rich.table import Table
 
-    merged = sum(job.action == "merge" for job in planned.jobs)
-    copied = len(planned.jobs) - merged
-    console = screen.out()
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     table.add_row("method", f"[bold]{planned.method.name}[/]  [dim]{planned.method.paper}[/]")
-    for item in planned.inputs:
+    order = as_listed(planned)
+    for number in order:
+        item = planned.inputs[number]
         size = sum(spec.nbytes for spec in item.specs.values())
         inside = "nested recipe, " if item.plan else ""
         about = f"{inside}{len(item.specs)} tensors, {values.shown(size)}"
         table.add_row(item.role, f"{screen.text(item.label)}  [dim]{about}[/]")
-    parts = [f"{merged} merged"] + ([f"{copied} copied"] if copied else [])
-    parts += [f"{len(planned.ties)} tied"] if planned.ties else []
-    parts += [f"{len(planned.dropped)} dropped"] if planned.dropped else []
-    table.add_row("tensors", ", ".join(parts))
-    table.add_row("reads", values.shown(planned.bytes_in))
-    table.add_row("writes", values.shown(planned.bytes_out))
-    threads = f"{budget.threads} thread{'s' * (budget.threads > 1)}"
-    table.add_row("memory", f"peak about {budget.peak_bytes >> 20} MiB with {threads}")
-    unused = "" if planned.method.random else f" [dim](not used by {planned.method.name})[/]"
-    table.add_row("seed", f"{planned.seed}{unused}")
+    if planned.recipe.tokenizer_source is not None:
+        table.add_row("tokenizer", screen.text((planned.tokenizer or planned.donor).label))
+    for name, text in [*_what(planned, order), *_how(planned, budget)]:
+        table.add_row(name, screen.text(text))
+    console = screen.out()
     console.print(table)
     for note in notes:
         console.print(f"[yellow]note[/] {screen.text(note)}")
+
+
+def as_listed(planned: Plan) -> list[int]:
+    """Numbers of the inputs as the recipe lists them, the base of task vectors first, for display alone.
+
+    The inputs' own order is such that the output does not depend on the recipe's. Models that cannot be told apart by
+    their names keep it.
+    """
+    places = [_names(entry.model) for entry in planned.recipe.models]
+
+    def place(number: int) -> int:
+        if number == 0 and planned.method.space == "deltas":
+            return -1
+        item = planned.inputs[number]
+        own = _names(item.plan.recipe) if item.plan else {item.source.label if item.source else item.label}
+        return next((at for at, names in enumerate(places) if own & names), len(places))
+
+    return sorted(range(len(planned.inputs)), key=place)
+
+
+def _names(model: object) -> set[str]:
+    """What a model of a recipe may be called once it is open."""
+    from eutectic.recipe import Recipe, label_of
+
+    if isinstance(model, Recipe):
+        # A recipe without a seed gets the outer one's.
+        return {str(model.to_dict() | {"seed": None})}
+    if isinstance(model, str):
+        return {model, os.path.basename(os.path.abspath(os.path.expanduser(model)))}
+    return {label_of(model)}
+
+
+def _what(planned: Plan, order: Sequence[int]) -> Iterator[tuple[str, str]]:
+    """What becomes of the tensors."""
+    copied = [f"{job.name} ({job.reason})" for job in planned.jobs if job.action == "copy"]
+    dropped = [f"{name} of {label} ({why})" for label, name, why in planned.dropped]
+    counts = {
+        "merged": len(planned.jobs) - len(copied),
+        "copied": len(copied),
+        "tied": len(planned.ties),
+        "dropped": len(dropped),
+    }
+    yield "tensors", ", ".join(f"{count} {fate}" for fate, count in counts.items() if count)
+    for fate, names in (("copied", copied), ("dropped", dropped)):
+        for name in names[:SHOWN]:
+            yield fate, name
+        if len(names) > SHOWN:
+            yield "", f"and {len(names) - SHOWN} more (plan --tensors lists them)"
+    yield "dtype", _dtypes(planned)
+    merged = [job.parameters for job in planned.jobs if job.action == "merge"]
+    if merged and merged[0] and all(parameters == merged[0] for parameters in merged):
+        yield "parameters", _bound(planned, order, merged[0], short=True)
+
+
+def _how(planned: Plan, budget: Budget) -> Iterator[tuple[str, str]]:
+    """What the merge costs, and its seed."""
+    yield "reads", values.shown(planned.bytes_in)
+    yield "writes", values.shown(planned.bytes_out)
+    threads = f"{budget.threads} thread{'s' * (budget.threads > 1)}"
+    yield "memory", f"peak about {budget.peak_bytes >> 20} MiB with {threads}"
+    unused = "" if planned.method.random else f" (not used by {planned.method.name})"
+    yield "seed", f"{planned.seed}{unused}"
+
+
+def _dtypes(planned: Plan) -> str:
+    """`bfloat16`, or `float32 (from bfloat16 and float16)`: floating dtypes of the output, and of the inputs."""
+    from eutectic.dtypes import FLOATS
+
+    written = {job.spec.dtype for job in planned.jobs}
+    read = {planned.inputs[i].specs[name].dtype for job in planned.jobs for i, name in job.inputs}
+    after, before = (_and([dtype for dtype in FLOATS if dtype in found]) for found in (written, read))
+    return after if after == before else f"{after} (from {before})"
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def show_tensors(planned: Plan) -> None:
@@ -79,18 +154,46 @@ def show_tensors(planned: Plan) -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for column in ("tensor", "dtype", "shape", "fate"):
+    for column in ("tensor", "dtype", "shape", "fate", "parameters or reason"):
         table.add_column(column, overflow="fold")
+
+    def add(name: str, spec: Spec | None, fate: str, why: str) -> None:
+        about = (spec.dtype, str(list(spec.shape))) if spec else ("", "")
+        table.add_row(screen.text(name), *about, fate, screen.text(why))
+
+    order = as_listed(planned)
     for job in planned.jobs:
-        fate = ", ".join(f"{name}={_value(value)}" for name, value in job.parameters.items()) or f"copied: {job.reason}"
-        table.add_row(screen.text(job.name), job.spec.dtype, str(list(job.spec.shape)), screen.text(fate))
+        if job.action == "merge":
+            add(job.name, job.spec, "merged", _bound(planned, order, job.parameters))
+        else:
+            add(job.name, job.spec, "copied", job.reason)
+    inputs = {item.label: item for item in planned.inputs}
+    for label, name, why in planned.dropped:
+        spec = inputs[label].specs.get(name) if label in inputs else None
+        add(name, spec, "dropped", f"of {label}: {why}")
     screen.out().print(table)
 
 
+def _bound(planned: Plan, order: Sequence[int], parameters: Mapping[str, Any], *, short: bool = False) -> str:
+    """`weight: code=0.77 math=0.1; normalize: true`; if `short`, a value that all models share stands there once."""
+    shown = []
+    for name, value in parameters.items():
+        if not isinstance(value, list):
+            shown.append(f"{name}: {_value(value)}")
+        elif short and len({_value(one) for one in value}) == 1:
+            shown.append(f"{name}: {_value(value[0])}")
+        else:
+            # The base of task vectors comes first and has no values.
+            first = len(planned.inputs) - len(value)
+            pairs = (f"{planned.inputs[i].label}={_value(value[i - first])}" for i in order if i >= first)
+            shown.append(f"{name}: {' '.join(pairs)}")
+    return "; ".join(shown)
+
+
 def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + " ".join(_value(v) for v in value) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 def as_json(planned: Plan, budget: Budget, notes: Sequence[str]) -> dict[str, Any]:

@@ -23,9 +23,16 @@ class _Patient(Console):
         forget(self.file)
 
 
+# Of a console that is no terminal: nothing that people write is longer.
+_UNBOUNDED = 1 << 20
+
+
 def out() -> Console:
-    """Results go to standard output."""
-    return _Patient(highlight=False, emoji=False)
+    """Results go to standard output; where that is no terminal, a row of a table is one line, however long."""
+    console = _Patient(highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _UNBOUNDED
+    return console
 
 
 def page() -> Console:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 
-import typer
+from eutectic.errors import Problem, RecipeError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "b": 10**9}
 _BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
 
 def size(text: str, option: str) -> int:
-    """Bytes given to an option: `2GiB`, `500MB`, `5G`, `5B` (billions of bytes, as in mergekit), or a plain number."""
+    """Bytes given to an option: `2GiB`, `500MB`, `5G`, `5B` (billions of bytes, as in mergekit), or a plain number.
+
+    Raises `RecipeError` (M603) for anything else.
+    """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i|[kmgtb]?)b?\s*", text.lower())
     if not found:
-        raise typer.BadParameter(f"{text!r} is no size; write for example 2GiB, 500MB or 5G", param_hint=option)
+        raise RecipeError(Problem("M603", f"{text!r} is no size", option, "write for example 2GiB, 500MB or 5G"))
     number = float(found[1]) * (_BINARY.get(found[2]) or _UNITS[found[2]])
     if not 1 <= number < 2**63:
-        raise typer.BadParameter(f"{text!r} must be at least one byte, and less than 8 EiB", param_hint=option)
+        message = f"{text!r} must be at least one byte, and less than 8 EiB"
+        raise RecipeError(Problem("M603", message, option, "write for example 2GiB, 500MB or 5G"))
     return int(number)
 
 

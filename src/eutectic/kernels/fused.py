@@ -3,7 +3,8 @@
 A block is a tuple of rows of stored bits, one row a model, with the base apart. The number of models is part of the
 type, so the loop over models is unrolled and everything stays in registers while the loop over entries vectorises.
 Sums are float64, values float32 (float64 where an input is), and nothing is contracted or reordered: the results equal
-the plain torch forms bit for bit.
+the plain torch forms bit for bit, but for the last bit of sums over a whole tensor (slerp, L1 norms), which are added
+in another order.
 
 The type of an array says what its bits are: `uint16` holds bfloat16, `int16` float16; float32 and float64 are
 themselves. Everything that is compiled stands in this one file, because numba's cache notices changes in the file of
@@ -23,7 +24,15 @@ from numba.extending import intrinsic, overload
 TILE = 1024
 LANES = 16
 
-_jit = njit(cache=True, nogil=True, error_model="numpy")
+
+def _jit(function: Any) -> Any:
+    """Compiles at first use; caches beside the source, in the user's cache, or not at all if neither may be written."""
+    try:
+        return njit(cache=True, nogil=True, error_model="numpy")(function)
+    except RuntimeError:
+        return njit(nogil=True, error_model="numpy")(function)
+
+
 # Helpers are compiled into the kernels that call them.
 _inner = njit(nogil=True, error_model="numpy")
 
@@ -165,9 +174,9 @@ _NAMES = {
 
 
 def _unrolled(arguments: str, term: str, rows: Any) -> Any:
-    """`lambda arguments: 0.0 + term(0) + term(1) + …`, added in the order of the models."""
-    terms = "".join(" + " + term.replace("@", str(k)) for k in range(len(rows)))
-    return eval(f"lambda {arguments}: 0.0{terms}", _NAMES)
+    """`lambda arguments: term(0) + term(1) + …`, added in the order of the models."""
+    terms = " + ".join(term.replace("@", str(k)) for k in range(len(rows)))
+    return eval(f"lambda {arguments}: {terms}", _NAMES)
 
 
 def _part(words: Any) -> str:
@@ -266,7 +275,9 @@ def _consensus(
             total = total / (1.0 if not normalize or abs(share) <= tiny else share)
         else:
             total = total / divisor
-        store(out, i, origin + type(origin)(total * scale))
+        change = type(origin)(total * scale)
+        # Where nothing changes the base stays bit for bit: adding zero would turn -0.0 into 0.0.
+        store(out, i, origin if change == 0 else origin + change)
 
 
 @_jit

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from eutectic.errors import Problem, RecipeError
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -26,9 +27,11 @@ def one_a_model(value: float | Sequence[float], count: int) -> list[float]:
 
 def weighted_sum(tensors: Tensor, weights: Sequence[float]) -> Tensor:
     """Σ wᵢ xᵢ over the first axis, `(K, *shape)` → float64 `(*shape)`, added in the order of the models."""
-    total = torch.zeros(tensors.shape[1:], dtype=torch.float64, device=tensors.device)
-    for tensor, weight in zip(tensors, weights, strict=True):
-        total += tensor.double() * weight
+    parts = (tensor.double() * weight for tensor, weight in zip(tensors, weights, strict=True))
+    # From the first part on: 0.0 + -0.0 is 0.0, and copies of one model must give that model bit for bit.
+    total: Tensor = next(parts)
+    for part in parts:
+        total = total + part
     return total
 
 
@@ -42,12 +45,12 @@ def negligible(weights: Sequence[float]) -> float:
 
 
 def divisor(weights: Sequence[float], normalize: bool) -> float:
-    """Σ wᵢ, or 1 without normalisation. Raises `ValueError` when the weights sum to zero (up to rounding)."""
+    """Σ wᵢ, or 1 without normalisation. Raises `RecipeError` when the weights sum to zero (up to rounding)."""
     if not normalize:
         return 1.0
     total = 0.0
     for weight in weights:
         total += weight
     if abs(total) <= negligible(weights):
-        raise ValueError("the weights sum to zero, so they cannot be normalised")
+        raise RecipeError(Problem("R142", "the weights sum to zero, so they cannot be normalised", "weight"))
     return total

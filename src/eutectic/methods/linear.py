@@ -16,7 +16,13 @@ else:
     streams = LazyModule("eutectic.kernels.streams")
 
 
-@method(paper="arXiv:2203.05482", family="averages", base="ignored", elementwise=True)
+@method(
+    paper="arXiv:2203.05482",
+    family="averages",
+    base="ignored",
+    elementwise=True,
+    accepted={"int8_mask": "no sign masks are made"},
+)
 def linear(weights: Tensor, *, weight: PerModel = 1.0, normalize: bool = True) -> Tensor:
     """Weighted average of the models' weights; the uniform model soup when all weights are equal.
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
+from eutectic.errors import Problem, RecipeError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -121,10 +123,40 @@ class Method:
         """The method on tensors stacked as `(K, *shape)`; the result has shape `*shape` and the same dtype.
 
         Arithmetic is in float32 (float64 for float64 input), rounded to the input's dtype once, at the end.
-        Raises `TypeError` for an unknown parameter, as any function.
+        Raises `RecipeError` (R142) for tensors or values that the method does not take, and `TypeError` for an unknown
+        parameter, as any function.
         """
+        if problems := [*self._tensor_faults(tensors), *self._value_faults(parameters, len(tensors))]:
+            raise RecipeError(problems)
         wide = tensors if str(tensors.dtype) == "torch.float64" else tensors.float()
         return self.function(wide, **parameters).to(wide.dtype).to(tensors.dtype)
+
+    def _tensor_faults(self, tensors: Any) -> list[Problem]:
+        if not hasattr(tensors, "is_floating_point") or not tensors.is_floating_point() or tensors.dim() < 1:
+            kind = getattr(tensors, "dtype", type(tensors).__name__)
+            hint = "stack the models: torch.stack([a, b])"
+            return [Problem("R142", f"{self.space} must be a stacked tensor of floats, not {kind}", self.name, hint)]
+        least, most = self.models
+        if len(tensors) < least or (most is not None and len(tensors) > most):
+            wanted = f"{least}" if least == most else f"{least} or more"
+            return [Problem("R142", f"takes {wanted} models, not {len(tensors)}", self.name)]
+        return []
+
+    def _value_faults(self, parameters: Mapping[str, Any], models: int) -> list[Problem]:
+        found = []
+        for keyword, value in parameters.items():
+            param = self.params.get(keyword.rstrip("_"))
+            if param is None:
+                continue
+            several = param.per_model and not isinstance(value, int | float | str)
+            if several and len(value) != models:
+                found.append(
+                    Problem("R142", f"has {len(value)} values for {models} models", f"{self.name}.{param.name}")
+                )
+                continue
+            faults = [fault for one in (value if several else [value]) if (fault := param.fault(one))]
+            found += [Problem("R142", fault, f"{self.name}.{param.name}") for fault in faults[:1]]
+        return found
 
     def stream(self, factory: Callable[[Sequence[Any]], Stream]) -> Callable[[Sequence[Any]], Stream]:
         """Registers the same method in passes over blocks of stored bits (see `kernels.streams`)."""

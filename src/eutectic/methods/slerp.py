@@ -17,7 +17,14 @@ else:
     streams = LazyModule("eutectic.kernels.streams")
 
 
-@method(paper="doi:10.1145/325165.325242", family="averages", base="first", models=(2, 2), symmetric=False)
+@method(
+    paper="doi:10.1145/325165.325242",
+    family="averages",
+    base="first",
+    models=(2, 2),
+    symmetric=False,
+    accepted={"int8_mask": "no sign masks are made"},
+)
 def slerp(weights: Tensor, *, t: Annotated[float, Range("[0, 1]")]) -> Tensor:
     """Interpolates between two models along the great circle, a tensor at a time.
 

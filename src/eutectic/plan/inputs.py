@@ -52,7 +52,7 @@ def open_inputs(
         except RecipeError as error:
             requests += error.problems
         except CheckpointError as error:
-            problems += error.problems
+            problems += [_placed(problem, entry, recipe) for problem in error.problems]
     if requests or problems:
         for item in opened:
             item.found.close()
@@ -60,6 +60,16 @@ def open_inputs(
     opened = _ordered(opened, method)
     labels = unique_labels(_label(item.found) for item in opened)
     return [(_input(item, label, recipe), item.entry) for item, label in zip(opened, labels, strict=True)]
+
+
+def _placed(problem: Problem, entry: ModelEntry | None, recipe: Recipe) -> Problem:
+    """The problem with the place in the recipe where the model is named, unless it has a place of its own."""
+    path = "base_model" if entry is None else f"{entry.place.path}.model"
+    place = recipe.places.get(path) or (entry.place if entry else None)
+    if place is None or problem.file or problem.line is not None:
+        return problem
+    where = problem.where or place.path
+    return replace(problem, where=where, file=place.file, line=place.line, column=place.column)
 
 
 def open_donor(recipe: Recipe, method: Method, opener: Opener) -> PlanInput | None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from eutectic.checkpoint import Source, Spec
 from eutectic.methods import Method
@@ -186,6 +186,12 @@ class Plan:
         if self.recipe.scope == "model" and merged:
             return [merged, *([i] for i, job in enumerate(self.jobs) if job.action != "merge")]
         return [[i] for i in range(len(self.jobs))]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Closes every input."""

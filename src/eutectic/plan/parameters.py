@@ -73,11 +73,21 @@ class Parameters:
             message = f"the weights sum to zero under normalize, for {listed(zero)}"
             hint = "set `normalize: false`, or change the weights"
             self._findings.say("P305", message, hint, "parameters.weight")
-        densities = {tuple(job.parameters["density"]) for job in jobs if "density" in job.parameters}
-        if self._recipe.scope == "model" and len(densities) > 1:
-            message = "density differs between tensors under `scope: model`"
-            hint = "give each model one density, or use `scope: tensor`"
-            self._findings.say("P306", message, hint, "parameters.density")
+        for param in ("density", "rescale") if self._recipe.scope == "model" else ():
+            if len({repr(job.parameters[param]) for job in jobs if param in job.parameters}) > 1:
+                message = f"{param} differs between tensors under `scope: model`"
+                hint = f"give one {param} for all tensors, or use `scope: tensor`"
+                self._findings.say("P306", message, hint, f"parameters.{param}")
+        if self._recipe.scope == "model" and self._method.streamed is None:
+            message = f"{self._method.name} has no streamed form, which `scope: model` needs"
+            self._findings.say("P306", message, "use `scope: tensor`", "parameters.scope")
+
+    def note_overruled(self) -> None:
+        """Says which values for all models no model takes, as each has its own."""
+        for param in self._recipe.parameters:
+            own = [entry.parameters.get(param) for entry in self._entries]
+            if self._entries and all(setting is not None and setting.covers_all for setting in own):
+                self._findings.notes.append(f"parameters.{param} has no effect: every model has its own {param}")
 
     def note_defaults(self) -> None:
         """Says which defaults are the paper's where mergekit's differ."""

@@ -80,6 +80,7 @@ class _Planner:
         self.parameters.check(jobs)
         tokenizer = self._input_named(self.recipe.tokenizer_source, "tokenizer_source")
         self.parameters.note_defaults()
+        self.parameters.note_overruled()
         self._tell_of_inputs()
         if problems := self.findings.problems:
             for item in (*self.inputs, *filter(None, [self.file_donor])):

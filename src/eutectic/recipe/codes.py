@@ -130,4 +130,9 @@ CODES: dict[str, tuple[str, str]] = {
         "--set takes KEY=VALUE with a path into the recipe: parameters.t=0.4 or models[0].parameters.weight=2. The "
         "value is YAML.",
     ),
+    "R142": (
+        "a method called by hand with what it does not take",
+        "Methods take models stacked along the first axis of one floating-point tensor, and the values that a recipe "
+        "may give, one for all models or one for each. `eutectic methods NAME` lists them.",
+    ),
 }

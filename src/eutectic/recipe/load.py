@@ -44,8 +44,11 @@ def load(
         sheet = _Sheet(session, [from_python(source.with_live_objects())], source.file, source.folder)
     elif isinstance(source, Mapping):
         sheet = _Sheet(session, [from_python(source)])
-    else:
+    elif isinstance(source, str | os.PathLike):
         sheet = _from_text(os.fspath(source), session)
+    else:
+        kind = type(source).__name__
+        raise RecipeError(Problem("R101", f"a {kind} is no recipe", hint="give a path, YAML text, a dict or a Recipe"))
     final = sheet.final()
     if final is not None:
         override(final, overrides, session.faults)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,7 @@ class Group:
                 self.stream = plan.method.streamed(described)
         whole = isinstance(self.stream, Reference) and not plan.method.elementwise
         self.units = [unit for within, job in enumerate(jobs) for unit in _units(plan.jobs[job], job, within, whole)]
+        self.within = {job: within for within, job in enumerate(jobs)}
         self.unit_counts = Counter(unit.job for unit in self.units)
 
     @property
@@ -192,11 +194,11 @@ class Loader:
             if job.action != "copy" or len(job.inputs) < 2:
                 continue
             for unit in _units(job, number, 0, False):
-                rows = [self._raw(i, name, unit) for i, name in job.inputs]
+                first_row = self._raw(*job.inputs[0], unit)
                 odd = [
                     self.plan.inputs[i].label
-                    for (i, _), row in zip(job.inputs, rows, strict=True)
-                    if not np.array_equal(row, rows[0])
+                    for i, name in job.inputs[1:]
+                    if not np.array_equal(self._raw(i, name, unit), first_row)
                 ]
                 if odd:
                     first = self.plan.inputs[job.inputs[0][0]].label
@@ -266,8 +268,9 @@ class Loader:
         """This thread's buffer, reused: fresh memory for every block would cost more than filling it."""
         nbytes = rows * count * np.dtype(dtype).itemsize
         kept: NDArray[np.uint8] | None = getattr(self._local, "buffer", None)
-        if kept is None and self._spare:
-            kept = self._spare.pop()
+        if kept is None:
+            with suppress(IndexError):
+                kept = self._spare.pop()
         if kept is None or kept.nbytes < nbytes:
             kept = np.empty(nbytes, np.uint8)
         self._local.buffer = kept

@@ -30,6 +30,11 @@ CODES: dict[str, tuple[str, str]] = {
         "The merge needs at least this much resident memory at a time: the interpreter, and one block (or, for a "
         "method that needs whole tensors, one tensor) of every model. Raise `--memory`.",
     ),
+    "M603": (
+        "an option that cannot be",
+        "Threads, memory and shard size are whole numbers from 1 on, in Python as in the command; `nonfinite` is "
+        "`stop` or `count`; the output is the name of a folder. The command takes sizes with a unit: 2GiB, 500MB, 5G.",
+    ),
     "M602": (
         "the device cannot be used",
         "`--device cuda` needs a build of torch with CUDA and a visible GPU. Without one the CPU does the same merge.",

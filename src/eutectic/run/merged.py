@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eutectic import dtypes
 from eutectic.checkpoint import Source
@@ -46,6 +47,7 @@ class MergedSource(Source):
         self._groups: dict[int, Group] = {}
         self._lock = threading.Lock()
         self._checked = False
+        self._kept: tuple[int, NDArray[np.uint8]] | None = None
 
     def read_into(self, name: str, start: int, stop: int, out: memoryview) -> None:
         job = self._number[name]
@@ -54,15 +56,24 @@ class MergedSource(Source):
         whole = [unit for unit in group.units if unit.job == job] if len(group.units) == 1 else None
         units = whole or [self._unit(group, job, index) for index in range(start // BLOCK, -(-stop // BLOCK))]
         for unit in units:
-            bits = np.ascontiguousarray(self._loader.make(group, unit).bits).view(np.uint8)
+            bits = self._bits(group, unit, keep=whole is not None)
             low, high = max(start, unit.first), min(stop, unit.first + unit.count)
             out[(low - start) * itemsize : (high - start) * itemsize] = bits[
                 (low - unit.first) * itemsize : (high - unit.first) * itemsize
             ].data
 
+    def _bits(self, group: Group, unit: Unit, *, keep: bool) -> NDArray[np.uint8]:
+        """The stored bytes of a unit. A tensor that can only be made whole is kept until another one is wanted."""
+        if not keep:
+            return self._loader.make(group, unit).bits.view(np.uint8)
+        with self._lock:
+            if self._kept is None or self._kept[0] != unit.job:
+                self._kept = (unit.job, self._loader.make(group, unit).bits.view(np.uint8).copy())
+            return self._kept[1]
+
     def _unit(self, group: Group, job: int, index: int) -> Unit:
         first = index * BLOCK
-        return Unit(job, group.jobs.index(job), index, first, min(BLOCK, self.plan.jobs[job].spec.numel - first))
+        return Unit(job, group.within[job], index, first, min(BLOCK, self.plan.jobs[job].spec.numel - first))
 
     def _ready(self, job: int) -> Group:
         """The group of a job with its reductions done."""

@@ -47,7 +47,8 @@ class Reference(Stream):
         if self._method.space == "weights":
             return self._method(stacked, **given)
         base = stacked[0]
-        return base + self._method(stacked[1:] - base, **given)
+        change = self._method(stacked[1:] - base, **given)
+        return torch.where(change == 0, base, base + change)
 
     def _upload(self, block: Block) -> torch.Tensor:
         host = torch.from_numpy(block.bits)
