@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from eutectic.checkpoint.output import STAMP
 from eutectic.checkpoint.storage import Storage
 from eutectic.testing import tiny_llama
 
@@ -115,9 +116,10 @@ def in_child(action: Callable[[], object]) -> int:
 
 
 def contents(folder: str | os.PathLike[str]) -> dict[str, bytes]:
-    """Every file below a folder by its relative path."""
+    """Every file below a folder by its relative path, but for the stamp, which tells which files were merged here."""
     home = Path(folder)
-    return {str(path.relative_to(home)): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(home.rglob("*")) if path.is_file() and path.name != STAMP]
+    return {str(path.relative_to(home)): path.read_bytes() for path in files}
 
 
 def left_in(folder: str | os.PathLike[str]) -> list[str]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from eutectic.checkpoint import REAL, Source, Storage, torchfile
 from eutectic.checkpoint import codes as checkpoint_codes
 from eutectic.checkpoint.companions import Companions, companions
 from eutectic.checkpoint.layout import INDEX, index_of, lay_out
-from eutectic.checkpoint.output import WORK, AlreadyCompleteError, Output
-from eutectic.errors import InterruptedMergeError, NumericError, Problem, RecipeError, ResourceError, did_you_mean
+from eutectic.checkpoint.output import AlreadyCompleteError, Output
+from eutectic.errors import InterruptedMergeError, NumericError, Problem, RecipeError, did_you_mean
 from eutectic.kernels.digests import block_digest, digest_of
 from eutectic.plan import CODES as PLAN_CODES
 from eutectic.plan import Plan, make_plan
@@ -36,9 +35,11 @@ from eutectic.report.verify import read_manifest
 from eutectic.report.verify import verify as verify
 from eutectic.run import blocks
 from eutectic.run import budget as budgeting
-from eutectic.run.budget import DEFAULT_MEMORY, Budget, make_budget, plans_in, resident_bytes
+from eutectic.run.budget import DEFAULT_MEMORY, Budget, make_budget, resident_bytes
 from eutectic.run.engine import Engine
 from eutectic.run.merged import MergedSource, loader_for
+from eutectic.run.refusals import check_device as check_device
+from eutectic.run.refusals import refuse_overlap, refuse_reference, sources_in
 from eutectic.run.signals import stop_on_signals
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
@@ -221,7 +222,7 @@ class _Run:
 
     def __init__(self, planned: Plan, out: str, options: Options, storage: Storage) -> None:
         refuse_overlap(planned, out)
-        refuse_reference(planned, options)
+        refuse_reference(planned, options.reference)
         self.plan, self.options = planned, options
         self.beside = beside(planned, storage)
         self.notes = [*planned.notes, *self.beside.notes]
@@ -301,7 +302,6 @@ class _Run:
             self.output.records,
             weights={shard.name: shard.identity() for shard in self.shards},
             fingerprint=self.fingerprint,
-            stamp=self.output.stamp,
             shard_bytes=self.options.shard_bytes,
             files={name: digest_of([block_digest(data)]) for name, data in files.items()},
             notes=self.notes,
@@ -330,55 +330,6 @@ def beside(planned: Plan, storage: Storage = REAL) -> Companions:
     floats = {job.spec.dtype for job in planned.jobs if dtypes.is_float(job.spec.dtype)}
     dtype = floats.pop() if len(floats) == 1 else None
     return companions(planned.donor.folder(), dtype, planned.tokenizer_folder(), storage, specs=planned.specs)
-
-
-def sources_in(planned: Plan) -> list[Source]:
-    """Every model that is merged, also those of recipes within the recipe."""
-    return [item.source for level in plans_in(planned) for item in level.inputs if item.source]
-
-
-def refuse_overlap(planned: Plan, out: str) -> None:
-    """Raises `RecipeError` (W406) if the output is, contains or lies within an input's folder, or is its file.
-
-    The same holds for the folder beside the output in which the work is done.
-    """
-    target = os.path.realpath(out)
-    problems = []
-    for source in sources_in(planned):
-        folder = source.folder()
-        paths = [*(source.files() or ()), *([folder] if folder else [])]
-        taken = any(_within(path, place) for path in paths for place in (target, target + WORK))
-        if taken or (folder and _within(target, folder)):
-            hint = "choose another output folder"
-            problems.append(Problem("W406", f"{out!r} overlaps the input {source.label}", out, hint))
-    if problems:
-        raise RecipeError(problems)
-
-
-def _within(path: str, folder: str) -> bool:
-    """True if `path` is `folder` or in it; links are followed."""
-    real = os.path.realpath(folder)
-    return os.path.commonpath([real, os.path.realpath(path)]) == real
-
-
-def refuse_reference(planned: Plan, options: Options) -> None:
-    """Raises `RecipeError` (M603) where the plain torch form would rank tensor by tensor and not the whole model."""
-    if options.reference and any(level.recipe.scope == "model" for level in plans_in(planned)):
-        raise RecipeError(Problem("M603", "the reference form knows no `scope: model`", "reference"))
-
-
-def check_device(device: str) -> None:
-    """Raises `RecipeError` for a device that is no device, `ResourceError` (M602) for one that is not there."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII):
-        raise RecipeError(Problem("M602", f"{device!r} is no device", "--device", "use cpu, cuda or cuda:N"))
-    if device != "cpu":
-        import torch
-
-        number = device.partition(":")[2]
-        if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
-            raise ResourceError(
-                Problem("M602", f"torch {torch.__version__} sees no {device}", "--device", "use `--device cpu`")
-            )
 
 
 def budget_for(planned: Plan, options: Options) -> Budget:

@@ -25,10 +25,10 @@ DATA = {
 MANIFEST_DATA = json.dumps({"fingerprint": "f"}).encode()
 
 
-def output(path, *, fingerprint="f", stamps="s", newest=0, **options):
+def output(path, *, fingerprint="f", stamps="s", **options):
     tensors = [(name, spec.numel, 4) for name, spec in SPECS.items()]
     shards = lay_out(SPECS, {}, 1 << 40)
-    return Output(str(path), shards, tensors, fingerprint=fingerprint, stamps=stamps, newest=newest, **options)
+    return Output(str(path), shards, tensors, fingerprint=fingerprint, stamps=stamps, **options)
 
 
 def digest(name):
@@ -114,7 +114,7 @@ def test_stopping_while_finished_work_is_checked_loses_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "complete"),
-    [({}, True), ({"newest": None}, False), ({"newest": 1 << 62}, False), ({"fingerprint": "g"}, False)],
+    [({}, True), ({"stamps": "t"}, False), ({"replace": True}, False), ({"fingerprint": "g"}, False)],
     ids=str,
 )
 def test_only_the_very_same_merge_is_complete(tmp_path, options, complete):

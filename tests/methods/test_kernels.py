@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eutectic.errors import RecipeError
 from eutectic.kernels.random import (
     COUNTERS_A_BLOCK,
     ENTRIES_A_BLOCK,
@@ -239,7 +240,7 @@ def test_values_must_be_one_or_one_a_model():
 
 def test_weights_that_sum_to_zero_cannot_be_normalised():
     assert divisor([1.0, -1.0], normalize=False) == 1.0
-    with pytest.raises(ValueError, match="sum to zero"):
+    with pytest.raises(RecipeError, match="sum to zero"):
         divisor([1.0, -1.0], normalize=True)
 
 

@@ -17,7 +17,7 @@ SIZE = 64
 
 def select(deltas: NDArray[Any], ranks: list[int], *, wide: bool = False) -> tuple[Selection, list[str]]:
     """Runs a selection over blocks of 64 entries, backwards; returns it and the stages it went through."""
-    models, numel = deltas.shape
+    numel = deltas.shape[1]
     bits = np.concatenate([np.zeros((1, numel), deltas.dtype), deltas])
     blocks = [
         Block(0, i, at, np.ascontiguousarray(bits[:, at : at + SIZE])) for i, at in enumerate(range(0, numel, SIZE))

@@ -105,7 +105,7 @@ def test_p305_weights_that_cancel_for_some_tensors() -> None:
 
 def test_p306_one_density_for_a_whole_model() -> None:
     recipe = ties_of("base", "a", parameters={"density": [0.1, 0.9], "scope": "model"})
-    hint = "give each model one density, or use `scope: tensor`"
+    hint = "give one density for all tensors, or use `scope: tensor`"
     assert refused(recipe, llama("base"), llama("a")) == [
         f"P306 parameters.density: density differs between tensors under `scope: model`; {hint}"
     ]
@@ -201,7 +201,7 @@ def test_models_that_cannot_be_opened_are_told_together_and_the_others_closed() 
     a = llama("a")
     with pytest.raises(CheckpointError) as caught:
         plan_of(linear("x", "a", "y"), a)
-    assert str(caught.value) == "C200 'x' does not exist\nC200 'y' does not exist"
+    assert str(caught.value) == "C200 models[0]: 'x' does not exist\nC200 models[2]: 'y' does not exist"
     assert a.closed == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -94,10 +95,7 @@ def unfinished(recipe, out):
 
     counted = FaultStorage(counted=("sync",))
     eutectic.merge(recipe, out, options=Options(threads=1), storage=counted)
-    merged = contents(out)
-    for name in merged:
-        (out / name).unlink()
-    out.rmdir()
+    shutil.rmtree(out)
     storage = FaultStorage(len(counted.log) - 2, die_late, counted=("sync",))
     in_child(lambda: eutectic.merge(recipe, out, options=Options(threads=1), storage=storage))
     assert (Path(f"{out}.partial") / "journal").stat().st_size > 0
@@ -260,7 +258,7 @@ def test_a_work_folder_that_is_none_is_refused(job, work):
 
 def test_a_missing_parent_is_named(job):
     recipe, home, _ = job
-    with pytest.raises(OutputError, match=r"W405 .*no/such/out.*No such file or directory"):
+    with pytest.raises(OutputError, match=r"W405 .*no/such/out: the folder .*no/such does not exist; make it first$"):
         merge(recipe, home / "no" / "such" / "out")
     assert "no" not in left_in(home)
 
@@ -312,3 +310,41 @@ def test_overflow_is_refused_and_another_dtype_then_works(tmp_path):
         merge(recipe, tmp_path / "out")
     assert left_in(tmp_path) == []
     merge(recipe | {"out_dtype": "bfloat16"}, tmp_path / "out")
+
+
+def test_another_model_of_the_same_name_is_another_merge(tmp_path):
+    def average(run):
+        return {"merge_method": "linear", "models": [str(tmp_path / run / "ckpt"), str(tmp_path / "other")]}
+
+    for number, name in enumerate(("one/ckpt", "two/ckpt", "other")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        tiny_llama(tmp_path / name, seed=number)
+    out = tmp_path / "out"
+    eutectic.merge(average("one"), out)
+    assert eutectic.merge(average("one"), out).already_complete
+    with pytest.raises(RecipeError, match=r"W401 .*may have changed since"):
+        eutectic.merge(average("two"), out)
+
+
+def test_an_output_that_lost_weights_is_not_complete(job):
+    recipe, home, expected = job
+    out = home / "out"
+    merge(recipe, out)
+    (out / "model-00001-of-00003.safetensors").unlink(missing_ok=True)
+    next(out.glob("*.safetensors")).write_bytes(b"cut")
+    with pytest.raises(RecipeError, match="W401"):
+        merge(recipe, out)
+    assert not merge(recipe, out, replace=True).already_complete
+    assert contents(out) == expected
+
+
+def test_an_old_folder_set_aside_is_kept_when_the_output_exists_again(job):
+    recipe, home, _ = job
+    out, work = home / "out", home / "out.partial"
+    for folder in (out, work, work / "old", work / "data"):
+        folder.mkdir()
+    (out / "config.json").write_text("{}")
+    (work / "old" / "model.safetensors").write_text("mine")
+    with pytest.raises(OutputError, match=r"W405 .*was being replaced.*exists again; move one of the two away"):
+        merge(recipe, out)
+    assert (work / "old" / "model.safetensors").read_text() == "mine"

@@ -144,7 +144,8 @@ def test_a_changed_and_a_missing_model(tmp_path):
     tiny_llama(model, base=tmp_path / "base", seed=99, shards=2)
     found = problems(tmp_path / "out")
     assert found and {problem.code for problem in found} == {"V703"}
-    assert {problem.where for problem in found} <= set(eutectic.open(str(tmp_path / "out")).specs)
+    assert "tuned-0 changed since the merge" in found[0].message
+    assert {problem.where for problem in found[1:]} <= set(eutectic.open(str(tmp_path / "out")).specs)
     assert not problems(tmp_path / "out", stored_only=True)
     shutil.rmtree(model)
     assert {problem.code for problem in problems(tmp_path / "out")} == {"V704"}

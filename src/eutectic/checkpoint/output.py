@@ -15,31 +15,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from eutectic.checkpoint.existing import MANIFEST, STAMP, Existing
 from eutectic.checkpoint.journal import Journal
 from eutectic.checkpoint.layout import Shard
 from eutectic.checkpoint.storage import REAL, Storage
 from eutectic.errors import EutecticError, OutputError, Problem, RecipeError, listed
 from eutectic.kernels.digests import BLOCK, block_digest, digest_of
 
-MANIFEST = "eutectic.json"
 # What the name of the folder of unfinished work adds to the output's.
 WORK = ".partial"
 
 # Finished tensors are made durable in batches: often enough to lose little, rarely enough to cost nothing.
 BATCH_BYTES = 64 << 20
 BATCH_SECONDS = 10.0
-
-
-def files_below(storage: Storage, folder: str, prefix: str = "") -> list[str]:
-    """Every file in a folder and the folders in it, relative; links are not followed."""
-    found = []
-    for name in storage.listdir(folder):
-        path = os.path.join(folder, name)
-        if storage.is_dir(path) and not os.path.islink(path):
-            found += files_below(storage, path, f"{prefix}{name}/")
-        else:
-            found.append(prefix + name)
-    return found
 
 
 class AlreadyCompleteError(Exception):
@@ -55,7 +43,7 @@ class Output:
         tensors: (name, number of entries, bytes an entry) of each job.
         fingerprint: of the plan; work with another one is not resumed.
         stamps: identities of the input files now (path, size, time, inode); work from other ones is not resumed, and
-            an existing output of other ones is not taken for this merge. Their digest is `stamp`.
+            an existing output of other ones is not taken for this merge.
         replace: whether an existing folder may be replaced.
     """
 
@@ -76,7 +64,7 @@ class Output:
         self._shards, self._tensors = shards, tensors
         self._header = {"fingerprint": fingerprint, "inputs": stamps}
         self._fingerprint, self._replace, self._storage = fingerprint, replace, storage
-        self.stamp = hashlib.sha256(json.dumps(stamps, sort_keys=True).encode()).hexdigest()
+        self._stamp = hashlib.sha256(json.dumps(stamps, sort_keys=True).encode()).hexdigest().encode() + b"\n"
         self._place = {name: (i, offset) for i, shard in enumerate(shards) for name, offset in shard.offsets.items()}
         self._fds: list[int] = []
         self._lock_fd: int | None = None
@@ -166,10 +154,11 @@ class Output:
         folder = self._storage.is_dir(self.path)
         if folder and not self._storage.listdir(self.path):
             return
-        if folder and not self._replace and self._is_this_merge():
+        existing = Existing(self.path, self._storage)
+        if folder and not self._replace and existing.is_merge(self._fingerprint, self._stamp):
             self._remove_unused_work(complete=True)
             raise AlreadyCompleteError
-        strangers = self._strangers() if folder else []
+        strangers = existing.strangers() if folder else []
         if not self._replace or not folder or strangers:
             self._remove_unused_work(complete=False)
             message, hint = "exists", "choose another name, or pass `--replace`"
@@ -178,37 +167,9 @@ class Output:
             elif strangers:
                 message = f"exists and holds what no merge wrote ({listed(strangers)}), so it is never replaced"
                 hint = "choose another name, or move these files away yourself"
-            elif self._finished_manifest().get("fingerprint") == self._fingerprint:
+            elif existing.manifest().get("fingerprint") == self._fingerprint:
                 message += ", and it or a model it was made from may have changed since"
             raise RecipeError(Problem("W401", message, self.path, hint))
-
-    def _strangers(self) -> list[str]:
-        """Files in the existing output that its manifest does not list; all of them where there is none.
-
-        Replacing removes the old folder, which must never be somebody's project or a model made elsewhere.
-        """
-        manifest = self._finished_manifest()
-        ours = {MANIFEST, *manifest.get("files", {}), *manifest.get("weights", {})} if manifest else set()
-        return [name for name in files_below(self._storage, self.path) if name not in ours]
-
-    def _is_this_merge(self) -> bool:
-        """The same plan, from the very files that are there now, with every file of weights at its full size."""
-        manifest = self._finished_manifest()
-        if (manifest.get("fingerprint"), manifest.get("stamp")) != (self._fingerprint, self.stamp):
-            return False
-        for name, said in manifest["weights"].items():
-            path = os.path.join(self.path, name)
-            if not self._storage.exists(path) or self._storage.stat_path(path).st_size != said["size"]:
-                return False
-        return True
-
-    def _finished_manifest(self) -> dict[str, Any]:
-        """The manifest of the existing output; empty if there is none that can be read."""
-        try:
-            found = json.loads(self._storage.read_bytes(os.path.join(self.path, MANIFEST), 1 << 30))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
 
     def _open_journal(self) -> None:
         self._journal = Journal(os.path.join(self._work, "journal"), self._storage)
@@ -328,6 +289,7 @@ class Output:
                 storage.sync(fd)
             for name, data in files.items():
                 self._write_beside(name, data)
+            self._write_beside(STAMP, self._stamp)
             self._write_beside(MANIFEST, manifest)
             storage.sync_dir(self._data)
             self._appear()

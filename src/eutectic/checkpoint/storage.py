@@ -142,6 +142,10 @@ class Storage:
         except (FileNotFoundError, NotADirectoryError):
             return False
 
+    def is_link(self, path: str) -> bool:
+        """True for a symbolic link, wherever it leads."""
+        return os.path.islink(path)
+
     def free_bytes(self, path: str) -> int:
         """Bytes an ordinary user may still write on the file system of `path`."""
         info = os.statvfs(path)

@@ -22,7 +22,6 @@ def manifest_of(
     *,
     weights: Mapping[str, Mapping[str, Any]],
     fingerprint: str,
-    stamp: str,
     shard_bytes: int,
     files: Mapping[str, str],
     notes: list[str],
@@ -35,8 +34,6 @@ def manifest_of(
         records: digests and counts of each job, by its number.
         weights: size and digest of the header of each file of weights, by name.
         fingerprint: of the plan and the division into files.
-        stamp: digest of the paths, sizes, times and inodes of the models' files: tells a repeated command on this
-            machine that nothing changed. The one entry that another machine would write differently.
         shard_bytes: the limit that the files were made by.
         files: digest of every other file, by name.
         notes: what the user was told.
@@ -47,7 +44,6 @@ def manifest_of(
         "eutectic": __version__,
         "numerics": NUMERICS,
         "fingerprint": fingerprint,
-        "stamp": stamp,
         "shard_bytes": shard_bytes,
         "method": plan.method.name,
         "paper": plan.method.paper,

@@ -10,7 +10,7 @@ from typing import Any
 
 from eutectic import dtypes, methods, recipe
 from eutectic.checkpoint import REAL, FileSource, Source, Storage, open_folder, open_source
-from eutectic.checkpoint.output import MANIFEST
+from eutectic.checkpoint.existing import MANIFEST
 from eutectic.errors import CheckpointError, EutecticError, Problem, listed
 from eutectic.kernels.digests import BLOCK, block_digest, digest_of
 from eutectic.plan import Plan, make_plan
@@ -25,7 +25,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "V702": (
         "the output is not what its manifest says",
-        "A file or tensor was changed, damaged, added or removed after the merge. Merge again with `--replace`.",
+        "A file was changed, damaged or removed, or a tensor added, after the merge. Merge again with `--replace`.",
     ),
     "V703": (
         "the recipe gives other bytes",

@@ -1,0 +1,63 @@
+"""A folder where an output should go -> is it this very merge, and did merges write all that is in it?"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from eutectic.checkpoint.storage import Storage
+
+MANIFEST = "eutectic.json"
+# Which files, on this machine, the output was made from: lets the same command see that nothing changed since. Not part
+# of the manifest, which any machine would write alike.
+STAMP = ".eutectic-stamp"
+
+
+class Existing:
+    """What stands at an output's path. Raises `OSError` as the file system does."""
+
+    def __init__(self, path: str, storage: Storage) -> None:
+        self._path, self._storage = path, storage
+
+    def manifest(self) -> dict[str, Any]:
+        """Its manifest; empty if there is none that can be read."""
+        try:
+            found = json.loads(self._storage.read_bytes(os.path.join(self._path, MANIFEST), 1 << 30))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def is_merge(self, fingerprint: str, stamp: bytes) -> bool:
+        """The same plan, from the very files that are there now, with every file of weights at its full size."""
+        manifest = self.manifest()
+        at = os.path.join(self._path, STAMP)
+        if manifest.get("fingerprint") != fingerprint or not self._storage.exists(at):
+            return False
+        if self._storage.read_bytes(at, 1 << 10) != stamp:
+            return False
+        for name, said in manifest.get("weights", {}).items():
+            path = os.path.join(self._path, name)
+            if not self._storage.exists(path) or self._storage.stat_path(path).st_size != said["size"]:
+                return False
+        return True
+
+    def strangers(self) -> list[str]:
+        """Files that its manifest does not list; all of them where there is none.
+
+        Replacing removes the old folder, which must never be somebody's project or a model made elsewhere.
+        """
+        manifest = self.manifest()
+        ours = {MANIFEST, STAMP, *manifest.get("files", {}), *manifest.get("weights", {})} if manifest else set()
+        return [name for name in self._files(self._path, "") if name not in ours]
+
+    def _files(self, folder: str, prefix: str) -> list[str]:
+        """Every file below, relative; links are named and not followed."""
+        found = []
+        for name in self._storage.listdir(folder):
+            path = os.path.join(folder, name)
+            if self._storage.is_dir(path) and not self._storage.is_link(path):
+                found += self._files(path, f"{prefix}{name}/")
+            else:
+                found.append(prefix + name)
+        return found
