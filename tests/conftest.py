@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -25,3 +26,14 @@ def _no_network() -> Iterator[None]:
     patch.setattr(socket.socket, "connect_ex", connect)
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory bounds count from a small process, as if each command ran in its own.
+
+    A worker that has imported torch and transformers and run hundreds of tests may hold more than the default bound.
+    Tests of the bound itself run in subprocesses, which this does not reach.
+    """
+    for place in ("eutectic.run.budget", "eutectic.api"):
+        monkeypatch.setattr(importlib.import_module(place), "resident_bytes", lambda: 0)
