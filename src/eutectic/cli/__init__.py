@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 from io import TextIOWrapper
 from typing import Annotated
@@ -45,6 +47,10 @@ def _root(
 
 def main() -> None:
     """Entry point."""
+    # Imports make many objects and no garbage: looking for it among them is a good part of the start-up.
+    gc.set_threshold(100_000, 50, 100)
+    # numpy's linear algebra is not used, and its idle threads would spin on the cores that merge.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character shows its number.
         if isinstance(stream, TextIOWrapper):
