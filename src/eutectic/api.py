@@ -85,12 +85,12 @@ class Options:
     def __post_init__(self) -> None:
         """Raises `RecipeError` (M603) with every option that cannot be."""
         problems = []
-        for name, least in (("threads", 1), ("memory", 1), ("shard_bytes", 1)):
+        for name in ("threads", "memory", "shard_bytes"):
             value = getattr(self, name)
             if value is None and name != "shard_bytes":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                problems.append(Problem("M603", f"must be a whole number from {least} on, not {value!r}", name))
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                problems.append(Problem("M603", f"must be a whole number from 1 on, not {value!r}", name))
         for name in ("replace", "reference"):
             if not isinstance(getattr(self, name), bool):
                 problems.append(Problem("M603", f"must be True or False, not {getattr(self, name)!r}", name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cached_property
 from typing import Any
 
 from eutectic.checkpoint.storage import Storage
@@ -20,6 +21,7 @@ class Existing:
     def __init__(self, path: str, storage: Storage) -> None:
         self._path, self._storage = path, storage
 
+    @cached_property
     def manifest(self) -> dict[str, Any]:
         """Its manifest; empty if there is none that can be read."""
         try:
@@ -30,7 +32,7 @@ class Existing:
 
     def is_merge(self, fingerprint: str, stamp: bytes) -> bool:
         """The same plan, from the very files that are there now, with every file of weights at its full size."""
-        manifest = self.manifest()
+        manifest = self.manifest
         at = os.path.join(self._path, STAMP)
         if manifest.get("fingerprint") != fingerprint or not self._storage.exists(at):
             return False
@@ -47,7 +49,7 @@ class Existing:
 
         Replacing removes the old folder, which must never be somebody's project or a model made elsewhere.
         """
-        manifest = self.manifest()
+        manifest = self.manifest
         ours = {MANIFEST, STAMP, *manifest.get("files", {}), *manifest.get("weights", {})} if manifest else set()
         return [name for name in self._files(self._path, "") if name not in ours]
 

@@ -20,7 +20,7 @@ from eutectic.checkpoint.journal import Journal
 from eutectic.checkpoint.layout import Shard
 from eutectic.checkpoint.storage import REAL, Storage
 from eutectic.errors import EutecticError, OutputError, Problem, RecipeError, listed
-from eutectic.kernels.digests import BLOCK, block_digest, digest_of
+from eutectic.kernels.digests import tensor_digest
 
 # What the name of the folder of unfinished work adds to the output's.
 WORK = ".partial"
@@ -167,7 +167,7 @@ class Output:
             elif strangers:
                 message = f"exists and holds what no merge wrote ({listed(strangers)}), so it is never replaced"
                 hint = "choose another name, or move these files away yourself"
-            elif existing.manifest().get("fingerprint") == self._fingerprint:
+            elif existing.manifest.get("fingerprint") == self._fingerprint:
                 message += ", and it or a model it was made from may have changed since"
             raise RecipeError(Problem("W401", message, self.path, hint))
 
@@ -217,7 +217,10 @@ class Output:
     def _digest(self, job: int) -> str:
         name, numel, itemsize = self._tensors[job]
         shard, offset = self._place[name]
-        return stored_digest(self._storage, self._fds[shard], offset, numel, itemsize)
+        fd = self._fds[shard]
+        return tensor_digest(
+            numel, itemsize, lambda start, _, view: self._storage.read_into(fd, view, offset + start * itemsize)
+        )
 
     # Writing
 
@@ -380,15 +383,3 @@ class Output:
             )
         where = error.filename2 or error.filename or self.path
         return Problem("W405", f"cannot write {where}: {reason}", self.path, "mend the cause; the same command resumes")
-
-
-def stored_digest(storage: Storage, fd: int, offset: int, numel: int, itemsize: int) -> str:
-    """The digest of a stored tensor (see `digests`), read block by block."""
-    parts = []
-    buffer = bytearray(min(numel, BLOCK) * itemsize)
-    for first in range(0, numel, BLOCK):
-        count = min(BLOCK, numel - first)
-        view = memoryview(buffer)[: count * itemsize]
-        storage.read_into(fd, view, offset + first * itemsize)
-        parts.append(block_digest(view))
-    return digest_of(parts)

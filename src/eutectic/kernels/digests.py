@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from xxhash import xxh3_128_digest, xxh3_128_hexdigest
@@ -22,3 +22,18 @@ def digest_of(blocks: Sequence[bytes]) -> str:
     It finds any accident to the bytes; it is no protection against somebody who forges them.
     """
     return str(xxh3_128_hexdigest(b"".join(blocks)))
+
+
+def tensor_digest(numel: int, itemsize: int, read: Callable[[int, int, memoryview], None]) -> str:
+    """The digest of a tensor of `numel` entries of `itemsize` bytes, held a block at a time.
+
+    `read(start, stop, view)` fills `view` with the stored bytes of entries `start:stop`.
+    """
+    blocks = []
+    buffer = bytearray(min(numel, BLOCK) * itemsize)
+    for first in range(0, numel, BLOCK):
+        stop = min(first + BLOCK, numel)
+        view = memoryview(buffer)[: (stop - first) * itemsize]
+        read(first, stop, view)
+        blocks.append(block_digest(view))
+    return digest_of(blocks)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from eutectic import dtypes, methods, recipe
 from eutectic.checkpoint import REAL, FileSource, Source, Storage, open_folder, open_source
 from eutectic.checkpoint.existing import MANIFEST
 from eutectic.errors import CheckpointError, EutecticError, Problem, listed
-from eutectic.kernels.digests import BLOCK, block_digest, digest_of
+from eutectic.kernels.digests import block_digest, digest_of, tensor_digest
 from eutectic.plan import Plan, make_plan
 from eutectic.report.manifest import encoded
 from eutectic.run.merged import MergedSource
@@ -116,8 +117,8 @@ def _read(folder: str, storage: Storage) -> tuple[dict[str, Any], bool]:
         found = json.loads(raw)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        problem = Problem("V701", f"no readable manifest: {reason}", hint="name a folder that `eutectic merge` made")
-        raise CheckpointError(Problem(problem.code, problem.message, "", problem.hint, path)) from error
+        hint = "name a folder that `eutectic merge` made"
+        raise CheckpointError(Problem("V701", f"no readable manifest: {reason}", "", hint, path)) from error
     if not _is_manifest(found):
         raise CheckpointError(Problem("V701", "this is no manifest of a merge", "", "was it edited?", path))
     return found, encoded(found) == raw
@@ -173,23 +174,17 @@ def _check_stored(
         if (entry["dtype"], entry["shape"]) != (spec.dtype, list(spec.shape)):
             said = f"{entry['dtype']} {entry['shape']}"
             _differs(result, name, f"is {spec.dtype} {list(spec.shape)}, the manifest says {said}")
-        elif digest_of(list(block_digests(source, name))) != entry["digest"]:
+        elif _digest(source, name) != entry["digest"]:
             _differs(result, name, "has other bytes than were written")
         result.stored += 1
         if progress:
             progress(spec.nbytes)
 
 
-def block_digests(source: Source, name: str) -> Iterator[bytes]:
-    """Digests of the blocks of one tensor, read one after the other."""
+def _digest(source: Source, name: str) -> str:
     spec = source.specs[name]
-    size = dtypes.itemsize(spec.dtype)
-    buffer = bytearray(min(spec.numel, BLOCK) * size)
-    for first in range(0, spec.numel, BLOCK):
-        count = min(BLOCK, spec.numel - first)
-        view = memoryview(buffer)[: count * size]
-        source.read_into(name, first, first + count, view)
-        yield block_digest(view)
+    read = partial(source.read_into, name)
+    return tensor_digest(spec.numel, dtypes.itemsize(spec.dtype), read)
 
 
 def _check_derived(
@@ -210,7 +205,7 @@ def _check_derived(
         for name in names:
             if name not in source.specs or again.specs[name] != source.specs[name]:
                 result.problems.append(Problem("V703", "the recipe gives a tensor of another kind", name))
-            elif digest_of(list(block_digests(again, name))) != manifest["tensors"][name]["digest"]:
+            elif _digest(again, name) != manifest["tensors"][name]["digest"]:
                 other.append(name)
             result.derived += 1
             if progress:
@@ -231,7 +226,7 @@ def _other_bytes(plan: Plan, manifest: Mapping[str, Any], names: list[str], chec
         for name in names[:NAMED]:
             said = next((one for one in manifest["tensors"][name]["inputs"] if one["model"] == label), None)
             stored = said.get("tensor", name) if said else ""
-            if said and stored in source.specs and digest_of(list(block_digests(source, stored))) != said["digest"]:
+            if said and stored in source.specs and _digest(source, stored) != said["digest"]:
                 changed.append(label)
                 break
     why = f"{listed(changed)} changed since the merge" if changed else "the models are as they were"

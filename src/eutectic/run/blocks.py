@@ -80,13 +80,15 @@ class Group:
         first = plan.jobs[jobs[0]]
         if first.action == "merge":
             described = [_described(plan, job) for job in jobs]
-            on_device = device != "cpu" and plan.recipe.scope == "tensor"
-            if reference or on_device or plan.method.streamed is None:
+            if plan.method.streamed is None or in_torch(plan, device, reference):
                 self.stream = Reference(plan.method, described, device)
             else:
                 self.stream = plan.method.streamed(described)
-        whole = isinstance(self.stream, Reference) and not plan.method.elementwise
-        self.units = [unit for within, job in enumerate(jobs) for unit in _units(plan.jobs[job], job, within, whole)]
+        # Whether each tensor is one unit, as its method cannot be computed in parts.
+        self.whole = isinstance(self.stream, Reference) and not plan.method.elementwise
+        self.units = [
+            unit for within, job in enumerate(jobs) for unit in _units(plan.jobs[job], job, within, self.whole)
+        ]
         self.within = {job: within for within, job in enumerate(jobs)}
         self.unit_counts = Counter(unit.job for unit in self.units)
 
@@ -99,6 +101,19 @@ class Group:
         """The units that the present reduction needs."""
         assert self.stream is not None
         return [unit for unit in self.units if self.stream.wants(unit.index)]
+
+
+def in_torch(plan: Plan, device: str, reference: bool) -> bool:
+    """Whether the plain torch form of the method is used. A GPU has none that ranks a whole model."""
+    on_device = device != "cpu" and plan.recipe.scope == "tensor"
+    return reference or on_device or plan.method.streamed is None
+
+
+def _as_stored(plan: Plan, number: int) -> bool:
+    """Whether the inputs of a job are read straight into a block: all of one dtype, and that the one to work in."""
+    job = plan.jobs[number]
+    kinds = {plan.inputs[i].specs[name].dtype for i, name in job.inputs}
+    return len(kinds) == 1 and ("float64" in kinds) == (plan.working[number] == "float64")
 
 
 def _units(job: Job, number: int, within: int, whole: bool) -> list[Unit]:
@@ -124,13 +139,14 @@ def block_bytes(plan: Plan, number: int, device: str, reference: bool) -> int:
     job = plan.jobs[number]
     if job.action == "copy":
         return 2 * min(job.spec.numel, BLOCK) * dtypes.itemsize(job.spec.dtype)
-    whole = (reference or device != "cpu" or plan.method.streamed is None) and not plan.method.elementwise
+    torch_form = in_torch(plan, device, reference)
+    whole = torch_form and not plan.method.elementwise
     count = job.spec.numel if whole else min(job.spec.numel, BLOCK)
     stored = sum(dtypes.itemsize(plan.inputs[i].specs[name].dtype) for i, name in job.inputs)
     held = count * (stored + dtypes.itemsize(job.spec.dtype))
-    if len({plan.inputs[i].specs[name].dtype for i, name in job.inputs}) > 1:
+    if not _as_stored(plan, number):
         held += count * len(job.inputs) * dtypes.itemsize(plan.working[number])
-    if whole or reference:
+    if torch_form:
         # Plain torch: stacked floats, a sparse copy, float64 sums.
         return held + count * (len(job.inputs) * 12 + 40)
     # Two groups may be counting at a time, each with a histogram a model and worker.
@@ -164,16 +180,8 @@ class Loader:
         nonfinite = [bad for _, bad in seen]
         out = self._result(unit.count, STORED[job.spec.dtype])
         group.stream.combine(held, out)
-        bad = count_nonfinite(out, job.spec.dtype)
-        if bad and not sum(nonfinite):
-            raise NumericError(
-                Problem(
-                    "N502",
-                    f"{bad} values do not fit {job.spec.dtype}",
-                    job.name,
-                    "choose out_dtype: bfloat16 or float32, or smaller weights",
-                )
-            )
+        if not sum(nonfinite):
+            _check_result(job, out, "choose out_dtype: bfloat16 or float32, or smaller weights")
         return Made(out, _digests(out), [digest for digest, _ in seen], nonfinite)
 
     def holdable(self, unit: Unit) -> int:
@@ -181,11 +189,8 @@ class Loader:
 
         The block keeps the whole of the thread's buffer, which an earlier block may have made larger.
         """
-        job = self.plan.jobs[unit.job]
-        kinds = [self.plan.inputs[i].specs[name].dtype for i, name in job.inputs]
-        same = len(set(kinds)) == 1 and (kinds[0] == "float64") == (self.plan.working[unit.job] == "float64")
         buffer: NDArray[np.uint8] = self._local.buffer
-        return buffer.nbytes if same else 0
+        return buffer.nbytes if _as_stored(self.plan, unit.job) else 0
 
     def check_copies(self) -> None:
         """Raises `RecipeError` for every integer buffer that differs between models, before anything is written."""
@@ -229,15 +234,8 @@ class Loader:
         out = row
         if spec.dtype != job.spec.dtype:
             out = _converted(row, job.spec.dtype)
-            if not nonfinite[0] and (bad := count_nonfinite(out, job.spec.dtype)):
-                raise NumericError(
-                    Problem(
-                        "N502",
-                        f"{bad} values do not fit {job.spec.dtype}",
-                        job.name,
-                        "choose out_dtype: bfloat16 or float32",
-                    )
-                )
+            if not nonfinite[0]:
+                _check_result(job, out, "choose out_dtype: bfloat16 or float32")
         digest = _digests(row)
         others = [digest] * len(job.inputs)  # equal, or refused by `check_copies`
         return Made(out, _digests(out), others, nonfinite * len(job.inputs))
@@ -245,10 +243,11 @@ class Loader:
     def _read(self, unit: Unit, seen: list[tuple[bytes, int]] | None) -> NDArray[Any]:
         """Bits of every input in one array; `seen` takes the digest and the count of each as it is stored."""
         job = self.plan.jobs[unit.job]
-        found = [self.plan.inputs[i].specs[name].dtype for i, name in job.inputs]
         work = self.plan.working[unit.job]
-        direct = len(set(found)) == 1 and (found[0] == "float64") == (work == "float64")
-        bits = self._buffer(len(found), unit.count, STORED[found[0]] if direct else work)
+        direct = _as_stored(self.plan, unit.job)
+        number, first = job.inputs[0]
+        dtype = STORED[self.plan.inputs[number].specs[first].dtype] if direct else work
+        bits = self._buffer(len(job.inputs), unit.count, dtype)
         for k, (row, (i, name)) in enumerate(zip(bits, job.inputs, strict=True)):
             if direct:
                 stored = row
@@ -310,6 +309,12 @@ class Loader:
                 )
             )
         return bad
+
+
+def _check_result(job: Job, out: NDArray[Any], hint: str) -> None:
+    """Raises `NumericError` (N502) for results of finite inputs that are not finite."""
+    if bad := count_nonfinite(out, job.spec.dtype):
+        raise NumericError(Problem("N502", f"{bad} values do not fit {job.spec.dtype}", job.name, hint))
 
 
 def count_nonfinite(bits: NDArray[Any], dtype: str) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from eutectic.errors import Problem, ResourceError
 from eutectic.plan import Plan
-from eutectic.run.blocks import block_bytes
+from eutectic.run.blocks import block_bytes, in_torch
 
 MIB = 1 << 20
 DEFAULT_MEMORY = 1 << 30
@@ -79,7 +79,7 @@ def worker_bytes(plan: Plan, device: str = "cpu", reference: bool = False) -> in
 
 def make_budget(plan: Plan, *, memory: int, threads: int, device: str = "cpu", reference: bool = False) -> Budget:
     """Divides the bound. Raises `ResourceError` (M601) when not even one worker fits."""
-    uses_torch = device != "cpu" or reference or any(level.method.streamed is None for level in plans_in(plan))
+    uses_torch = device != "cpu" or any(in_torch(level, device, reference) for level in plans_in(plan))
     floor = max(resident_bytes(), _BARE + (_TORCH if uses_torch else 0)) + _SLACK
     each = worker_bytes(plan, device, reference)
     left = memory - floor

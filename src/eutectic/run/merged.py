@@ -53,18 +53,17 @@ class MergedSource(Source):
         job = self._number[name]
         group = self._ready(job)
         itemsize = dtypes.itemsize(self.specs[name].dtype)
-        whole = [unit for unit in group.units if unit.job == job] if len(group.units) == 1 else None
-        units = whole or [self._unit(group, job, index) for index in range(start // BLOCK, -(-stop // BLOCK))]
-        for unit in units:
-            bits = self._bits(group, unit, keep=whole is not None)
+        blocks = range(start // BLOCK, -(-stop // BLOCK))
+        for unit in group.units if group.whole else [self._unit(group, job, index) for index in blocks]:
+            bits = self._bits(group, unit)
             low, high = max(start, unit.first), min(stop, unit.first + unit.count)
             out[(low - start) * itemsize : (high - start) * itemsize] = bits[
                 (low - unit.first) * itemsize : (high - unit.first) * itemsize
             ].data
 
-    def _bits(self, group: Group, unit: Unit, *, keep: bool) -> NDArray[np.uint8]:
+    def _bits(self, group: Group, unit: Unit) -> NDArray[np.uint8]:
         """The stored bytes of a unit. A tensor that can only be made whole is kept until another one is wanted."""
-        if not keep:
+        if not group.whole:
             return self._loader.make(group, unit).bits.view(np.uint8)
         with self._lock:
             if self._kept is None or self._kept[0] != unit.job:
