@@ -5,9 +5,23 @@ from __future__ import annotations
 import importlib
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+import eutectic.kernels
+
+
+def pytest_configure() -> None:
+    """Removes compiled kernels that are older than a kernel's source: numba looks at one file, and they share code."""
+    kernels = Path(eutectic.kernels.__file__).parent
+    newest = max(source.stat().st_mtime for source in kernels.glob("fused*.py"))
+    for cached in kernels.glob("__pycache__/*.nb?"):
+        with suppress(FileNotFoundError):
+            if cached.stat().st_mtime < newest:
+                cached.unlink()
 
 
 @pytest.fixture(scope="session", autouse=True)

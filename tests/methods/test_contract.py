@@ -18,7 +18,7 @@ from eutectic.methods import registry
 from eutectic.methods.registry import Method, PerModel, Range
 from eutectic.testing import PROPERTIES, ContractError, Subject, check_method
 
-BUILT_IN = ("dare_linear", "dare_ties", "linear", "slerp", "task_arithmetic", "ties")
+BUILT_IN = tuple(methods.names())
 WRONG: list[tuple[str, Method]] = []
 
 

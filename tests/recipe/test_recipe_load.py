@@ -535,6 +535,9 @@ class Third:
     def names(self) -> list[str]:
         return ["third"]
 
+    def resolved(self, has_base: bool, /) -> Third:
+        return self
+
 
 def test_any_table_of_methods() -> None:
     table = Third()

@@ -7,8 +7,11 @@ the plain torch forms bit for bit, but for the last bit of sums over a whole ten
 in another order.
 
 The type of an array says what its bits are: `uint16` holds bfloat16, `int16` float16; float32 and float64 are
-themselves. Everything that is compiled stands in this one file, because numba's cache notices changes in the file of
-the kernel only: a helper elsewhere could change without the kernels being compiled again.
+themselves.
+
+Numba's cache notices changes in the file of a kernel only. The kernels of other families (`fused_*.py`) build on
+what stands here, so after a change here their cached code is stale: the tests remove it (`tests/conftest.py`), and an
+installation replaces all files at once.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ TILE = 1024
 LANES = 16
 
 
-def _jit(function: Any) -> Any:
+def compiled(function: Any) -> Any:
     """Compiles at first use; caches beside the source, in the user's cache, or not at all if neither may be written."""
     try:
         return njit(cache=True, nogil=True, error_model="numpy")(function)
@@ -34,7 +37,7 @@ def _jit(function: Any) -> Any:
 
 
 # Helpers are compiled into the kernels that call them.
-_inner = njit(nogil=True, error_model="numpy")
+inlined = njit(nogil=True, error_model="numpy")
 
 
 # Stored bits and floats
@@ -117,26 +120,26 @@ def _store(out, i, value):  # type: ignore[no-untyped-def]
 # latter from vectorising, so the sums are written out for each number of models when a kernel is compiled for it.
 
 
-@_inner
+@inlined
 def sparse(bits: Any, origin: Any, level: Any) -> Any:
     """The delta, or zero if its magnitude is below `level` (NaN is not)."""
     delta = value_of(bits) - origin
     return type(origin)(0) if abs(delta) < level else delta
 
 
-@_inner
+@inlined
 def kept(delta: Any, word: Any, keep: Any) -> Any:
     """The delta if its random word is below `keep`, else zero."""
     return delta if word < keep else type(delta)(0)
 
 
-@_inner
+@inlined
 def agreeing(part: Any, toward: Any) -> Any:
     """The weighted delta if its sign is the elected one, else zero."""
     return part if part * toward > 0 else 0.0
 
 
-@_inner
+@inlined
 def agreeing_weight(part: Any, toward: Any, weight: Any) -> Any:
     """The weight if the weighted delta has the elected sign, else zero."""
     return weight if part * toward > 0 else 0.0
@@ -212,7 +215,7 @@ def _elected_share(origin, rows, weights, level, factor, words, keep, i, t, towa
 # Kernels
 
 
-@_jit
+@compiled
 def philox(first: int, count: int, key: Any, out: Any) -> None:
     """Random words of entries `first : first + count`; `first` is a multiple of 64, `out` holds whole 64s."""
     m0, m1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -238,7 +241,7 @@ def philox(first: int, count: int, key: Any, out: Any) -> None:
             out[at + 48] = x3
 
 
-@_jit
+@compiled
 def combine_weights(rows: Any, weights: Any, divisor: float, out: Any) -> None:
     """out = Σ wᵢ xᵢ / divisor."""
     for i in range(len(out)):
@@ -246,7 +249,7 @@ def combine_weights(rows: Any, weights: Any, divisor: float, out: Any) -> None:
         store(out, i, narrow(weighted_entry(rows, weights, i) / divisor))
 
 
-@_jit
+@compiled
 def _consensus(
     base: Any,
     rows: Any,
@@ -280,7 +283,7 @@ def _consensus(
         store(out, i, origin if change == 0 else origin + change)
 
 
-@_jit
+@compiled
 def combine_deltas(
     base: Any,
     rows: Any,
@@ -302,7 +305,7 @@ def combine_deltas(
     _consensus(base, rows, weights, divisor, scale, level, factor, None, None, normalize, tiny, 0, len(out), out)
 
 
-@_jit
+@compiled
 def combine_dropped(
     base: Any,
     rows: Any,
@@ -330,7 +333,7 @@ def combine_dropped(
         _consensus(base, rows, weights, divisor, scale, level, factor, words, keep, normalize, tiny, start, count, out)
 
 
-@_jit
+@compiled
 def inner_products(a: Any, b: Any) -> Any:
     """⟨a,a⟩, ⟨a,b⟩, ⟨b,b⟩ in float64 over sixteen fixed lanes: the same bits on any machine."""
     sums = np.zeros((3, LANES), np.float64)
@@ -344,14 +347,14 @@ def inner_products(a: Any, b: Any) -> Any:
     return np.array([sums[0].sum(), sums[1].sum(), sums[2].sum()])
 
 
-@_jit
+@compiled
 def _magnitudes(base: Any, row: Any, start: int, count: int, out: Any) -> None:
     for t in range(count):
         i = np.uint64(start) + np.uint64(t)
         out[t] = abs(value_of(row[i]) - value_of(base[i]))
 
 
-@_jit
+@compiled
 def histogram_top(base: Any, rows: Any, words: Any, size: Any, counts: Any) -> None:
     """Counts the top 16 bits of each |xₖ - base|'s pattern into `counts[K, 65536]`.
 
@@ -372,7 +375,7 @@ def histogram_top(base: Any, rows: Any, words: Any, size: Any, counts: Any) -> N
                 tally[top[t]] += 1
 
 
-@_jit
+@compiled
 def histogram_below(
     base: Any, rows: Any, words: Any, size: Any, mask: Any, prefix: Any, shift: int, counts: Any
 ) -> None:
@@ -392,7 +395,7 @@ def histogram_below(
                 tally[inside[j]] += 1
 
 
-@_jit
+@compiled
 def histogram_window(base: Any, rows: Any, words: Any, size: Any, low: Any, counts: Any, above: Any) -> None:
     """Counts the patterns from `low[K]` on into `counts[K, n]`, one bin a pattern, and adds those beyond to `above[K]`.
 
@@ -421,7 +424,7 @@ def histogram_window(base: Any, rows: Any, words: Any, size: Any, low: Any, coun
         above[k] += beyond
 
 
-@_jit
+@compiled
 def count_equal(base: Any, rows: Any, size: Any, threshold: Any, equal: Any) -> None:
     """Adds to `equal[K]` how many |xₖ - base| are exactly `threshold[K]`; `size` is TILE working floats of scratch."""
     for k in range(len(rows)):
@@ -436,7 +439,7 @@ def count_equal(base: Any, rows: Any, size: Any, threshold: Any, equal: Any) -> 
             equal[k] += found
 
 
-@_jit
+@compiled
 def after_equal(base: Any, row: Any, level: Any, wanted: int) -> int:
     """The entry after the `wanted`-th (from 1) whose |x - base| is exactly `level`."""
     for i in range(len(base)):
@@ -447,7 +450,7 @@ def after_equal(base: Any, row: Any, level: Any, wanted: int) -> int:
     return len(base)
 
 
-@_jit
+@compiled
 def trimmed_sums(base: Any, rows: Any, threshold: Any, sums: Any) -> None:
     """Adds to `sums[K, 2]` Σ|xₖ - base| of all entries and of those above `threshold[K]`, over sixteen fixed lanes."""
     for k in range(len(rows)):
@@ -463,7 +466,7 @@ def trimmed_sums(base: Any, rows: Any, threshold: Any, sums: Any) -> None:
         sums[k, 1] += lanes[1].sum()
 
 
-@_jit
+@compiled
 def dropped_sums(base: Any, rows: Any, first: int, keys: Any, keep: Any, sums: Any) -> None:
     """Adds to `sums[K, 2]` Σ|xₖ - base| of all entries and of those that a random drop keeps."""
     words = np.empty(TILE, np.uint32)
@@ -482,14 +485,14 @@ def dropped_sums(base: Any, rows: Any, first: int, keys: Any, keep: Any, sums: A
         sums[k, 1] += lanes[1].sum()
 
 
-@_jit
+@compiled
 def convert(row: Any, out: Any) -> None:
     """Stored bits of one dtype to another, rounded to nearest even."""
     for i in range(len(out)):
         store(out, i, value_of(row[i]))
 
 
-@_jit
+@compiled
 def carries(words: Any, mask: Any, step: Any) -> Any:
     """The union of (word & mask) + step over 64-bit words of several stored floats each.
 
@@ -502,7 +505,7 @@ def carries(words: Any, mask: Any, step: Any) -> Any:
     return found
 
 
-@_jit
+@compiled
 def count_masked(words: Any, mask: Any) -> int:
     """How many words have every bit of `mask` set."""
     found = 0

@@ -29,11 +29,15 @@ Bits = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class StreamJob:
-    """What a stream knows of one tensor: its size, how many models it has (the base not counted), bound parameters."""
+    """What a stream knows of one tensor: its size, how many models it has (the base not counted), bound parameters.
+
+    `shape` is None where a stream does not care.
+    """
 
     numel: int
     models: int
     parameters: dict[str, Any]
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(slots=True)

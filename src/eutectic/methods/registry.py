@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -28,6 +28,9 @@ class Range:
         above = value > low if self.text[0] == "(" else value >= low
         below = value < high if self.text[-1] == ")" else value <= high
         return above and below
+
+
+Base = Literal["required", "ignored", "first", "optional"]
 
 
 class _PerModel:
@@ -91,12 +94,16 @@ class Method:
         name: what a recipe's `merge_method` says.
         function: the definition, in plain torch on `(K, *shape)`.
         space: `weights` (the models themselves) or `deltas` (each minus the base; the engine subtracts and adds).
-        base: `required`, `ignored` (never an input unless listed) or `first` (an endpoint: row 0).
+        base: `required`, `ignored` (never an input unless listed), `first` (an endpoint: row 0) or `optional` (weights
+            without a base, deltas with one: see `resolved`).
         models: least and most inputs, the base not counted for `deltas`; `None` is no limit.
         elementwise: element i of the result needs element i of the inputs only, so any row range can be computed alone.
         symmetric: the order of the models does not matter.
         scopes: over what a whole-tensor statistic may be taken: `tensor`, and `model` where the paper ranks it all.
         random: takes `rng`.
+        also: further papers that the method rests on.
+        scratch: bytes of working memory that the plain torch form needs, an entry and model.
+        factors, finish: the method in two steps, where the first is expensive and does not depend on all parameters.
     """
 
     name: str
@@ -105,7 +112,7 @@ class Method:
     paper: str
     space: Literal["weights", "deltas"]
     params: Mapping[str, Param]
-    base: Literal["required", "ignored", "first"]
+    base: Base
     models: tuple[int, int | None]
     elementwise: bool
     symmetric: bool
@@ -113,7 +120,11 @@ class Method:
     mergekit_defaults: Mapping[str, Any]
     accepted: Mapping[str, str]
     random: bool
+    also: tuple[str, ...] = ()
+    scratch: int = 12
     streamed: Callable[[Sequence[Any]], Stream] | None = field(default=None)
+    factors: Callable[..., Any] | None = field(default=None)
+    finish: Callable[..., Tensor] | None = field(default=None)
 
     def __post_init__(self) -> None:
         self.__doc__ = self.function.__doc__
@@ -163,6 +174,25 @@ class Method:
         self.streamed = factory
         return factory
 
+    def prepare(self, factors: Callable[..., Any]) -> Callable[..., Any]:
+        """Registers the first of two steps: `factors(tensors, *, …)` with those parameters that it depends on.
+
+        The method's function must equal `finish(factors(tensors, …), …)`; a sweep then computes equal factors once.
+        """
+        self.factors = factors
+        return factors
+
+    def complete(self, finish: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Registers the second of two steps: `finish(factors, *, …)` with those parameters that it depends on."""
+        self.finish = finish
+        return finish
+
+    def resolved(self, has_base: bool) -> Method:
+        """The method as a recipe uses it: of one whose base is optional, the form on deltas or that on weights."""
+        if self.base != "optional":
+            return self
+        return replace(self, space="deltas" if has_base else "weights", base="required" if has_base else "ignored")
+
 
 _METHODS: dict[str, Method] = {}
 
@@ -208,20 +238,23 @@ def method(
     *,
     paper: str,
     family: str,
-    base: Literal["required", "ignored", "first"],
+    base: Base,
     models: tuple[int, int | None] = (1, None),
     elementwise: bool = False,
     symmetric: bool = True,
     scopes: tuple[str, ...] = ("tensor",),
     mergekit_defaults: Mapping[str, Any] | None = None,
     accepted: Mapping[str, str] | None = None,
+    also: tuple[str, ...] = (),
+    scratch: int = 12,
 ) -> Callable[[Callable[..., Tensor]], Method]:
     """Declares a function as a merge method and registers it under its name.
 
     The first argument, `weights` or `deltas`, says the space; keyword-only arguments are the parameters, an ending
     underscore is dropped (`lambda_` is `lambda` in recipes), and `rng` asks for randomness. `mergekit_defaults` names
     defaults that differ there (said by `plan`); `accepted` names parameters taken for compatibility that do nothing,
-    with the reason. Raises `ValueError` for a function that cannot be a method.
+    with the reason; `also` names further papers; `scratch` says what memory the torch form needs. Raises `ValueError`
+    for a function that cannot be a method.
     """
 
     def declare(function: Callable[..., Tensor]) -> Method:
@@ -246,6 +279,8 @@ def method(
             mergekit_defaults=mergekit_defaults or {},
             accepted=accepted or {},
             random=any(p.name == "rng" for p in signature),
+            also=also,
+            scratch=scratch,
         )
         _METHODS[made.name] = made
         return made

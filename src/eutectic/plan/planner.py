@@ -27,8 +27,9 @@ def make_plan(recipe: Recipe, opener: Opener) -> Plan:
     Raises `RecipeError` with every problem found, and `CheckpointError` for models that cannot be opened (all of them
     reported together).
     """
-    method = methods.get(recipe.method)
-    assert method is not None, "the recipe was checked"
+    known = methods.get(recipe.method)
+    assert known is not None, "the recipe was checked"
+    method = known.resolved(recipe.base is not None)
     inputs = open_inputs(recipe, method, opener, make_plan)
     try:
         donor = open_donor(recipe, method, opener)

@@ -128,6 +128,8 @@ def _method(draft: _Draft) -> MethodLike | None:
 
 def _base(draft: _Draft, inputs: Inputs) -> None:
     node = draft.root.get("base_model") or inputs.base
+    if draft.method is not None:
+        draft.method = draft.method.resolved(node is not None)
     if node is not None:
         draft.base = model_at(node, draft.context)
         draft.complete = draft.base is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 
 class ParamLike(Protocol):
@@ -54,11 +54,14 @@ class MethodLike(Protocol):
 
     @property
     def base(self) -> str:
-        """`required`, `ignored` or `first`."""
+        """`required`, `ignored`, `first` or `optional`."""
 
     @property
     def models(self) -> tuple[int, int | None]:
         """Least and most models, the base not counted for `deltas`."""
+
+    def resolved(self, has_base: bool, /) -> Self:
+        """The method as it is with or without a base model."""
 
 
 class MethodTable(Protocol):

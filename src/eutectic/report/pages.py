@@ -27,11 +27,14 @@ def first_line(method: Method) -> str:
     return (inspect.getdoc(method.function) or "").split("\n", 1)[0]
 
 
-def paper_link(method: Method) -> str:
-    """The paper as a Markdown link."""
-    kind, _, number = method.paper.partition(":")
-    address = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}.get(kind)
-    return f"[{method.paper}]({address}{number})" if address else method.paper
+def paper_links(method: Method) -> str:
+    """The papers as Markdown links."""
+    links = []
+    for paper in (method.paper, *method.also):
+        kind, _, number = paper.partition(":")
+        address = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}.get(kind)
+        links.append(f"[{paper}]({address}{number})" if address else paper)
+    return ", ".join(links)
 
 
 def method_page(method: Method) -> str:
@@ -43,14 +46,19 @@ def method_page(method: Method) -> str:
     rows += [f"| `{name}` | accepted, no effect: {why} |" for name, why in method.accepted.items()]
     least, most = method.models
     count = f"{least}" if least == most else f"{least} or more"
-    base = {"required": "required", "ignored": "not used", "first": "required: the starting point"}[method.base]
+    base = {
+        "required": "required",
+        "ignored": "not used",
+        "first": "required: the starting point",
+        "optional": "optional: with one, its task vectors are merged",
+    }[method.base]
     return "\n".join(
         [
             f"# {method.name}",
             "",
             text,
             "",
-            f"Family: {method.family}. Paper: {paper_link(method)}. Models: {count}. Base model: {base}.",
+            f"Family: {method.family}. Paper: {paper_links(method)}. Models: {count}. Base model: {base}.",
             "",
             "| parameter | value |",
             "|---|---|",

@@ -131,7 +131,7 @@ def _described(plan: Plan, number: int) -> StreamJob:
         labels = tuple(plan.inputs[i].label for i, _ in job.inputs[bases:])
         bound["rng"] = Rng(plan.seed, job.name, labels)
     bound["wide"] = plan.working[number] == "float64"
-    return StreamJob(job.spec.numel, len(job.inputs) - bases, bound)
+    return StreamJob(job.spec.numel, len(job.inputs) - bases, bound, job.spec.shape)
 
 
 def block_bytes(plan: Plan, number: int, device: str, reference: bool) -> int:
@@ -148,7 +148,7 @@ def block_bytes(plan: Plan, number: int, device: str, reference: bool) -> int:
         held += count * len(job.inputs) * dtypes.itemsize(plan.working[number])
     if torch_form:
         # Plain torch: stacked floats, a sparse copy, float64 sums.
-        return held + count * (len(job.inputs) * 12 + 40)
+        return held + count * (len(job.inputs) * plan.method.scratch + 40)
     # Two groups may be counting at a time, each with a histogram a model and worker.
     return held + 2 * len(job.inputs) * (1 << 17) * 8
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,9 +36,12 @@ class Reference(Stream):
         self._keywords = {p.name: p.name if p.name != "lambda" else "lambda_" for p in method.params.values()}
 
     def combine(self, block: Block, out: NDArray[Any]) -> None:
-        with self._cuda_stream():
+        with _one_torch_thread(), self._cuda_stream():
+            job = self._jobs[block.job]
             stacked = self._upload(block)
-            result = self._apply(stacked, self._jobs[block.job])
+            if job.shape is not None and block.bits.shape[1] == job.numel:
+                stacked = stacked.reshape(-1, *job.shape)
+            result = self._apply(stacked, job).reshape(-1)
             out[:] = _stored(result, out.dtype).cpu().numpy().view(out.dtype)
 
     def _apply(self, stacked: torch.Tensor, job: StreamJob) -> torch.Tensor:
@@ -66,6 +70,32 @@ class Reference(Stream):
         if not hasattr(self._local, "stream"):
             self._local.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         return torch.cuda.stream(self._local.stream)
+
+
+class _Users:
+    """How many threads are in torch, and what its number of threads was before the first came."""
+
+    lock = threading.Lock()
+    inside = 0
+    before = 1
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Sums and factorisations differ in the last bit with the number of threads, and the workers fill the cores."""
+    with _Users.lock:
+        if _Users.inside == 0:
+            _Users.before = torch.get_num_threads()
+        _Users.inside += 1
+    # In every thread: OpenMP keeps the number for each.
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _Users.lock:
+            _Users.inside -= 1
+            if _Users.inside == 0:
+                torch.set_num_threads(_Users.before)
 
 
 def _stored(result: torch.Tensor, dtype: np.dtype[Any]) -> torch.Tensor:
