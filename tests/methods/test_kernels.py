@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eutectic.errors import RecipeError
+from eutectic.kernels import fused
 from eutectic.kernels.random import (
     COUNTERS_A_BLOCK,
     ENTRIES_A_BLOCK,
     Rng,
+    bound_of,
     drop,
     keep_threshold,
-    philox_words,
+    random_words,
     rescale,
     uint32_key,
 )
@@ -32,9 +34,9 @@ MILLION = 10**6
 
 
 def philox(counter, key):
-    """Philox4x32-10 as Salmon et al. 2011 write it, one counter at a time."""
+    """Philox4x32-7 as Salmon et al. 2011 write it, one counter at a time."""
     x, (k0, k1) = list(counter), key
-    for _ in range(10):
+    for _ in range(7):
         left, right = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
         x = [(right >> 32) ^ x[1] ^ k0, right & WORD, (left >> 32) ^ x[3] ^ k1, left & WORD]
         k0, k1 = (k0 + 0x9E3779B9) & WORD, (k1 + 0xBB67AE85) & WORD
@@ -42,11 +44,15 @@ def philox(counter, key):
 
 
 def entry_word(index, key):
-    """The documented layout: entry i takes word (i mod 64) div 16 of counter 16 (i div 64) + i mod 16."""
+    """The documented layout: halves of one word each of counter 16 (i div 128) + i mod 16, plain and with its top bit."""
     block, place = divmod(index, ENTRIES_A_BLOCK)
-    lane, column = divmod(place, COUNTERS_A_BLOCK)
-    number = block * COUNTERS_A_BLOCK + column
-    return philox((number & WORD, number >> 32, key[2], key[3]), key[:2])[lane]
+    number = block * COUNTERS_A_BLOCK + place % 16
+    word, shift = place // 32, 16 * (place % 32 // 16)
+    high, low = (
+        philox((number & WORD, (number >> 32) | top, key[2], key[3]), key[:2])[word] >> shift & 0xFFFF
+        for top in (0, 1 << 31)
+    )
+    return high << 16 | low
 
 
 # Philox
@@ -55,12 +61,12 @@ def entry_word(index, key):
 @pytest.mark.parametrize(
     ("counter", "key", "words"),
     [
-        ([0] * 4, (0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        ([WORD] * 4, (WORD, WORD), "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ([0] * 4, (0, 0), "5f6fb709 0d893f64 4f121f81 4f730a48"),
+        ([WORD] * 4, (WORD, WORD), "5207ddc2 45165e59 4d8ee751 8c52f662"),
         (
             [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
             (0xA4093822, 0x299F31D0),
-            "d16cfe09 94fdcceb 5001e420 24126ea1",
+            "4dfccaba 190a87f0 c47362ba b6b5242a",
         ),
     ],
 )
@@ -69,20 +75,21 @@ def test_the_oracle_gives_the_published_words(counter, key, words):
 
 
 def test_counter_zero_of_key_zero_gives_the_published_words():
-    words = philox_words(64, (0, 0, 0, 0)).tolist()
-    assert [f"{words[lane * 16]:08x}" for lane in range(4)] == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
+    high = [word >> 16 for word in random_words(128, (0, 0, 0, 0)).tolist()]
+    words = [f"{high[32 * k + 16]:04x}{high[32 * k]:04x}" for k in range(4)]
+    assert words == ["5f6fb709", "0d893f64", "4f121f81", "4f730a48"]
 
 
 @given(key=st.tuples(*[st.integers(0, WORD)] * 4), index=st.integers(0, 5000))
 @settings(max_examples=60, deadline=None)
 def test_words_follow_the_documented_layout(key, index):
-    assert philox_words(index + 1, key)[index] == entry_word(index, key)
+    assert random_words(index + 1, key)[index] == entry_word(index, key)
 
 
-@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("count", [0, 1, 127, 128, 129, 1000])
 def test_fewer_words_are_a_prefix_of_more(count):
     key = Rng(3, "name", ("a",)).key(0)
-    assert torch.equal(philox_words(count, key), philox_words(2000, key)[:count])
+    assert torch.equal(random_words(count, key), random_words(2000, key)[:count])
 
 
 def test_a_key_is_part_of_the_format():
@@ -108,7 +115,7 @@ def test_compiled_kernels_get_the_same_key():
 @pytest.mark.parametrize("shift", [0, 8, 16, 24])
 def test_each_byte_of_a_million_words_is_uniform(shift):
     """χ² of 256 bins: mean 255, standard deviation 22.6; six of them are the bound."""
-    words = philox_words(MILLION, Rng(0, "tensor", ("model",)).key(0)).numpy()
+    words = random_words(MILLION, Rng(0, "tensor", ("model",)).key(0)).numpy()
     counts = np.bincount((words >> shift) & 255, minlength=256)
     statistic = float(((counts - MILLION / 256) ** 2).sum() / (MILLION / 256))
     assert abs(statistic - 255) < 6 * math.sqrt(2 * 255)
@@ -119,8 +126,8 @@ def test_each_byte_of_a_million_words_is_uniform(shift):
 )
 def test_masks_of_other_keys_are_independent(other):
     """The four combinations of two masks at density ½ each have a quarter, within six standard deviations (433)."""
-    first = philox_words(MILLION, Rng(0, "tensor", ("model",)).key(0)) < keep_threshold(0.5)
-    second = philox_words(MILLION, other.key(0)) < keep_threshold(0.5)
+    first = random_words(MILLION, Rng(0, "tensor", ("model",)).key(0)) < keep_threshold(0.5)
+    second = random_words(MILLION, other.key(0)) < keep_threshold(0.5)
     for a in (first, ~first):
         for b in (second, ~second):
             assert abs(int((a & b).sum()) - MILLION / 4) < 6 * math.sqrt(MILLION * 3 / 16)
@@ -128,7 +135,7 @@ def test_masks_of_other_keys_are_independent(other):
 
 @pytest.mark.parametrize("lag", [1, 16, 64])
 def test_neighbours_in_a_mask_are_independent(lag):
-    words = philox_words(MILLION, Rng(0, "tensor", ("model",)).key(0)).numpy() / 2**32 - 0.5
+    words = random_words(MILLION, Rng(0, "tensor", ("model",)).key(0)).numpy() / 2**32 - 0.5
     correlation = float(np.mean(words[lag:] * words[:-lag]) * 12)
     assert abs(correlation) < 6 / math.sqrt(MILLION)
 
@@ -150,7 +157,7 @@ def test_drop_keeps_the_share_asked_for(density):
 
 def test_a_word_equal_to_the_threshold_is_dropped():
     rng, ones = Rng(0, "x"), torch.ones(1, 100)
-    word = int(philox_words(100, rng.key(0))[50])
+    word = int(random_words(100, rng.key(0))[50])
     assert drop(ones, word / 2**32, rng)[0, 50] == 0
     assert drop(ones, (word + 1) / 2**32, rng)[0, 50] == 1
 
@@ -277,3 +284,14 @@ def test_lines_where_the_sphere_has_no_answer(aa, ab, bb):
 @settings(max_examples=100, deadline=None)
 def test_ends_are_exact(angle, t):
     assert slerp_coefficients(1.0, math.cos(angle), 1.0, t) == (1.0 - t, t)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.5, 0.1, 1e-5, 1 - 1e-9])
+def test_compiled_masks_are_those_of_the_words(density):
+    """With half a million entries, the high half is that of the bound in about eight, and the low half decides."""
+    key, keep, count = Rng(3, "name", ("a",)).key(0), keep_threshold(density), 1 << 19
+    halves, mask = np.empty(fused.TILE, np.uint16), np.zeros(count, bool)
+    for start in range(0, count, fused.TILE):
+        fused.deciding_halves(start, fused.TILE, uint32_key(key), np.uint64(keep), halves)
+        mask[start : start + fused.TILE] = halves < bound_of(keep)
+    assert np.array_equal(mask, (random_words(count, key) < keep).numpy())

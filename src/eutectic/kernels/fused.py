@@ -216,29 +216,54 @@ def _elected_share(origin, rows, weights, level, factor, words, keep, i, t, towa
 
 
 @compiled
-def philox(first: int, count: int, key: Any, out: Any) -> None:
-    """Random words of entries `first : first + count`; `first` is a multiple of 64, `out` holds whole 64s."""
+def philox(first: int, count: int, key: Any, half: Any, out: Any) -> None:
+    """One half (0 high, 1 low) of the random words of entries `first : first + count`, in `out` of uint16.
+
+    `first` is a multiple of 128, `out` holds whole 128s; the layout is that of `kernels.random`.
+    """
     m0, m1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
     w0, w1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
-    for block in range((count + 63) // 64):
-        number = np.uint64((first // 64 + block) * 16)
+    for block in range((count + 127) // 128):
+        number = np.uint64((first // 128 + block) * 16)
         for j in range(16):
             counter = number + np.uint64(j)
-            x0, x1 = np.uint32(counter & np.uint64(0xFFFFFFFF)), np.uint32(counter >> np.uint64(32))
+            x0 = np.uint32(counter & np.uint64(0xFFFFFFFF))
+            x1 = np.uint32((counter >> np.uint64(32)) | (np.uint64(half) << np.uint64(31)))
             x2, x3 = key[2], key[3]
             k0, k1 = key[0], key[1]
-            for _ in range(10):
+            for _ in range(7):
                 p0, p1 = np.uint64(x0) * m0, np.uint64(x2) * m1
                 y0 = np.uint32(p1 >> np.uint64(32)) ^ x1 ^ k0
                 y2 = np.uint32(p0 >> np.uint64(32)) ^ x3 ^ k1
                 x1, x3 = np.uint32(p1 & np.uint64(0xFFFFFFFF)), np.uint32(p0 & np.uint64(0xFFFFFFFF))
                 x0, x2 = np.uint32(y0), np.uint32(y2)
                 k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
-            at = block * 64 + j
-            out[at] = x0
-            out[at + 16] = x1
-            out[at + 32] = x2
-            out[at + 48] = x3
+            at = np.uint64(block * 128 + j)
+            for word in (x0, x1, x2, x3):
+                out[at] = np.uint16(word & np.uint32(0xFFFF))
+                out[at + np.uint64(16)] = np.uint16(word >> np.uint32(16))
+                at += np.uint64(32)
+
+
+@compiled
+def deciding_halves(first: int, count: int, key: Any, keep: Any, out: Any) -> None:
+    """Fills `out` with the high halves of the words; an entry is below `keep` where `out` is below `bound_of(keep)`.
+
+    Where a high half equals that of `keep`, once in 65536 entries, the low half decides: the entry becomes 0 or 65535.
+    """
+    philox(first, count, key, 0, out)
+    high = np.uint32(keep >> np.uint64(16))
+    low = np.uint32(keep & np.uint64(0xFFFF))
+    if low:
+        undecided = np.uint32(0)
+        for t in range(count):
+            undecided |= np.uint32(1) if out[t] == high else np.uint32(0)
+        if undecided:
+            halves = np.empty(len(out), np.uint16)
+            philox(first, count, key, 1, halves)
+            for t in range(count):
+                if out[t] == high:
+                    out[t] = 0 if halves[t] < low else 65535
 
 
 @compiled
@@ -316,6 +341,7 @@ def combine_dropped(
     factor: Any,
     keys: Any,
     keep: Any,
+    bound: Any,
     first: int,
     normalize: bool,
     tiny: float,
@@ -323,14 +349,14 @@ def combine_dropped(
 ) -> None:
     """As `combine_deltas`, of those entries whose random word is below `keep[k]` (of 2³²).
 
-    `keys (K, 4)` are the models' keys; `first` is the flat index of entry 0, a multiple of 64.
+    `bound` has `random.bound_of` each `keep`, `keys (K, 4)` are the models' keys; `first` is the flat index of entry 0, a multiple of 128.
     """
-    words = np.empty((len(rows), TILE), np.uint32)
+    words = np.empty((len(rows), TILE), np.uint16)
     for start in range(0, len(out), TILE):
         count = min(TILE, len(out) - start)
         for k in range(len(rows)):
-            philox(first + start, count, keys[k], words[k])
-        _consensus(base, rows, weights, divisor, scale, level, factor, words, keep, normalize, tiny, start, count, out)
+            deciding_halves(first + start, count, keys[k], keep[k], words[k])
+        _consensus(base, rows, weights, divisor, scale, level, factor, words, bound, normalize, tiny, start, count, out)
 
 
 @compiled
@@ -467,20 +493,20 @@ def trimmed_sums(base: Any, rows: Any, threshold: Any, sums: Any) -> None:
 
 
 @compiled
-def dropped_sums(base: Any, rows: Any, first: int, keys: Any, keep: Any, sums: Any) -> None:
+def dropped_sums(base: Any, rows: Any, first: int, keys: Any, keep: Any, bound: Any, sums: Any) -> None:
     """Adds to `sums[K, 2]` Σ|xₖ - base| of all entries and of those that a random drop keeps."""
-    words = np.empty(TILE, np.uint32)
+    words = np.empty(TILE, np.uint16)
     for k in range(len(rows)):
         row = rows[k]
         lanes = np.zeros((2, LANES), np.float64)
         for start in range(0, len(base), TILE):
             count = min(TILE, len(base) - start)
-            philox(first + start, count, keys[k], words)
+            deciding_halves(first + start, count, keys[k], keep[k], words)
             for t in range(count):
                 i = np.uint64(start) + np.uint64(t)
                 size = abs(value_of(row[i]) - value_of(base[i]))
                 lanes[0, t % LANES] += size
-                lanes[1, t % LANES] += size if words[t] < keep[k] else type(size)(0)
+                lanes[1, t % LANES] += size if words[t] < bound[k] else type(size)(0)
         sums[k, 0] += lanes[0].sum()
         sums[k, 1] += lanes[1].sum()
 

@@ -1,4 +1,4 @@
-"""(seed, model, tensor, index) -> random words: Philox4x32-10, a counter-based generator (Salmon et al. 2011).
+"""(seed, model, tensor, index) -> random words: Philox4x32-7, a counter-based generator (Salmon et al. 2011).
 
 A mask is a function of its key and the entry's flat index, so it does not depend on threads, chunks, shards, the
 order of tensors or models, or the device.
@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
-# Entry i takes word `lane` of counter `number`: 64 entries share 16 counters, lane by lane, so that one vector
-# instruction serves 16 counters. Part of the output format; never change it.
-ENTRIES_A_BLOCK = 64
+# Each entry has a 32-bit word. Its high half is half `h` of word `w` of counter 16 (i div 128) + i mod 16, where
+# w = (i mod 128) div 32 and h = (i mod 32) div 16: 128 entries share 16 counters, so that one vector instruction serves
+# 16 of them. Its low half is that of the counters with the top bit set; it is only computed where the high half does
+# not decide. Part of the output format; never change it.
+ENTRIES_A_BLOCK = 128
 COUNTERS_A_BLOCK = 16
+LOW_HALVES = 1 << 63
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
-ROUNDS = 10
+ROUNDS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +58,23 @@ def keep_threshold(density: float) -> int:
     return round(density * 2**32)
 
 
-def philox_words(count: int, key: tuple[int, int, int, int], device: torch.device | str = "cpu") -> Tensor:
-    """The words of entries `0:count` as int64 in torch: the reference, and the path on a GPU."""
+def bound_of(keep: int) -> int:
+    """What the high half of a word is below if the word is below `keep`, equal halves being settled beforehand."""
+    high = keep >> 16
+    return max(high, 1) if keep & 0xFFFF else high
+
+
+def random_words(count: int, key: tuple[int, int, int, int], device: torch.device | str = "cpu") -> Tensor:
+    """The 32-bit words of entries `0:count` as int64 in torch: the reference, and the path on a GPU."""
+    return (_halves(count, key, 0, device) << 16) | _halves(count, key, LOW_HALVES >> 32, device)
+
+
+def _halves(count: int, key: tuple[int, int, int, int], high_word: int, device: torch.device | str) -> Tensor:
+    """16 bits an entry, of the counters whose upper word has these bits set."""
     blocks = -(-count // ENTRIES_A_BLOCK)
     low = torch.arange(blocks * COUNTERS_A_BLOCK, dtype=torch.int64, device=device)
     mask = 0xFFFFFFFF
-    x0, x1 = low & mask, low >> 32
+    x0, x1 = low & mask, (low >> 32) | high_word
     x2, x3 = torch.full_like(low, key[2]), torch.full_like(low, key[3])
     k0, k1 = key[0], key[1]
     for _ in range(ROUNDS):
@@ -68,15 +82,15 @@ def philox_words(count: int, key: tuple[int, int, int, int], device: torch.devic
         p0, p1 = x0 * _M0, x2 * _M1
         x0, x1, x2, x3 = ((p1 >> 32) & mask) ^ x1 ^ k0, p1 & mask, ((p0 >> 32) & mask) ^ x3 ^ k1, p0 & mask
         k0, k1 = (k0 + _W0) & mask, (k1 + _W1) & mask
-    lanes = torch.stack([word.reshape(blocks, COUNTERS_A_BLOCK) for word in (x0, x1, x2, x3)], dim=1)
-    return lanes.reshape(-1)[:count]
+    halves = [half for word in (x0, x1, x2, x3) for half in (word & 0xFFFF, word >> 16)]
+    return torch.stack([half.reshape(blocks, COUNTERS_A_BLOCK) for half in halves], dim=1).reshape(-1)[:count]
 
 
 def drop(deltas: Tensor, density: float | Sequence[float], rng: Rng) -> Tensor:
     """Keeps each entry with probability `density`, independently; the rest become zero. `(K, *shape)` in and out."""
     kept = []
     for model, (delta, share) in enumerate(zip(deltas, one_a_model(density, len(deltas)), strict=True)):
-        words = philox_words(delta.numel(), rng.key(model), delta.device).reshape(delta.shape)
+        words = random_words(delta.numel(), rng.key(model), delta.device).reshape(delta.shape)
         kept.append(torch.where(words < keep_threshold(share), delta, torch.zeros_like(delta)))
     return torch.stack(kept) if kept else deltas
 

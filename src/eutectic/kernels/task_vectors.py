@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eutectic.kernels.random import Rng, keep_threshold, uint32_key
+from eutectic.kernels.random import Rng, bound_of, keep_threshold, uint32_key
 from eutectic.kernels.selection import Selection
 from eutectic.kernels.streams import Bits, Block, Stream, StreamJob
 from eutectic.kernels.sums import divisor, negligible, one_a_model
@@ -35,6 +35,7 @@ class _Task:
     densities: list[float]
     keys: NDArray[np.uint32]
     keep: tuple[Any, ...]
+    bound: tuple[Any, ...]
     factor: list[float]
 
 
@@ -95,7 +96,7 @@ class TaskVectors(Stream):
                 fused.trimmed_sums(block.base, block.models, self._threshold(block), sums)
             else:
                 task = self._tasks[block.job]
-                fused.dropped_sums(block.base, block.models, block.first, task.keys, task.keep, sums)
+                fused.dropped_sums(block.base, block.models, block.first, task.keys, task.keep, task.bound, sums)
             self._sums[place] = sums
 
     def _threshold(self, block: Block) -> NDArray[Any]:
@@ -145,6 +146,7 @@ class TaskVectors(Stream):
                 factor,
                 task.keys,
                 task.keep,
+                task.bound,
                 block.first,
                 task.normalize,
                 task.tiny,
@@ -183,6 +185,7 @@ def _task(job: StreamJob, elect: bool) -> _Task:
     densities = one_a_model(given.get("density", 1.0), job.models)
     rng: Rng = given.get("rng", Rng())
     keys = [uint32_key(rng.key(model)) for model in range(job.models)]
+    keep = [keep_threshold(share) for share in densities]
     normalize = bool(given["normalize"])
     return _Task(
         weights=tuple(shares),
@@ -193,6 +196,7 @@ def _task(job: StreamJob, elect: bool) -> _Task:
         tiny=negligible(shares),
         densities=densities,
         keys=np.stack(keys) if keys else np.zeros((0, 4), np.uint32),
-        keep=tuple(np.uint64(keep_threshold(share)) for share in densities),
+        keep=tuple(np.uint64(share) for share in keep),
+        bound=tuple(np.uint32(bound_of(share)) for share in keep),
         factor=[1.0] * job.models,
     )
