@@ -25,6 +25,7 @@ FAMILIES = {
     "N": "Numbers",
     "M": "Memory and machine",
     "V": "Verifying",
+    "A": "Comparing",
     "X": "Asking for help",
 }
 

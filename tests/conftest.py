@@ -49,5 +49,5 @@ def _process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     A worker that has imported torch and transformers and run hundreds of tests may hold more than the default bound.
     Tests of the bound itself run in subprocesses, which this does not reach.
     """
-    for place in ("eutectic.run.budget", "eutectic.api"):
+    for place in ("eutectic.run.budget", "eutectic.merging"):
         monkeypatch.setattr(importlib.import_module(place), "resident_bytes", lambda: 0)

@@ -4,8 +4,10 @@ import eutectic
 
 eutectic.merge("recipe.yml", "out")            # models in, one folder out
 eutectic.plan("recipe.yml")                    # what that would do
+eutectic.sweep("recipe.yml", "out")            # several merges in one pass, where the recipe sweeps a parameter
 eutectic.merged("recipe.yml")["lm_head.weight"]  # a merge as a lazy mapping
 eutectic.open("model")                         # a checkpoint as a lazy mapping
+eutectic.compare(["a", "b"], base="base")      # can they be merged, and how
 eutectic.methods.ties(deltas, density=0.2)     # a method by hand, on stacked tensors
 """
 
@@ -20,13 +22,19 @@ from eutectic._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from eutectic import methods as methods
+    from eutectic.api import Comparison as Comparison
     from eutectic.api import Merge as Merge
     from eutectic.api import Options as Options
+    from eutectic.api import Sweep as Sweep
+    from eutectic.api import cite as cite
+    from eutectic.api import compare as compare
     from eutectic.api import explain as explain
     from eutectic.api import merge as merge
     from eutectic.api import merged as merged
     from eutectic.api import open_model as open  # noqa: F401 (the public name)
     from eutectic.api import plan as plan
+    from eutectic.api import plan_sweep as plan_sweep
+    from eutectic.api import sweep as sweep
     from eutectic.api import verify as verify
     from eutectic.checkpoint import Source as Source
     from eutectic.errors import EutecticError as EutecticError
@@ -37,10 +45,16 @@ _PLACES = {
     "merge": "eutectic.api:merge",
     "merged": "eutectic.api:merged",
     "plan": "eutectic.api:plan",
+    "plan_sweep": "eutectic.api:plan_sweep",
+    "sweep": "eutectic.api:sweep",
     "open": "eutectic.api:open_model",
     "verify": "eutectic.api:verify",
+    "compare": "eutectic.api:compare",
+    "cite": "eutectic.api:cite",
     "explain": "eutectic.api:explain",
+    "Comparison": "eutectic.api:Comparison",
     "Merge": "eutectic.api:Merge",
+    "Sweep": "eutectic.api:Sweep",
     "Options": "eutectic.api:Options",
     "Source": "eutectic.checkpoint:Source",
     "Recipe": "eutectic.recipe:Recipe",

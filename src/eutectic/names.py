@@ -11,6 +11,21 @@ _LAYER = re.compile(r"^(.*?)\.?(\d+)\.")
 # What comes before the layers; everything else outside of them (final norm, head, pooler) comes after.
 _BEFORE = re.compile(r"embed|\bwte\b|\bwpe\b|embd|\bstem\b|conv_in|rotary|patch", re.IGNORECASE)
 
+# What a tensor does, told from its name; the first that fits. Norms come first: they stand inside everything else.
+KINDS = {
+    "norm": re.compile(r"norm|(^|[._])ln(_|\d|\.|$)|(^|[._])bn\d*\.", re.IGNORECASE),
+    "head": re.compile(r"lm_head|embed_out|classifier|(^|\.)score\.|(^|\.)head\.|(^|\.)output\.weight$"),
+    "embedding": re.compile(r"embed|\bwte\b|\bwpe\b|embd|patch", re.IGNORECASE),
+    "attention": re.compile(r"attn|attention|[qkvo]_proj|\bqkv|\bquery\b|\bkey\b|\bvalue\b", re.IGNORECASE),
+    "mlp": re.compile(r"mlp|ffn|feed_?forward|expert|\bfc\d|dense|intermediate|(gate|up|down)_proj|\bw[123]\b", re.I),
+}
+OTHER = "other"
+
+
+def kind_of(name: str) -> str:
+    """One of `KINDS`, or `OTHER`: what a tensor is in its model, by its name alone."""
+    return next((kind for kind, pattern in KINDS.items() if pattern.search(name)), OTHER)
+
 
 @lru_cache(maxsize=1024)
 def matcher(pattern: str) -> Callable[[str], bool]:

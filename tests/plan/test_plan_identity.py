@@ -123,6 +123,7 @@ def test_models_of_one_name_keep_their_numbers_when_the_recipe_is_turned_round(s
 class _Methods:
     get = staticmethod(get)
     names = staticmethod(lambda: ["linear"])
+    steps = staticmethod(dict)
 
 
 def test_live_models_are_told_apart_by_identity() -> None:

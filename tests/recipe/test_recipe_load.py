@@ -538,6 +538,9 @@ class Third:
     def resolved(self, has_base: bool, /) -> Third:
         return self
 
+    def steps(self) -> dict[str, Any]:
+        return {}
+
 
 def test_any_table_of_methods() -> None:
     table = Third()

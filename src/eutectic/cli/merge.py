@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from eutectic.cli import options, screen, values
 from eutectic.cli import plan as planning
 
 if TYPE_CHECKING:
-    from eutectic.api import Merge
+    from eutectic.api import Merge, Sweep
     from eutectic.plan import Plan
     from eutectic.run.budget import Budget
 
@@ -42,7 +42,7 @@ def merge(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Merge models into the folder OUT. The same command resumes after an interruption."""
+    """Merge models into the folder OUT (a sweep: into folders in OUT). The same command resumes after an interruption."""
     with screen.refusals(json):
         from eutectic import api
 
@@ -54,29 +54,45 @@ def merge(
             replace=replace,
             nonfinite=nonfinite.value,
         )
+        hidden = quiet or json
         with ExitStack() as bars:
-            report: list[object] = []
+            report: list[Callable[[int], None]] = []
 
             def on_plan(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
-                if not (quiet or json):
+                if not hidden:
                     planning.show(planned, budget, notes)
-                hidden = quiet or json
                 report.append(bars.enter_context(screen.progress("merging", planned.bytes_out, quiet=hidden)))
 
-            done = api.merge(
-                recipe,
-                out,
-                overrides=set_ or [],
-                seed=seed,
-                dtype=dtype,
-                options=chosen,
-                on_plan=on_plan,
-                progress=lambda nbytes: report[0](nbytes),  # type: ignore[operator]
-            )
+            def on_sweep(labels: Sequence[str], planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
+                if not hidden:
+                    planning.show(planned, budget, notes)
+                    planning.show_sweep(labels)
+                total = planned.bytes_out * len(labels)
+                report.append(bars.enter_context(screen.progress("merging", total, quiet=hidden)))
+
+            changes = set_ or []
+            common: dict[str, Any] = {"overrides": changes, "seed": seed, "dtype": dtype, "options": chosen}
+            common["progress"] = lambda nbytes: report[0](nbytes)
+            done: Merge | Sweep
+            if api.is_sweep(recipe, overrides=changes):
+                done = api.sweep(recipe, out, on_plan=on_sweep, **common)
+            else:
+                done = api.merge(recipe, out, on_plan=on_plan, **common)
         if json:
-            screen.print_json(_as_json(done))
+            screen.print_json(_as_json(done) if isinstance(done, api.Merge) else _sweep_as_json(done))
+        elif isinstance(done, api.Merge):
+            if not quiet:
+                _show(done)
         elif not quiet:
-            _show(done)
+            for merged in done.merges.values():
+                _show(merged)
+
+
+def _sweep_as_json(done: Sweep) -> dict[str, object]:
+    return {
+        "path": done.path,
+        "merges": {label: {"values": done.choices[label], **_as_json(merged)} for label, merged in done.merges.items()},
+    }
 
 
 def _show(done: Merge) -> None:

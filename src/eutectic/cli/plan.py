@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Copied and dropped tensors that a plan names.
 SHOWN = 3
+# Merges of a sweep that it names.
+SWEPT = 12
 
 
 def plan(
@@ -36,16 +38,25 @@ def plan(
 
         api.check_device(device)
         chosen = api.Options(threads=threads, memory=values.size(memory, "--memory"), device=device)
-        planned = api.plan(recipe, overrides=set_ or [], seed=seed, dtype=dtype)
-        budget = api.budget_for(planned, chosen)
-        notes = [*planned.notes, *api.beside(planned).notes]
-        if json:
-            screen.print_json(as_json(planned, budget, notes))
+        changes = set_ or []
+        if api.is_sweep(recipe, overrides=changes):
+            plans = api.plan_sweep(recipe, overrides=changes, seed=seed, dtype=dtype)
         else:
-            show(planned, budget, notes)
+            plans = {"": api.plan(recipe, overrides=changes, seed=seed, dtype=dtype)}
+        first = next(iter(plans.values()))
+        budget = api.budget_for(first, chosen, len(plans))
+        notes = [*first.notes, *api.beside(first).notes]
+        if json:
+            found = {label: as_json(planned, budget, notes) for label, planned in plans.items()}
+            screen.print_json(found.get("", {"merges": found}))
+        else:
+            show(first, budget, notes)
+            if "" not in plans:
+                show_sweep(list(plans))
             if tensors:
-                show_tensors(planned)
-        planned.close()
+                show_tensors(first)
+        for planned in plans.values():
+            planned.close()
 
 
 def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
@@ -71,6 +82,12 @@ def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
     console.print(table)
     for note in notes:
         console.print(f"[yellow]note[/] {screen.text(note)}")
+
+
+def show_sweep(labels: Sequence[str]) -> None:
+    """The folders that a sweep makes. Their plans differ from the first, which is shown, in the values they name."""
+    names = ", ".join(labels[:SWEPT]) + (f", … ({len(labels)} in all)" if len(labels) > SWEPT else "")
+    screen.out().print(f"[dim]sweep[/] {len(labels)} merges in one pass: {screen.text(names)}")
 
 
 def as_listed(planned: Plan) -> list[int]:
@@ -123,6 +140,9 @@ def _what(planned: Plan, order: Sequence[int]) -> Iterator[tuple[str, str]]:
     merged = [job.parameters for job in planned.jobs if job.action == "merge"]
     if merged and merged[0] and all(parameters == merged[0] for parameters in merged):
         yield "parameters", _bound(planned, order, merged[0], short=True)
+    steps = planned.recipe.to_dict().get("post", [])
+    for word, step in zip(["then"] + [""] * len(steps), steps, strict=False):
+        yield word, "; ".join(f"{name} {given or ''}".strip() for name, given in step.items())
 
 
 def _how(planned: Plan, budget: Budget) -> Iterator[tuple[str, str]]:
@@ -130,7 +150,8 @@ def _how(planned: Plan, budget: Budget) -> Iterator[tuple[str, str]]:
     yield "reads", values.shown(planned.bytes_in)
     yield "writes", values.shown(planned.bytes_out)
     threads = f"{budget.threads} thread{'s' * (budget.threads > 1)}"
-    yield "memory", f"peak about {budget.peak_bytes >> 20} MiB with {threads}"
+    least = f"; needs {budget.least_bytes >> 20} MiB at least"
+    yield "memory", f"peak about {budget.peak_bytes >> 20} MiB with {threads}{least}"
     unused = "" if planned.method.random else f" (not used by {planned.method.name})"
     yield "seed", f"{planned.seed}{unused}"
 
@@ -207,6 +228,7 @@ def as_json(planned: Plan, budget: Budget, notes: Sequence[str]) -> dict[str, An
         "bytes_out": planned.bytes_out,
         "threads": budget.threads,
         "peak_bytes": budget.peak_bytes,
+        "least_bytes": budget.least_bytes,
         "tensors": [
             {
                 "name": job.name,
@@ -215,6 +237,7 @@ def as_json(planned: Plan, budget: Budget, notes: Sequence[str]) -> dict[str, An
                 "action": job.action,
                 "inputs": [{"model": planned.inputs[i].label, "tensor": name} for i, name in job.inputs],
                 "parameters": dict(job.parameters),
+                **({"post": {step.name: dict(step.parameters) for step in job.post}} if job.post else {}),
                 **({"reason": job.reason} if job.reason else {}),
             }
             for job in planned.jobs

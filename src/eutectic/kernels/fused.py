@@ -16,6 +16,7 @@ installation replaces all files at once.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -120,17 +121,37 @@ def _store(out, i, value):  # type: ignore[no-untyped-def]
 # latter from vectorising, so the sums are written out for each number of models when a kernel is compiled for it.
 
 
-@inlined
 def sparse(bits: Any, origin: Any, level: Any) -> Any:
-    """The delta, or zero if its magnitude is below `level` (NaN is not)."""
-    delta = value_of(bits) - origin
-    return type(origin)(0) if abs(delta) < level else delta
+    """The delta, or zero if its magnitude is below `level`, or outside of it if it is a pair (NaN is neither)."""
+
+
+@overload(sparse)
+def _sparse(bits, origin, level):  # type: ignore[no-untyped-def]
+    if isinstance(level, types.BaseTuple):
+
+        def between(bits, origin, level):  # type: ignore[no-untyped-def]
+            delta = value_of(bits) - origin
+            return type(origin)(0) if (abs(delta) < level[0]) | (abs(delta) > level[1]) else delta
+
+        return between
+
+    def above(bits, origin, level):  # type: ignore[no-untyped-def]
+        delta = value_of(bits) - origin
+        return type(origin)(0) if abs(delta) < level else delta
+
+    return above
 
 
 @inlined
 def kept(delta: Any, word: Any, keep: Any) -> Any:
     """The delta if its random word is below `keep`, else zero."""
     return delta if word < keep else type(delta)(0)
+
+
+@inlined
+def scaled(delta: Any, by: Any) -> Any:
+    """The delta times `by`; zero by zero, whatever it is."""
+    return delta * by if by != 0 else type(delta)(0)
 
 
 @inlined
@@ -152,7 +173,7 @@ def weighted_entry(rows: Any, weights: Any, i: Any) -> Any:
 def delta_sum(
     origin: Any, rows: Any, weights: Any, level: Any, factor: Any, words: Any, keep: Any, i: Any, t: Any
 ) -> Any:
-    """Σ wₖ δₖ at entry i; `words` None keeps all, otherwise `words[k, t]` decides."""
+    """Σ wₖ δₖ at entry i; `words` None keeps all, integers `words[k, t]` decide, floats multiply."""
 
 
 def elected_sum(
@@ -171,27 +192,29 @@ _NAMES = {
     "value_of": value_of,
     "sparse": sparse,
     "kept": kept,
+    "scaled": scaled,
     "agreeing": agreeing,
     "agreeing_weight": agreeing_weight,
 }
 
 
-def _unrolled(arguments: str, term: str, rows: Any) -> Any:
-    """`lambda arguments: term(0) + term(1) + …`, added in the order of the models."""
-    terms = " + ".join(term.replace("@", str(k)) for k in range(len(rows)))
-    return eval(f"lambda {arguments}: {terms}", _NAMES)
+def unrolled(arguments: str, term: str, rows: Any, names: dict[str, Any] = _NAMES, joined: str = "{} + {}") -> Any:
+    """`lambda arguments: term(0) + term(1) + …`, in the order of the models; `joined` says how, if not by adding."""
+    terms = reduce(joined.format, (term.replace("@", str(k)) for k in range(len(rows))))
+    return eval(f"lambda {arguments}: {terms}", names)
 
 
 def _part(words: Any) -> str:
     delta = "sparse(rows[@][i], origin, level[@])"
-    if not isinstance(words, types.NoneType):
-        delta = f"kept({delta}, words[@, t], keep[@])"
+    if isinstance(words, types.Array):
+        random = isinstance(words.dtype, types.Integer)
+        delta = f"kept({delta}, words[@, t], keep[@])" if random else f"scaled({delta}, words[@, t])"
     return f"{delta} * factor[@] * weights[@]"
 
 
 @overload(weighted_entry)
 def _weighted_entry(rows, weights, i):  # type: ignore[no-untyped-def]
-    return _unrolled("rows, weights, i", "value_of(rows[@][i]) * weights[@]", rows)
+    return unrolled("rows, weights, i", "value_of(rows[@][i]) * weights[@]", rows)
 
 
 _SHARED = "origin, rows, weights, level, factor, words, keep, i, t"
@@ -199,17 +222,17 @@ _SHARED = "origin, rows, weights, level, factor, words, keep, i, t"
 
 @overload(delta_sum)
 def _delta_sum(origin, rows, weights, level, factor, words, keep, i, t):  # type: ignore[no-untyped-def]
-    return _unrolled(_SHARED, _part(words), rows)
+    return unrolled(_SHARED, _part(words), rows)
 
 
 @overload(elected_sum)
 def _elected_sum(origin, rows, weights, level, factor, words, keep, i, t, toward):  # type: ignore[no-untyped-def]
-    return _unrolled(f"{_SHARED}, toward", f"agreeing({_part(words)}, toward)", rows)
+    return unrolled(f"{_SHARED}, toward", f"agreeing({_part(words)}, toward)", rows)
 
 
 @overload(elected_share)
 def _elected_share(origin, rows, weights, level, factor, words, keep, i, t, toward):  # type: ignore[no-untyped-def]
-    return _unrolled(f"{_SHARED}, toward", f"agreeing_weight({_part(words)}, toward, weights[@])", rows)
+    return unrolled(f"{_SHARED}, toward", f"agreeing_weight({_part(words)}, toward, weights[@])", rows)
 
 
 # Kernels
@@ -275,7 +298,7 @@ def combine_weights(rows: Any, weights: Any, divisor: float, out: Any) -> None:
 
 
 @compiled
-def _consensus(
+def consensus(
     base: Any,
     rows: Any,
     weights: Any,
@@ -327,7 +350,7 @@ def combine_deltas(
     weighted delta has the sign of the whole sum, under `normalize` divided by their weights; weights that sum to at
     most `tiny` have cancelled.
     """
-    _consensus(base, rows, weights, divisor, scale, level, factor, None, None, normalize, tiny, 0, len(out), out)
+    consensus(base, rows, weights, divisor, scale, level, factor, None, None, normalize, tiny, 0, len(out), out)
 
 
 @compiled
@@ -349,42 +372,39 @@ def combine_dropped(
 ) -> None:
     """As `combine_deltas`, of those entries whose random word is below `keep[k]` (of 2³²).
 
-    `bound` has `random.bound_of` each `keep`, `keys (K, 4)` are the models' keys; `first` is the flat index of entry 0, a multiple of 128.
+    `bound` has `random.bound_of` each `keep`, `keys (K, 4)` are the models' keys; `first` is the flat index of entry 0,
+    a multiple of 128.
     """
     words = np.empty((len(rows), TILE), np.uint16)
     for start in range(0, len(out), TILE):
         count = min(TILE, len(out) - start)
         for k in range(len(rows)):
             deciding_halves(first + start, count, keys[k], keep[k], words[k])
-        _consensus(base, rows, weights, divisor, scale, level, factor, words, bound, normalize, tiny, start, count, out)
+        consensus(base, rows, weights, divisor, scale, level, factor, words, bound, normalize, tiny, start, count, out)
 
 
-@compiled
-def inner_products(a: Any, b: Any) -> Any:
-    """⟨a,a⟩, ⟨a,b⟩, ⟨b,b⟩ in float64 over sixteen fixed lanes: the same bits on any machine."""
-    sums = np.zeros((3, LANES), np.float64)
-    for start in range(0, len(a), LANES):
-        for j in range(min(LANES, len(a) - start)):
-            i = np.uint64(start) + np.uint64(j)
-            x, y = np.float64(value_of(a[i])), np.float64(value_of(b[i]))
-            sums[0, j] += x * x
-            sums[1, j] += x * y
-            sums[2, j] += y * y
-    return np.array([sums[0].sum(), sums[1].sum(), sums[2].sum()])
+def scores(base: Any, row: Any, start: int, count: int, out: Any) -> None:
+    """Writes what entries `start : start + count` of a row are ranked by to `out`: |x - base|. Compiled code only."""
 
 
-@compiled
-def _magnitudes(base: Any, row: Any, start: int, count: int, out: Any) -> None:
-    for t in range(count):
-        i = np.uint64(start) + np.uint64(t)
-        out[t] = abs(value_of(row[i]) - value_of(base[i]))
+@overload(scores)
+def _scores(base, row, start, count, out):  # type: ignore[no-untyped-def]
+    if not isinstance(row, types.Array):
+        return None
+
+    def magnitudes(base, row, start, count, out):  # type: ignore[no-untyped-def]
+        for t in range(count):
+            i = np.uint64(start) + np.uint64(t)
+            out[t] = abs(value_of(row[i]) - value_of(base[i]))
+
+    return magnitudes
 
 
 @compiled
 def histogram_top(base: Any, rows: Any, words: Any, size: Any, counts: Any) -> None:
-    """Counts the top 16 bits of each |xₖ - base|'s pattern into `counts[K, 65536]`.
+    """Counts the top 16 bits of the pattern of each of `rows`' scores into `counts[K, 65536]`.
 
-    The bit pattern of a non-negative float orders like its value, so the k-th largest magnitude is found exactly by
+    The bit pattern of a non-negative float orders like its value, so the k-th largest score is found exactly by
     refining 16 bits at a time. `words` and `size` are TILE entries of scratch, the same memory as unsigned integers and
     as the working floats.
     """
@@ -394,7 +414,7 @@ def histogram_top(base: Any, rows: Any, words: Any, size: Any, counts: Any) -> N
         row, tally = rows[k], counts[k]
         for start in range(0, len(base), TILE):
             count = min(TILE, len(base) - start)
-            _magnitudes(base, row, start, count, size)
+            scores(base, row, start, count, size)
             for t in range(count):
                 top[t] = words[t] >> shift
             for t in range(count):
@@ -411,7 +431,7 @@ def histogram_below(
         row, tally, wanted = rows[k], counts[k], prefix[k]
         for start in range(0, len(base), TILE):
             count = min(TILE, len(base) - start)
-            _magnitudes(base, row, start, count, size)
+            scores(base, row, start, count, size)
             found = np.uint64(0)
             # Written unconditionally and counted if inside: no branch to mispredict.
             for t in range(count):
@@ -435,7 +455,7 @@ def histogram_window(base: Any, rows: Any, words: Any, size: Any, low: Any, coun
         beyond = 0
         for start in range(0, len(base), TILE):
             count = min(TILE, len(base) - start)
-            _magnitudes(base, row, start, count, size)
+            scores(base, row, start, count, size)
             larger: Any = np.int32(0)
             for t in range(count):
                 larger += np.int32(1) if words[t] >= end else np.int32(0)
@@ -452,13 +472,13 @@ def histogram_window(base: Any, rows: Any, words: Any, size: Any, low: Any, coun
 
 @compiled
 def count_equal(base: Any, rows: Any, size: Any, threshold: Any, equal: Any) -> None:
-    """Adds to `equal[K]` how many |xₖ - base| are exactly `threshold[K]`; `size` is TILE working floats of scratch."""
+    """Adds to `equal[K]` how many scores are exactly `threshold[K]`; `size` is TILE working floats of scratch."""
     for k in range(len(rows)):
         row, level = rows[k], threshold[k]
         for start in range(0, len(base), TILE):
             count = min(TILE, len(base) - start)
             # In two loops, as one would branch at every entry.
-            _magnitudes(base, row, start, count, size)
+            scores(base, row, start, count, size)
             found = 0
             for t in range(count):
                 found += size[t] == level
@@ -466,28 +486,31 @@ def count_equal(base: Any, rows: Any, size: Any, threshold: Any, equal: Any) -> 
 
 
 @compiled
-def after_equal(base: Any, row: Any, level: Any, wanted: int) -> int:
-    """The entry after the `wanted`-th (from 1) whose |x - base| is exactly `level`."""
-    for i in range(len(base)):
-        if abs(value_of(row[i]) - value_of(base[i])) == level:
-            wanted -= 1
-            if wanted == 0:
-                return i + 1
+def after_equal(base: Any, row: Any, size: Any, level: Any, wanted: int) -> int:
+    """The entry after the `wanted`-th (from 1) whose score is exactly `level`; `size` as above."""
+    for start in range(0, len(base), TILE):
+        count = min(TILE, len(base) - start)
+        scores(base, row, start, count, size)
+        for t in range(count):
+            if size[t] == level:
+                wanted -= 1
+                if wanted == 0:
+                    return start + t + 1
     return len(base)
 
 
 @compiled
-def trimmed_sums(base: Any, rows: Any, threshold: Any, sums: Any) -> None:
-    """Adds to `sums[K, 2]` Σ|xₖ - base| of all entries and of those above `threshold[K]`, over sixteen fixed lanes."""
+def kept_sums(base: Any, rows: Any, level: Any, sums: Any) -> None:
+    """Adds to `sums[K, 2]` Σ|xₖ - base| of all entries and of those that `level[K]` keeps, over sixteen fixed lanes."""
     for k in range(len(rows)):
-        row, level = rows[k], threshold[k]
+        row, bounds = rows[k], level[k]
         lanes = np.zeros((2, LANES), np.float64)
         for start in range(0, len(base), LANES):
             for j in range(min(LANES, len(base) - start)):
                 i = np.uint64(start) + np.uint64(j)
-                size = abs(value_of(row[i]) - value_of(base[i]))
-                lanes[0, j] += size
-                lanes[1, j] += size if size > level else type(size)(0)
+                origin = value_of(base[i])
+                lanes[0, j] += abs(value_of(row[i]) - origin)
+                lanes[1, j] += abs(sparse(row[i], origin, bounds))
         sums[k, 0] += lanes[0].sum()
         sums[k, 1] += lanes[1].sum()
 

@@ -58,6 +58,12 @@ class Selection:
         # Counts are integers, one array a thread: their sum does not depend on who counted what.
         self._own: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
+    def want(self, ranks: list[int]) -> None:
+        """Changes k, where it is known only after a first count: before the `fold` of that count."""
+        self._wanted = ranks
+        if self._level == 0:
+            self.rank = list(ranks)
+
     @property
     def pending(self) -> bool:
         """True until `threshold` and `rank` are known."""

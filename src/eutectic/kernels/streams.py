@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eutectic.kernels.sphere import slerp_coefficients
 from eutectic.kernels.sums import divisor, one_a_model
 from eutectic.lazy import LazyModule
 
@@ -44,13 +43,18 @@ class StreamJob:
 class Block:
     """Entries `first : first + n` of every input of one job; deltas have the base in row 0.
 
-    `bits (M, n)` holds float32, float64, or 16-bit floats as integers (see `bits.STORED`).
+    `bits (M, n)` holds float32, float64, or 16-bit floats as integers (see `bits.STORED`). For a method that works by
+    rows `around (M, before + n + after)` has the same entries within the whole rows that they lie in. `cache` is for
+    what the merges of a sweep, which see the same block one after the other, need make only once.
     """
 
     job: int
     index: int
     first: int
     bits: Bits
+    around: Bits | None = None
+    before: int = 0
+    cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> tuple[Bits, ...]:
@@ -94,6 +98,14 @@ class Stream(ABC):
         """Ends the present reduction, after every wanted block."""
         raise AssertionError("this stream has no reductions")
 
+    def shares(self, other: Stream) -> bool:
+        """Whether this stream's reductions give what those of `other`, for the same jobs, give."""
+        return False
+
+    def take(self, other: Stream) -> None:
+        """Takes over the results of the reductions of `other`, which `shares` them."""
+        raise AssertionError("this stream shares nothing")
+
     @abstractmethod
     def combine(self, block: Block, out: Bits) -> None:
         """Writes the result's stored bits to `out (n,)`."""
@@ -111,30 +123,3 @@ class WeightedSum(Stream):
     def combine(self, block: Block, out: Bits) -> None:
         shares, by = self._bound[block.job]
         fused.combine_weights(block.rows, shares, by, out)
-
-
-class Slerp(Stream):
-    """Three inner products a tensor, then a weighted sum."""
-
-    def __init__(self, jobs: Sequence[StreamJob]) -> None:
-        self._t = [job.parameters["t"] for job in jobs]
-        self._parts: dict[tuple[int, int], NDArray[np.float64]] = {}
-        self._coefficients: list[tuple[float, float]] = []
-
-    @property
-    def pending(self) -> bool:
-        return not self._coefficients
-
-    def reduce(self, block: Block) -> None:
-        self._parts[block.job, block.index] = fused.inner_products(*block.rows)
-
-    def fold(self) -> None:
-        totals = [np.zeros(3) for _ in self._t]
-        for job, index in sorted(self._parts):
-            totals[job] = totals[job] + self._parts[job, index]
-        self._parts.clear()
-        for (aa, ab, bb), t in zip(totals, self._t, strict=True):
-            self._coefficients.append(slerp_coefficients(float(aa), float(ab), float(bb), t))
-
-    def combine(self, block: Block, out: Bits) -> None:
-        fused.combine_weights(block.rows, self._coefficients[block.job], 1.0, out)

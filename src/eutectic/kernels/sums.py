@@ -40,7 +40,9 @@ CANCELLED = 1e-12
 
 
 def negligible(weights: Sequence[float]) -> float:
-    """What a sum of some of these weights may be and still count as zero."""
+    """What a sum of some of these weights may be and still count as zero: none but zero where all have one sign."""
+    if all(weight >= 0 for weight in weights) or all(weight <= 0 for weight in weights):
+        return 0.0
     return CANCELLED * sum(abs(weight) for weight in weights)
 
 

@@ -1,4 +1,4 @@
-"""The family of task arithmetic, TIES and DARE as one stream: sparsifier × consensus × scale."""
+"""The family of task arithmetic, TIES, breadcrumbs and DARE as one stream: sparsifier × consensus × scale."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from eutectic.kernels.cuts import Cut, least_kept, most_left
 from eutectic.kernels.random import Rng, bound_of, keep_threshold, uint32_key
-from eutectic.kernels.selection import Selection
 from eutectic.kernels.streams import Bits, Block, Stream, StreamJob
 from eutectic.kernels.sums import divisor, negligible, one_a_model
-from eutectic.kernels.trim import kept_count
+from eutectic.kernels.trim import kept_count, outlier_count
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -42,95 +42,87 @@ class _Task:
 class TaskVectors(Stream):
     """θ₀ + λ · consensus(rescale(sparsify(τ))).
 
-    `sparsifier` is `none`, `trim` (keep exactly the k largest, of equals the first) or `drop` (keep at random); `elect`
-    is the sign election. Reductions: a trim's thresholds, then how many entries equal to the threshold each block has;
-    then, where L1 norms are matched, the norms.
+    `sparsifier` is `none`, `trim` (keep exactly the k largest, of equals the first), `band` (the k largest after those
+    that `gamma` removes) or `drop` (keep at random); `elect` is the sign election. Reductions: the cuts; then, where L1
+    norms are matched, the norms.
     """
 
     def __init__(
-        self, jobs: Sequence[StreamJob], *, sparsifier: Literal["none", "trim", "drop"] = "none", elect: bool = False
+        self,
+        jobs: Sequence[StreamJob],
+        *,
+        sparsifier: Literal["none", "trim", "band", "drop"] = "none",
+        elect: bool = False,
     ) -> None:
         self._jobs = jobs
         self._tasks = [_task(job, elect) for job in jobs]
         self._models = jobs[0].models
         dense = all(share == 1.0 for task in self._tasks for share in task.densities)
-        self._trims = sparsifier == "trim" and not dense
         self._drops = sparsifier == "drop" and not dense
+        self._cuts = _cuts(jobs, self._tasks[0].densities) if sparsifier in ("trim", "band") and not dense else []
         rescale = jobs[0].parameters.get("rescale", False)
-        self._norms_due = (rescale == "l1" or (rescale is True and self._trims)) and (self._trims or self._drops)
+        self._norms_due = bool(rescale == "l1" and self._drops) or bool(rescale and self._cuts)
         if rescale is True and self._drops:
             for task in self._tasks:
                 task.factor = [1.0 / density for density in task.densities]
-        numel = sum(job.numel for job in jobs)
-        ranks = [kept_count(share, numel) if numel else 0 for share in self._tasks[0].densities]
-        wide = any(job.parameters.get("wide", False) for job in jobs)
-        self._selection = Selection(ranks, numel, wide) if self._trims else None
-        self._shares_due = self._trims
-        self._equal: dict[tuple[int, int], NDArray[np.int64]] = {}
-        self._budget: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._sums: dict[tuple[int, int], NDArray[np.float64]] = {}
 
     @property
     def pending(self) -> bool:
-        return self._selecting or self._shares_due or self._norms_due
+        return bool(self._cutting) or self._norms_due
 
     @property
-    def _selecting(self) -> bool:
-        return self._selection is not None and self._selection.pending
+    def _cutting(self) -> list[Cut]:
+        return [cut for cut in self._cuts if cut.pending]
 
     def wants(self, index: int) -> bool:
-        return self._selection.wants(index) if self._selection and self._selection.pending else True
+        cutting = self._cutting
+        return any(cut.wants(index) for cut in cutting) if cutting else True
 
     def reduce(self, block: Block) -> None:
-        place = (block.job, block.index)
-        if self._selection and self._selection.pending:
-            self._selection.reduce(block)
-        elif self._shares_due:
-            equal = np.zeros(self._models, np.int64)
-            scratch = np.empty(fused.TILE, block.floats)
-            fused.count_equal(block.base, block.models, scratch, self._threshold(block), equal)
-            self._equal[place] = equal
+        if cutting := self._cutting:
+            for cut in cutting:
+                if cut.wants(block.index):
+                    cut.reduce(block)
+            return
+        sums = np.zeros((self._models, 2))
+        if self._drops:
+            task = self._tasks[block.job]
+            fused.dropped_sums(block.base, block.models, block.first, task.keys, task.keep, task.bound, sums)
         else:
-            sums = np.zeros((self._models, 2))
-            if self._trims:
-                fused.trimmed_sums(block.base, block.models, self._threshold(block), sums)
-            else:
-                task = self._tasks[block.job]
-                fused.dropped_sums(block.base, block.models, block.first, task.keys, task.keep, task.bound, sums)
-            self._sums[place] = sums
-
-    def _threshold(self, block: Block) -> NDArray[Any]:
-        assert self._selection is not None
-        return self._selection.threshold.astype(block.floats)
+            for start, stop, level in self._stretches(block):
+                models = tuple(row[start:stop] for row in block.models)
+                fused.kept_sums(block.base[start:stop], models, level, sums)
+        self._sums[block.job, block.index] = sums
 
     def fold(self) -> None:
-        if self._selection and self._selection.pending:
-            self._selection.fold()
-        elif self._shares_due:
-            self._share_out()
+        if cutting := self._cutting:
+            for cut in cutting:
+                cut.fold()
         else:
             self._match_norms()
-
-    def _share_out(self) -> None:
-        """How many entries equal to the threshold each block keeps: the first, by job and index."""
-        assert self._selection is not None
-        left = np.array(self._selection.rank, np.int64)
-        for place in sorted(self._equal):
-            self._budget[place] = np.minimum(left, self._equal[place])
-            left = left - self._budget[place]
-        self._shares_due = False
 
     def _match_norms(self) -> None:
         totals = [np.zeros((self._models, 2)) for _ in self._jobs]
         for job, index in sorted(self._sums):
             totals[job] = totals[job] + self._sums[job, index]
-        for (job, _), budget in self._budget.items():
-            assert self._selection is not None
-            totals[job][:, 1] += budget * self._selection.threshold
         for task, total in zip(self._tasks, totals, strict=True):
             task.factor = [float(full / kept) if kept else 1.0 for full, kept in total]
         self._sums.clear()
         self._norms_due = False
+
+    def shares(self, other: Stream) -> bool:
+        if not self.pending or not isinstance(other, TaskVectors) or self._drops != other._drops:
+            return False
+        deciding = ("density", "gamma", "rescale", "rng")
+        pairs = zip(self._jobs, other._jobs, strict=True)
+        return all(a.parameters.get(name) == b.parameters.get(name) for a, b in pairs for name in deciding)
+
+    def take(self, other: Stream) -> None:
+        assert isinstance(other, TaskVectors)
+        self._cuts, self._norms_due = other._cuts, False
+        for task, theirs in zip(self._tasks, other._tasks, strict=True):
+            task.factor = theirs.factor
 
     def combine(self, block: Block, out: Bits) -> None:
         task = self._tasks[block.job]
@@ -152,7 +144,7 @@ class TaskVectors(Stream):
                 task.tiny,
                 out,
             )
-        elif not self._trims:
+        elif not self._cuts:
             fused.combine_deltas(block.base, block.models, *shared, zero, factor, task.normalize, task.tiny, out)
         else:
             for start, stop, level in self._stretches(block):
@@ -161,22 +153,30 @@ class TaskVectors(Stream):
                 fused.combine_deltas(base, models, *shared, level, factor, task.normalize, task.tiny, part)
 
     def _stretches(self, block: Block) -> list[tuple[int, int, tuple[Any, ...]]]:
-        """Ranges of a block, each with the level that keeps the right entries.
+        """Ranges of a block, each with the levels that keep the right entries of it.
 
-        In a block that keeps all entries equal to the threshold the level is the threshold, in one that keeps none the
-        next larger float; in the one where the last is kept it changes after that entry.
+        Levels change after the last entry equal to a threshold that belongs to the larger ones, so in few blocks.
         """
-        place = (block.job, block.index)
-        threshold = self._threshold(block)
-        beyond = np.nextafter(threshold, block.floats(np.inf))
-        ends = np.zeros(self._models, np.int64)
-        for model, (budget, equal) in enumerate(zip(self._budget[place], self._equal[place], strict=True)):
-            if budget == equal:
-                ends[model] = len(block.base)
-            elif budget:
-                ends[model] = fused.after_equal(block.base, block.models[model], threshold[model], budget)
-        cuts = sorted({0, len(block.base), *(int(end) for end in ends)})
-        return [(start, stop, tuple(np.where(ends >= stop, threshold, beyond))) for start, stop in pairwise(cuts)]
+        ends = [cut.ends(block) for cut in self._cuts]
+        places = sorted({0, len(block.base), *(int(end) for of_cut in ends for end in of_cut)})
+        found = []
+        for start, stop in pairwise(places):
+            level = tuple(least_kept(self._cuts[0], block, ends[0], stop))
+            if len(self._cuts) > 1:
+                level = tuple(zip(level, most_left(self._cuts[1], block, ends[1], stop), strict=True))
+            found.append((start, stop, level))
+        return found
+
+
+def _cuts(jobs: Sequence[StreamJob], densities: list[float]) -> list[Cut]:
+    """Where the entries that stay end, and, if outliers are removed, where those end."""
+    numel, parameters = sum(job.numel for job in jobs), jobs[0].parameters
+    wide = any(job.parameters.get("wide", False) for job in jobs)
+    shares = one_a_model(parameters.get("gamma", 0.0), jobs[0].models)
+    kept = [kept_count(density, numel) for density in densities]
+    removed = [outlier_count(gamma, numel, stay) for gamma, stay in zip(shares, kept, strict=True)]
+    cuts = [Cut([stay + out for stay, out in zip(kept, removed, strict=True)], numel, wide)]
+    return [*cuts, Cut(removed, numel, wide)] if any(removed) else cuts
 
 
 def _task(job: StreamJob, elect: bool) -> _Task:

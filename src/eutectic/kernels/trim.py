@@ -1,4 +1,4 @@
-"""Δ -> sparser Δ: exactly the k largest magnitudes of each model stay."""
+"""Δ -> sparser Δ: exactly the k largest magnitudes of each model stay, or those that follow the largest outliers."""
 
 from __future__ import annotations
 
@@ -39,15 +39,39 @@ def keep_largest(deltas: Tensor, density: float | Sequence[float]) -> Tensor:
 
 
 def _keep(delta: Tensor, count: int) -> Tensor:
-    flat = delta.reshape(-1)
+    return torch.where(are_largest(delta.abs(), count), delta, torch.zeros_like(delta))
+
+
+def are_largest(magnitude: Tensor, count: int) -> Tensor:
+    """Which entries are the `count` largest of `(*shape)`, of equals the first by flat index; booleans."""
+    flat = magnitude.reshape(-1)
     if count >= flat.numel():
-        return delta
-    magnitude = flat.abs()
-    threshold = torch.topk(magnitude, count, sorted=True).values[-1]
-    above = magnitude > threshold
-    level = magnitude == threshold
+        return torch.ones_like(magnitude, dtype=torch.bool)
+    threshold = torch.topk(flat, count, sorted=True).values[-1]
+    above = flat > threshold
+    level = flat == threshold
     first = level.cumsum(0) <= count - above.sum()
-    return torch.where(above | (level & first), flat, torch.zeros_like(flat)).reshape(delta.shape)
+    return (above | (level & first)).reshape(magnitude.shape)
+
+
+def outlier_count(gamma: float, numel: int, kept: int) -> int:
+    """How many outliers a share `gamma` removes: ⌊gamma · numel⌋, computed like `kept_count`, at most the rest."""
+    return min(numel - kept, math.floor(Fraction(repr(float(gamma))) * numel))
+
+
+def keep_band(deltas: Tensor, density: float | Sequence[float], gamma: float | Sequence[float]) -> Tensor:
+    """Zeroes the `outlier_count` largest magnitudes of each model, and all but the `kept_count` next ones.
+
+    Ties are broken as in `keep_largest`: of equals, the first by flat index count as the larger.
+    """
+    shares = zip(deltas, one_a_model(density, len(deltas)), one_a_model(gamma, len(deltas)), strict=True)
+    banded = []
+    for delta, share, outliers in shares:
+        kept = kept_count(share, delta.numel())
+        removed = outlier_count(outliers, delta.numel(), kept)
+        band = _keep(delta, kept + removed)
+        banded.append(torch.where(_keep(delta, removed) == 0, band, torch.zeros_like(band)) if removed else band)
+    return torch.stack(banded) if banded else deltas
 
 
 def match_l1(sparse: Tensor, dense: Tensor) -> Tensor:

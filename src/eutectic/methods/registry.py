@@ -45,7 +45,8 @@ class Param:
     """One parameter of a method, as recipes see it.
 
     `kind` is `float`, `int`, `bool` or `choice`; a choice lists its `choices`, which may include booleans
-    (`rescale: true | false | l1`). `default` is `None` when the parameter is `required`.
+    (`rescale: true | false | l1`). A number may have words besides (`auto`), which are then its `choices`. `default` is
+    `None` when the parameter is `required`.
     """
 
     name: str
@@ -62,12 +63,16 @@ class Param:
         what = what or "one of " + ", ".join(str(c).lower() if isinstance(c, bool) else str(c) for c in self.choices)
         if self.allowed:
             what += f" in {self.allowed.text}"
+        if self.choices and self.kind != "choice":
+            what += f" or {' or '.join(self.choices)}"
         default = str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
         ending = "required" if self.required else f"default {default}"
         return f"{'one a model, ' if self.per_model else ''}{what}, {ending}"
 
     def fault(self, value: object) -> str | None:
         """Why `value` cannot be this parameter's (one value, not a list), or None if it can."""
+        if isinstance(value, str) and value in self.choices:
+            return None
         if self.kind == "choice":
             known = any(
                 value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices
@@ -98,11 +103,13 @@ class Method:
             without a base, deltas with one: see `resolved`).
         models: least and most inputs, the base not counted for `deltas`; `None` is no limit.
         elementwise: element i of the result needs element i of the inputs only, so any row range can be computed alone.
+        by_row: the streamed form needs the whole rows (along the last axis) that its entries lie in.
         symmetric: the order of the models does not matter.
         scopes: over what a whole-tensor statistic may be taken: `tensor`, and `model` where the paper ranks it all.
         random: takes `rng`.
         also: further papers that the method rests on.
         scratch: bytes of working memory that the plain torch form needs, an entry and model.
+        streams_when: which bound parameters the streamed form covers; None is all.
         factors, finish: the method in two steps, where the first is expensive and does not depend on all parameters.
     """
 
@@ -115,6 +122,7 @@ class Method:
     base: Base
     models: tuple[int, int | None]
     elementwise: bool
+    by_row: bool
     symmetric: bool
     scopes: tuple[str, ...]
     mergekit_defaults: Mapping[str, Any]
@@ -123,6 +131,7 @@ class Method:
     also: tuple[str, ...] = ()
     scratch: int = 12
     streamed: Callable[[Sequence[Any]], Stream] | None = field(default=None)
+    streams_when: Callable[[Mapping[str, Any]], bool] | None = field(default=None)
     factors: Callable[..., Any] | None = field(default=None)
     finish: Callable[..., Tensor] | None = field(default=None)
 
@@ -169,10 +178,22 @@ class Method:
             found += [Problem("R142", fault, f"{self.name}.{param.name}") for fault in faults[:1]]
         return found
 
-    def stream(self, factory: Callable[[Sequence[Any]], Stream]) -> Callable[[Sequence[Any]], Stream]:
-        """Registers the same method in passes over blocks of stored bits (see `kernels.streams`)."""
-        self.streamed = factory
+    def stream(
+        self,
+        factory: Callable[[Sequence[Any]], Stream],
+        *,
+        when: Callable[[Mapping[str, Any]], bool] | None = None,
+    ) -> Callable[[Sequence[Any]], Stream]:
+        """Registers the same method in passes over blocks of stored bits (see `kernels.streams`).
+
+        `when` says for which parameters of a tensor, by recipe name; for others the plain torch form is used.
+        """
+        self.streamed, self.streams_when = factory, when
         return factory
+
+    def streams(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether a tensor with these parameters can be computed in passes over blocks."""
+        return self.streamed is not None and (self.streams_when is None or self.streams_when(parameters))
 
     def prepare(self, factors: Callable[..., Any]) -> Callable[..., Any]:
         """Registers the first of two steps: `factors(tensors, *, …)` with those parameters that it depends on.
@@ -241,6 +262,7 @@ def method(
     base: Base,
     models: tuple[int, int | None] = (1, None),
     elementwise: bool = False,
+    by_row: bool = False,
     symmetric: bool = True,
     scopes: tuple[str, ...] = ("tensor",),
     mergekit_defaults: Mapping[str, Any] | None = None,
@@ -274,6 +296,7 @@ def method(
             base=base,
             models=models,
             elementwise=elementwise,
+            by_row=by_row,
             symmetric=symmetric,
             scopes=scopes,
             mergekit_defaults=mergekit_defaults or {},

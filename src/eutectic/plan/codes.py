@@ -58,4 +58,9 @@ CODES: dict[str, tuple[str, str]] = {
         "`base`. A method that does not use the base merges the models listed: list the base among them, or name "
         "another.",
     ),
+    "P312": (
+        "steps after a method that cannot be",
+        "What stands under `post` rescales the change from the base model, tensor by tensor: the method must work on "
+        "task vectors or start from the base, and rank each tensor by itself.",
+    ),
 }

@@ -18,6 +18,20 @@ NUMERICS = 1
 
 
 @dataclass(frozen=True, slots=True)
+class BoundStep:
+    """One step after the method, for one tensor: its name, over what it takes norms, its bound parameters."""
+
+    name: str
+    scope: str
+    parameters: Mapping[str, Any]
+
+    @property
+    def measures_model(self) -> bool:
+        """Whether its factor needs norms over the whole model."""
+        return self.scope == "model" or (self.name == "lines" and self.parameters["alpha"] == "auto")
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One output tensor: print it and you understand it.
 
@@ -28,6 +42,7 @@ class Job:
         inputs: (input number, name there) in the method's order; the base first for deltas.
         parameters: bound values by recipe name; one a model where the parameter is per model.
         reason: why it is copied.
+        post: steps that rescale the merged change, in order.
     """
 
     name: str
@@ -36,6 +51,7 @@ class Job:
     inputs: tuple[tuple[int, str], ...]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
+    post: tuple[BoundStep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +190,8 @@ class Plan:
         ]
         seed = self.seed if self.method.random else None
         decides = [NUMERICS, self.method.name, self.recipe.scope, seed, inputs, jobs, dict(self.ties)]
+        if self.recipe.post:
+            decides.append([[[step.name, step.scope, dict(step.parameters)] for step in j.post] for j in self.jobs])
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def tokenizer_folder(self) -> str | None:

@@ -11,6 +11,7 @@ from eutectic.plan.findings import Findings
 from eutectic.plan.inputs import Opener, open_donor, open_inputs
 from eutectic.plan.model import Job, Plan, PlanInput
 from eutectic.plan.parameters import Parameters
+from eutectic.plan.post import Posts
 from eutectic.recipe import ModelEntry, Recipe, label_of, same_model
 
 # (input number, name there) of every input that has a tensor.
@@ -64,6 +65,7 @@ class _Planner:
         self.depths = Depths.of(self.names)
         listed_models = [entry for entry in self.entries if entry is not None]
         self.parameters = Parameters(recipe, method, listed_models, self.depths, self.findings)
+        self.posts = Posts(recipe, method, self.depths, self.findings)
         self.giver = self._input_named(recipe.buffers_from, "buffers_from")
         # Tensors to be told of together: those missing from the same models, those of one refused dtype.
         self.missing: dict[tuple[tuple[int, ...], tuple[int, ...]], list[str]] = {}
@@ -73,6 +75,7 @@ class _Planner:
         self._check_layers()
         floats = [name for name in self.names if any(dtypes.is_float(s.dtype) for s in self._specs(self._has(name)))]
         self.parameters.check_filters(floats, self.ties)
+        self.posts.check_filters(floats)
         jobs = [job for name in self.names if (job := self._job(name)) is not None]
         self._report_groups()
         if not any(job.action == "merge" for job in jobs) and not self.findings.problems:
@@ -158,7 +161,7 @@ class _Planner:
             self._shapes_differ(name, has, specs)
             return None
         out = Spec(self.out_dtype or dtypes.promote([spec.dtype for spec in specs]), specs[0].shape)
-        return Job(name, out, "merge", tuple(has), self.parameters.bind(name))
+        return Job(name, out, "merge", tuple(has), self.parameters.bind(name), post=self.posts.bind(name))
 
     def _copied_buffer(self, name: str, has: _Holders, specs: list[Spec]) -> Job | None:
         """Integers and booleans: never averaged. Equal everywhere, or taken from where the recipe says."""

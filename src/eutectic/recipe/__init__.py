@@ -1,7 +1,9 @@
 """Recipes: YAML, dicts and `--set` → a frozen `Recipe`, or every problem at once. No weights, no torch."""
 
 from eutectic.recipe.codes import CODES as CODES
+from eutectic.recipe.load import Variant as Variant
 from eutectic.recipe.load import load as load
+from eutectic.recipe.load import load_sweep as load_sweep
 from eutectic.recipe.model import Model as Model
 from eutectic.recipe.model import ModelEntry as ModelEntry
 from eutectic.recipe.model import Place as Place

@@ -100,6 +100,12 @@ CODES: dict[str, tuple[str, str]] = {
         "Under `normalize: true` the result is divided by the sum of the weights, which is zero. Set normalize: false, "
         "as for negation and analogies, or change the weights.",
     ),
+    "R128": (
+        "sweep not understood",
+        "`{sweep: [0.1, 0.3]}` in place of a parameter's value makes one merge for each value, all in one pass over "
+        "the models, each in a folder of its own. Every value stands once, several sweeps are combined, up to 256 "
+        "merges. A recipe that is a model of another, and what reads a single merge, cannot have one.",
+    ),
     "R130": (
         "model not understood",
         "A model is a path, a hub id such as org/name or org/name@revision, the name of another document in the same "
@@ -129,6 +135,11 @@ CODES: dict[str, tuple[str, str]] = {
         "override not understood",
         "--set takes KEY=VALUE with a path into the recipe: parameters.t=0.4 or models[0].parameters.weight=2. The "
         "value is YAML.",
+    ),
+    "R150": (
+        "step after the method not understood",
+        "`post` is a list of steps that rescale the merged change, each a name with its parameters: "
+        "`- lines: {beta: 0.5}`, `- norm_guard`, `- svc: {alpha: 1}`. `eutectic methods post` lists them.",
     ),
     "R142": (
         "a method called by hand with what it does not take",

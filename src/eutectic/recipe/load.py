@@ -1,4 +1,4 @@
-"""Loading: a path, YAML text, a dict or a `Recipe` → a checked recipe, with the recipes inside it."""
+"""Loading: a path, YAML text, a dict or a `Recipe` → checked recipes, with the recipes inside them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from eutectic.recipe.parse import read_recipe
 from eutectic.recipe.plain import from_python
 from eutectic.recipe.references import Context
 from eutectic.recipe.schema import MethodTable
+from eutectic.recipe.sweep import axes_of, variants_of
 
 MAX_BYTES = 1_000_000
 MAX_RECIPES = 100
@@ -39,6 +40,57 @@ def load(
 
     Raises `RecipeError` with every problem found.
     """
+    sheet, final = _opened(source, overrides, methods)
+    session = sheet.session
+    axes = axes_of(final, Faults())
+    for axis in axes:
+        message = "is swept, which is not one merge but several"
+        session.faults.add("R128", final.place(axis.trail), message, "use `eutectic merge` or `eutectic.sweep`")
+    recipe = None if axes else sheet.read(final, Node(final, final.data).place)
+    if recipe is None or session.faults:
+        raise session.faults.error()
+    return _kept(source, recipe) if isinstance(source, Recipe) else recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One merge of a sweep: the name of its folder, the value of each swept parameter by path, and its recipe."""
+
+    label: str
+    choices: Mapping[str, Any]
+    recipe: Recipe
+
+
+def load_sweep(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    methods: MethodTable,
+) -> list[Variant]:
+    """As `load`, for a recipe in which parameters have `{sweep: [...]}` for a value: one recipe for each combination.
+
+    Without a sweep the list is empty.
+    """
+    sheet, final = _opened(source, overrides, methods)
+    axes = axes_of(final, sheet.session.faults)
+    if sheet.session.faults:
+        raise sheet.session.faults.error()
+    found, faults = [], Faults()
+    for label, choices, document in variants_of(final, axes) if axes else ():
+        session = _Session(methods, faults)
+        documents = [document if one is final else one for one in sheet.documents]
+        again = _Sheet(session, documents, sheet.file, sheet.folder)
+        last = again.final()
+        recipe = again.read(last, Node(last, last.data).place) if last is not None else None
+        if recipe is not None:
+            found.append(Variant(label, choices, recipe))
+    if faults:
+        raise faults.error()
+    return found
+
+
+def _opened(source: Any, overrides: Sequence[str], methods: MethodTable) -> tuple[_Sheet, Document]:
+    """The sheet of a source and its final document, with the overrides in it."""
     session = _Session(methods)
     if isinstance(source, Recipe):
         sheet = _Sheet(session, [from_python(source.with_live_objects())], source.file, source.folder)
@@ -50,12 +102,10 @@ def load(
         kind = type(source).__name__
         raise RecipeError(Problem("R101", f"a {kind} is no recipe", hint="give a path, YAML text, a dict or a Recipe"))
     final = sheet.final()
-    if final is not None:
-        override(final, overrides, session.faults)
-    recipe = sheet.read(final, Node(final, final.data).place) if final is not None else None
-    if recipe is None or session.faults:
+    if final is None:
         raise session.faults.error()
-    return _kept(source, recipe) if isinstance(source, Recipe) else recipe
+    override(final, overrides, session.faults)
+    return sheet, final
 
 
 def _kept(recipe: Recipe, fresh: Recipe) -> Recipe:

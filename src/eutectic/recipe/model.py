@@ -25,6 +25,15 @@ class ModelEntry:
 
 
 @dataclass(frozen=True)
+class PostStep:
+    """One step after the method: its name, over what it takes norms, and its parameters."""
+
+    name: str
+    scope: str = "tensor"
+    parameters: Mapping[str, Setting] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A merge as asked for. Make one with `eutectic.recipe.load`, which checks it.
 
@@ -35,6 +44,7 @@ class Recipe:
         base: the base model; also the donor of config and tokenizer files.
         parameters: what holds for all models, by name. A value is looked up in the model's own, then here, then in
             the method's defaults; `Setting.at` gives None where it says nothing of a tensor.
+        post: what is done with the merged change, in order.
         dtype: what inputs are cast to before merging (float16, bfloat16, float32, float64), None to keep.
         out_dtype: dtype of the result, None for that of the merge.
         name: the recipe's own name.
@@ -55,6 +65,7 @@ class Recipe:
     models: tuple[ModelEntry, ...]
     base: Model | None = None
     parameters: Mapping[str, Setting] = field(default_factory=dict)
+    post: tuple[PostStep, ...] = ()
     dtype: str | None = None
     out_dtype: str | None = None
     name: str | None = None
@@ -93,6 +104,8 @@ class Recipe:
             parameters["scope"] = self.scope
         if parameters:
             plain["parameters"] = parameters
+        if self.post:
+            plain["post"] = [_post(step) for step in self.post]
         for key in ("dtype", "out_dtype", "seed", "buffers_from", "tokenizer_source"):
             if getattr(self, key) is not None:
                 plain[key] = getattr(self, key)
@@ -164,6 +177,11 @@ def _model(model: Model, live: bool) -> Any:
     if isinstance(model, str) or live:
         return model
     return model.to_dict() if isinstance(model, Recipe) else label_of(model)
+
+
+def _post(step: PostStep) -> dict[str, Any]:
+    scope = {"scope": step.scope} if step.scope != "tensor" else {}
+    return {step.name: scope | _settings(step.parameters)}
 
 
 def _settings(parameters: Mapping[str, Setting]) -> dict[str, Any]:

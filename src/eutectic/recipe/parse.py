@@ -10,6 +10,7 @@ from eutectic.recipe import checks, values
 from eutectic.recipe.inputs import Inputs, find_inputs
 from eutectic.recipe.located import Node, Place, shown
 from eutectic.recipe.model import Model, ModelEntry, Recipe, label_of, same_model
+from eutectic.recipe.post import read_post
 from eutectic.recipe.references import Context, model_at
 from eutectic.recipe.schema import MethodLike
 from eutectic.recipe.values import Setting
@@ -20,6 +21,7 @@ KEYS = (
     "models",
     "slices",
     "parameters",
+    "post",
     "dtype",
     "out_dtype",
     "name",
@@ -234,6 +236,7 @@ def _assemble(draft: _Draft, inputs: Inputs) -> Recipe:
         models=tuple(draft.models),
         base=draft.base,
         parameters=draft.parameters,
+        post=read_post(root.get("post"), context.methods.steps(), context.faults),
         dtype=_choice(draft, "dtype", dtypes.FLOATS),
         out_dtype=_choice(draft, "out_dtype", dtypes.FLOATS),
         name=_text(draft, "name"),

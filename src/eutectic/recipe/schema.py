@@ -64,6 +64,22 @@ class MethodLike(Protocol):
         """The method as it is with or without a base model."""
 
 
+class PostLike(Protocol):
+    """A step after a method (see `eutectic.methods.PostProcessor`)."""
+
+    @property
+    def name(self) -> str:
+        """What `post` says."""
+
+    @property
+    def params(self) -> Mapping[str, ParamLike]:
+        """The parameters by name."""
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Over what it takes norms."""
+
+
 class MethodTable(Protocol):
     """All methods by name; the module `eutectic.methods` is one."""
 
@@ -72,3 +88,6 @@ class MethodTable(Protocol):
 
     def names(self) -> list[str]:
         """Every method's name."""
+
+    def steps(self) -> Mapping[str, PostLike]:
+        """The steps after a method, by name."""

@@ -36,10 +36,10 @@ class Entry:
         position = depth * (len(self.values) - 1)
         index = int(position)
         low = self.values[index]
-        if stepped or index == position:
+        high = self.values[min(index + 1, len(self.values) - 1)]
+        # A word beside numbers (`auto`) has nothing between it and its neighbour.
+        if stepped or index == position or isinstance(low, str) or isinstance(high, str):
             return low
-        high = self.values[index + 1]
-        assert not isinstance(low, str) and not isinstance(high, str)  # numbers: others are stepped
         return low + (high - low) * (position - index)
 
 
@@ -117,7 +117,9 @@ def _filtered(node: Node, param: ParamLike, faults: Faults) -> Entry:
         faults.add("R124", node.place, f"must be {{filter, value}} like its neighbours, not {shown(node.data)}")
         return Entry(EVERYTHING, ())
     for key, item in node.items():
-        if key not in ("filter", "value"):
+        if key == "sweep":
+            faults.add("R128", item.key_place, "a sweep stands only in the outermost recipe", "move it there")
+        elif key not in ("filter", "value"):
             faults.add("R110", item.key_place, "unknown key", did_you_mean(key, ("filter", "value")))
     pattern = node.get("filter")
     value = node.get("value")
@@ -164,7 +166,7 @@ def _leaf(node: Node, param: ParamLike, faults: Faults) -> list[Scalar]:
         seen = "" if ", not " in reason else f", not {shown(value)}"
         faults.add("R123", node.place, reason + seen, _hint(value, param))
         return []
-    if param.kind == "float":
+    if param.kind == "float" and not isinstance(value, str):
         value = float(value)
     elif param.kind == "int":
         value = int(value)

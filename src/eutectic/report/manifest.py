@@ -83,4 +83,5 @@ def _tensor(plan: Plan, number: int, record: Mapping[str, Any]) -> dict[str, Any
     fate: dict[str, Any] = {"fate": "merged" if job.action == "merge" else "copied"}
     fate |= {"reason": job.reason} if job.reason else {}
     fate |= {"dtype": job.spec.dtype, "shape": list(job.spec.shape), "digest": record["digest"], "inputs": inputs}
-    return fate | ({"parameters": dict(job.parameters)} if job.parameters else {})
+    fate |= {"parameters": dict(job.parameters)} if job.parameters else {}
+    return fate | ({"post": {step.name: dict(step.parameters) for step in job.post}} if job.post else {})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 
 from eutectic import methods
 from eutectic.errors import Problem, RecipeError, did_you_mean
-from eutectic.methods import Method
+from eutectic.methods import Method, PostProcessor
 
 CODES: dict[str, tuple[str, str]] = {
     "X901": ("no such method", "`eutectic methods` lists every method that is built in or installed."),
@@ -14,10 +15,15 @@ CODES: dict[str, tuple[str, str]] = {
 }
 
 
+def step_named(name: str) -> PostProcessor | None:
+    """The step after a method that has this name, or None."""
+    return methods.steps().get(name)
+
+
 def method_named(name: str) -> Method:
     """The method, or `RecipeError` (X901) with the nearest name."""
     if (found := methods.get(name)) is None:
-        hint = did_you_mean(name, methods.names()) or "`eutectic methods` lists them"
+        hint = did_you_mean(name, [*methods.names(), *methods.steps()]) or "`eutectic methods` lists them"
         raise RecipeError(Problem("X901", f"there is no method {name!r}", hint=hint))
     return found
 
@@ -27,10 +33,10 @@ def first_line(method: Method) -> str:
     return (inspect.getdoc(method.function) or "").split("\n", 1)[0]
 
 
-def paper_links(method: Method) -> str:
-    """The papers as Markdown links."""
+def paper_links(papers: Iterable[str]) -> str:
+    """Papers as Markdown links."""
     links = []
-    for paper in (method.paper, *method.also):
+    for paper in papers:
         kind, _, number = paper.partition(":")
         address = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}.get(kind)
         links.append(f"[{paper}]({address}{number})" if address else paper)
@@ -52,13 +58,14 @@ def method_page(method: Method) -> str:
         "first": "required: the starting point",
         "optional": "optional: with one, its task vectors are merged",
     }[method.base]
+    papers = paper_links((method.paper, *method.also))
     return "\n".join(
         [
             f"# {method.name}",
             "",
             text,
             "",
-            f"Family: {method.family}. Paper: {paper_links(method)}. Models: {count}. Base model: {base}.",
+            f"Family: {method.family}. Paper: {papers}. Models: {count}. Base model: {base}.",
             "",
             "| parameter | value |",
             "|---|---|",
@@ -66,6 +73,37 @@ def method_page(method: Method) -> str:
             "",
             "```yaml",
             example(method).rstrip(),
+            "```",
+            "",
+        ]
+    )
+
+
+def step_page(step: PostProcessor) -> str:
+    """The page of a step after a method."""
+    rows = [f"| `{p.name}` | {p.describe()} |" for p in step.params.values()]
+    if len(step.scopes) > 1:
+        rows.append(f"| `scope` | one of {', '.join(step.scopes)}, default {step.scopes[0]} |")
+    given = ", ".join(f"{p.name}: 0.5" for p in step.params.values() if p.required)
+    return "\n".join(
+        [
+            f"# {step.name}",
+            "",
+            step.title,
+            "",
+            step.about,
+            "",
+            "A step after any method that works on the change from a base, named under `post`."
+            + (f" Paper: {paper_links(step.papers)}." if step.papers else ""),
+            "",
+            "| parameter | value |",
+            "|---|---|",
+            *rows,
+            "",
+            "```yaml",
+            example(method_named("task_arithmetic")).rstrip(),
+            "post:",
+            f"  - {step.name}: {{{given}}}" if given else f"  - {step.name}",
             "```",
             "",
         ]

@@ -6,8 +6,8 @@ This is all that the engine, the lazy merge and `verify` share: what a block is,
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,10 @@ from eutectic.checkpoint import Source
 from eutectic.errors import NumericError, Problem, RecipeError
 from eutectic.kernels.bits import EXPONENT, STORED
 from eutectic.kernels.digests import BLOCK, block_digest
-from eutectic.kernels.random import Rng
-from eutectic.kernels.streams import Block, Stream, StreamJob
+from eutectic.kernels.streams import Block
 from eutectic.lazy import LazyModule
 from eutectic.plan import Job, Plan
-from eutectic.run.reference import Reference
+from eutectic.run.groups import Group, Unit, as_stored, units_of
 
 if TYPE_CHECKING:
     from eutectic.kernels import fused
@@ -60,99 +59,6 @@ class Made:
     nonfinite: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A piece of work: entries `first : first + count` of one job. Streams number their jobs within the group."""
-
-    job: int
-    within: int
-    index: int
-    first: int
-    count: int
-
-
-class Group:
-    """Jobs that share a stream, or one that is copied. Units can be made once nothing is `pending`."""
-
-    def __init__(self, plan: Plan, jobs: list[int], device: str, reference: bool) -> None:
-        self.jobs = jobs
-        self.stream: Stream | None = None
-        first = plan.jobs[jobs[0]]
-        if first.action == "merge":
-            described = [_described(plan, job) for job in jobs]
-            if plan.method.streamed is None or in_torch(plan, device, reference):
-                self.stream = Reference(plan.method, described, device)
-            else:
-                self.stream = plan.method.streamed(described)
-        # Whether each tensor is one unit, as its method cannot be computed in parts.
-        self.whole = isinstance(self.stream, Reference) and not plan.method.elementwise
-        self.units = [
-            unit for within, job in enumerate(jobs) for unit in _units(plan.jobs[job], job, within, self.whole)
-        ]
-        self.within = {job: within for within, job in enumerate(jobs)}
-        self.unit_counts = Counter(unit.job for unit in self.units)
-
-    @property
-    def pending(self) -> bool:
-        """True while reductions are due."""
-        return self.stream is not None and self.stream.pending
-
-    def wanted(self) -> list[Unit]:
-        """The units that the present reduction needs."""
-        assert self.stream is not None
-        return [unit for unit in self.units if self.stream.wants(unit.index)]
-
-
-def in_torch(plan: Plan, device: str, reference: bool) -> bool:
-    """Whether the plain torch form of the method is used. A GPU has none that ranks a whole model."""
-    on_device = device != "cpu" and plan.recipe.scope == "tensor"
-    return reference or on_device or plan.method.streamed is None
-
-
-def _as_stored(plan: Plan, number: int) -> bool:
-    """Whether the inputs of a job are read straight into a block: all of one dtype, and that the one to work in."""
-    job = plan.jobs[number]
-    kinds = {plan.inputs[i].specs[name].dtype for i, name in job.inputs}
-    return len(kinds) == 1 and ("float64" in kinds) == (plan.working[number] == "float64")
-
-
-def _units(job: Job, number: int, within: int, whole: bool) -> list[Unit]:
-    numel = job.spec.numel
-    step = max(numel, 1) if whole else BLOCK
-    return [Unit(number, within, i, first, min(step, numel - first)) for i, first in enumerate(range(0, numel, step))]
-
-
-def _described(plan: Plan, number: int) -> StreamJob:
-    """The job as its stream sees it; parameters under the names that the method's function has."""
-    job = plan.jobs[number]
-    bound = {("lambda_" if name == "lambda" else name): value for name, value in job.parameters.items()}
-    bases = 1 if plan.method.space == "deltas" else 0
-    if plan.method.random:
-        labels = tuple(plan.inputs[i].label for i, _ in job.inputs[bases:])
-        bound["rng"] = Rng(plan.seed, job.name, labels)
-    bound["wide"] = plan.working[number] == "float64"
-    return StreamJob(job.spec.numel, len(job.inputs) - bases, bound, job.spec.shape)
-
-
-def block_bytes(plan: Plan, number: int, device: str, reference: bool) -> int:
-    """Memory that one worker needs for one unit of this job: inputs, output and scratch."""
-    job = plan.jobs[number]
-    if job.action == "copy":
-        return 2 * min(job.spec.numel, BLOCK) * dtypes.itemsize(job.spec.dtype)
-    torch_form = in_torch(plan, device, reference)
-    whole = torch_form and not plan.method.elementwise
-    count = job.spec.numel if whole else min(job.spec.numel, BLOCK)
-    stored = sum(dtypes.itemsize(plan.inputs[i].specs[name].dtype) for i, name in job.inputs)
-    held = count * (stored + dtypes.itemsize(job.spec.dtype))
-    if not _as_stored(plan, number):
-        held += count * len(job.inputs) * dtypes.itemsize(plan.working[number])
-    if torch_form:
-        # Plain torch: stacked floats, a sparse copy, float64 sums.
-        return held + count * (len(job.inputs) * plan.method.scratch + 40)
-    # Two groups may be counting at a time, each with a histogram a model and worker.
-    return held + 2 * len(job.inputs) * (1 << 17) * 8
-
-
 class Loader:
     """Reads blocks and computes them, from any number of threads, each with buffers of its own."""
 
@@ -165,24 +71,30 @@ class Loader:
 
     def load(self, unit: Unit) -> Block:
         """The inputs of a unit, ready for a stream. Valid until this thread loads the next one."""
-        return Block(unit.within, unit.index, unit.first, self._read(unit, None))
+        return self._read(unit, None)
 
-    def make(self, group: Group, unit: Unit, held: Block | None = None) -> Made:
-        """Computes a unit of a group whose reductions are done. `held` is its block if it is still in memory."""
+    def make(self, group: Group, unit: Unit, held: Block | None = None, lanes: Sequence[int] = (0,)) -> Iterator[Made]:
+        """Computes a unit of a group whose reductions are done, with each of its streams that `lanes` names.
+
+        `held` is the unit's block if it is still in memory. What is made is valid until the next is asked for.
+        """
         job = self.plan.jobs[unit.job]
-        if group.stream is None:
-            return self._copy(job, unit)
+        if not group.streams:
+            made = self._copy(job, unit)
+            yield from (made for _ in lanes)
+            return
         seen: list[tuple[bytes, int]] = []
         if held is None:
-            held = Block(unit.within, unit.index, unit.first, self._read(unit, seen))
+            held = self._read(unit, seen)
         else:
             seen = [self._look_at(job, k, row) for k, row in enumerate(held.bits)]
         nonfinite = [bad for _, bad in seen]
         out = self._result(unit.count, STORED[job.spec.dtype])
-        group.stream.combine(held, out)
-        if not sum(nonfinite):
-            _check_result(job, out, "choose out_dtype: bfloat16 or float32, or smaller weights")
-        return Made(out, _digests(out), [digest for digest, _ in seen], nonfinite)
+        for lane in lanes:
+            group.streams[lane].combine(held, out)
+            if not sum(nonfinite):
+                _check_result(job, out, "choose out_dtype: bfloat16 or float32, or smaller weights")
+            yield Made(out, _digests(out), [digest for digest, _ in seen], nonfinite)
 
     def holdable(self, unit: Unit) -> int:
         """Bytes that keeping the block this thread loaded last would take; 0 if it cannot be kept (it was converted).
@@ -190,7 +102,7 @@ class Loader:
         The block keeps the whole of the thread's buffer, which an earlier block may have made larger.
         """
         buffer: NDArray[np.uint8] = self._local.buffer
-        return buffer.nbytes if _as_stored(self.plan, unit.job) else 0
+        return buffer.nbytes if as_stored(self.plan, unit.job) else 0
 
     def check_copies(self) -> None:
         """Raises `RecipeError` for every integer buffer that differs between models, before anything is written."""
@@ -198,7 +110,7 @@ class Loader:
         for number, job in enumerate(self.plan.jobs):
             if job.action != "copy" or len(job.inputs) < 2:
                 continue
-            for unit in _units(job, number, 0, False):
+            for unit in units_of(job, number, 0, False):
                 first_row = self._raw(*job.inputs[0], unit)
                 odd = [
                     self.plan.inputs[i].label
@@ -222,8 +134,8 @@ class Loader:
     def _raw(self, number: int, name: str, unit: Unit) -> NDArray[Any]:
         spec = self.plan.inputs[number].specs[name]
         stored = STORED.get(spec.dtype) or np.dtype(dtypes.BY_NAME[spec.dtype].bits)
-        row: NDArray[Any] = np.empty(unit.count, stored)
-        self.sources[number].read_into(name, unit.first, unit.first + unit.count, row.view(np.uint8).data)
+        row: NDArray[Any] = np.empty(unit.stop - unit.start, stored)
+        self.sources[number].read_into(name, unit.start, unit.stop, row.view(np.uint8).data)
         return row
 
     def _copy(self, job: Job, unit: Unit) -> Made:
@@ -240,25 +152,26 @@ class Loader:
         others = [digest] * len(job.inputs)  # equal, or refused by `check_copies`
         return Made(out, _digests(out), others, nonfinite * len(job.inputs))
 
-    def _read(self, unit: Unit, seen: list[tuple[bytes, int]] | None) -> NDArray[Any]:
-        """Bits of every input in one array; `seen` takes the digest and the count of each as it is stored."""
+    def _read(self, unit: Unit, seen: list[tuple[bytes, int]] | None) -> Block:
+        """Bits of every input in one block; `seen` takes the digest and the count of each as it is stored."""
         job = self.plan.jobs[unit.job]
         work = self.plan.working[unit.job]
-        direct = _as_stored(self.plan, unit.job)
+        direct = as_stored(self.plan, unit.job)
         number, first = job.inputs[0]
         dtype = STORED[self.plan.inputs[number].specs[first].dtype] if direct else work
-        bits = self._buffer(len(job.inputs), unit.count, dtype)
+        bits = self._buffer(len(job.inputs), unit.stop - unit.start, dtype)
+        own = slice(unit.before, unit.before + unit.count)
         for k, (row, (i, name)) in enumerate(zip(bits, job.inputs, strict=True)):
             if direct:
                 stored = row
-                self.sources[i].read_into(name, unit.first, unit.first + unit.count, row.view(np.uint8).data)
+                self.sources[i].read_into(name, unit.start, unit.stop, row.view(np.uint8).data)
             else:
                 stored = self._raw(i, name, unit)
                 row[:] = _converted(stored, work)
             if seen is not None:
                 # At once, while the row is still in the cache.
-                seen.append(self._look_at(job, k, stored))
-        return bits
+                seen.append(self._look_at(job, k, stored[own]))
+        return Block(unit.within, unit.index, unit.first, bits[:, own], bits, unit.before)
 
     def _look_at(self, job: Job, k: int, row: NDArray[Any]) -> tuple[bytes, int]:
         return _digests(row), self._check_input(job, k, row)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from eutectic.errors import Problem, ResourceError
 from eutectic.plan import Plan
-from eutectic.run.blocks import block_bytes, in_torch
+from eutectic.run.groups import HISTOGRAM_BYTES, Work, block_bytes, in_torch
 
 MIB = 1 << 20
 DEFAULT_MEMORY = 1 << 30
@@ -44,11 +44,12 @@ CODES: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Workers, bytes that blocks may be held in between two passes, and the peak that follows from both."""
+    """Workers, bytes that blocks may be held in between two passes, the peak that follows, and the least bound."""
 
     threads: int
     hold_bytes: int
     peak_bytes: int
+    least_bytes: int
 
 
 def resident_bytes() -> int:
@@ -72,16 +73,26 @@ def plans_in(plan: Plan) -> Iterator[Plan]:
 def worker_bytes(plan: Plan, device: str = "cpu", reference: bool = False) -> int:
     """Memory one worker needs at most, nested recipes included: each level has a block in work at the same time."""
     return sum(
-        max((block_bytes(level, number, device, reference) for number in range(len(level.jobs))), default=0)
+        max((block_bytes(Work(level, device, reference), number) for number in range(len(level.jobs))), default=0)
         for level in plans_in(plan)
     )
 
 
-def make_budget(plan: Plan, *, memory: int, threads: int, device: str = "cpu", reference: bool = False) -> Budget:
-    """Divides the bound. Raises `ResourceError` (M601) when not even one worker fits."""
-    uses_torch = device != "cpu" or any(in_torch(level, device, reference) for level in plans_in(plan))
+def lane_bytes(plan: Plan) -> int:
+    """Memory that each further merge of a sweep needs in one worker: what its reductions count."""
+    return 2 * len(plan.inputs) * HISTOGRAM_BYTES
+
+
+def make_budget(
+    plan: Plan, *, memory: int, threads: int, device: str = "cpu", reference: bool = False, lanes: int = 1
+) -> Budget:
+    """Divides the bound; `lanes` plans like this one are done at once.
+
+    Raises `ResourceError` (M601) when not even one worker fits.
+    """
+    uses_torch = device != "cpu" or any(in_torch(Work(level, device, reference)) for level in plans_in(plan))
     floor = max(resident_bytes(), _BARE + (_TORCH if uses_torch else 0)) + _SLACK
-    each = worker_bytes(plan, device, reference)
+    each = worker_bytes(plan, device, reference) + (lanes - 1) * lane_bytes(plan)
     left = memory - floor
     workers = min(threads, left // each if each else threads)
     if workers < 1:
@@ -96,7 +107,7 @@ def make_budget(plan: Plan, *, memory: int, threads: int, device: str = "cpu", r
         )
     passes = any(level.method.streamed is not None for level in plans_in(plan))
     hold = min(HOLD_BYTES, max(0, left - workers * each)) if passes else 0
-    return Budget(workers, hold, floor + workers * each + min(hold, _largest_group(plan)))
+    return Budget(workers, hold, floor + workers * each + min(hold, _largest_group(plan)), floor + each)
 
 
 def _largest_group(plan: Plan) -> int:

@@ -1,4 +1,4 @@
-"""plan -> sink: reads, computes and hands over every block, on several threads, within a memory bound.
+"""plans -> sinks: reads, computes and hands over every block, on several threads, within a memory bound.
 
 There is no task graph. A group of jobs goes through its reductions one after the other and then through its units;
 workers take whatever the oldest open group has ready, and open the next group when it has nothing.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from eutectic.kernels.digests import digest_of
 from eutectic.kernels.streams import Block
-from eutectic.plan import Plan
-from eutectic.run.blocks import Group, Loader, Made, Unit
+from eutectic.run.blocks import Loader, Made
+from eutectic.run.groups import Group, Unit, Work
 
 _NOTHING: NDArray[Any] = np.empty(0, np.uint8)
 
@@ -34,6 +34,16 @@ class Sink(Protocol):
 
 
 @dataclass(slots=True)
+class Lane:
+    """One output of a run: what is done, where results go, and the jobs that need not be done again."""
+
+    work: Work
+    sink: Sink
+    done: Collection[int] = ()
+    parts: dict[int, dict[int, Made]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class _Active:
     """A group on its way: what is still to be handed out, and how much is still being worked on."""
 
@@ -43,45 +53,37 @@ class _Active:
 
 
 class Engine:
-    """One run of a plan.
+    """One run over the inputs of a plan, or of the plans of a sweep, which differ in parameters only.
 
     Args:
-        plan: what to do.
-        loader: reads and computes.
-        sink: takes the results.
-        done: jobs that need not be done again.
+        lanes: one for each output.
+        loader: reads and computes; has the plan of the first lane.
         threads: workers.
         hold_bytes: how much input may be kept between the reductions and the combination of a group.
-        device, reference: see `blocks.Group`.
         stop: set from outside to end early; `run` then returns False.
-        progress: called with the output bytes of each block.
+        progress: called with the output bytes of each block and lane.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        lanes: Sequence[Lane],
         loader: Loader,
-        sink: Sink,
         *,
-        done: Collection[int] = (),
         threads: int = 2,
         hold_bytes: int = 0,
-        device: str = "cpu",
-        reference: bool = False,
         stop: threading.Event | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        self._plan, self._loader, self._sink = plan, loader, sink
-        self._threads, self._device, self._reference = threads, device, reference
-        self._done = frozenset(done)
-        self._queue = deque(jobs for jobs in plan.groups() if any(job not in self._done for job in jobs))
+        self._lanes, self._loader, self._plan = lanes, loader, lanes[0].work.plan
+        self._threads = threads
+        self._done = frozenset.intersection(*(frozenset(lane.done) for lane in lanes))
+        self._queue = deque(jobs for jobs in self._plan.groups() if any(job not in self._done for job in jobs))
         self._active: list[_Active] = []
         self._change = threading.Condition()
         self._stop = stop or threading.Event()
         self._failure: BaseException | None = None
         self._hold_left = hold_bytes
         self._held: dict[tuple[int, int], tuple[Block, NDArray[np.uint8]]] = {}
-        self._parts: dict[int, dict[int, Made]] = {}
         self._progress = progress or (lambda nbytes: None)
 
     def run(self) -> bool:
@@ -120,7 +122,7 @@ class Engine:
                         active.pending += 1
                         return active, active.waiting.popleft()
                 if self._queue:
-                    group = Group(self._plan, self._queue.popleft(), self._device, self._reference)
+                    group = Group([lane.work for lane in self._lanes], self._queue.popleft())
                     active = _Active(group)
                     self._active.append(active)
                     self._hand_out(active)
@@ -139,12 +141,12 @@ class Engine:
                 active.waiting.extend(group.wanted())
                 if active.waiting:
                     return
-                assert group.stream is not None
-                group.stream.fold()
+                group.fold()
                 continue
             for job in group.jobs:
                 if job not in self._done and self._plan.jobs[job].spec.numel == 0:
-                    self._record(job, [])
+                    for number in self._open_lanes(job):
+                        self._record(self._lanes[number], job, [])
             active.waiting.extend(unit for unit in group.units if unit.job not in self._done)
             if not active.waiting:
                 self._active.remove(active)
@@ -155,8 +157,7 @@ class Engine:
             active.pending -= 1
             if not active.waiting and not active.pending:
                 if active.group.pending:
-                    assert active.group.stream is not None
-                    active.group.stream.fold()
+                    active.group.fold()
                     self._hand_out(active)
                 else:
                     self._active.remove(active)
@@ -166,8 +167,7 @@ class Engine:
         place = (unit.job, unit.index)
         held = self._held.get(place)
         block = held[0] if held else self._loader.load(unit)
-        assert active.group.stream is not None
-        active.group.stream.reduce(block)
+        active.group.reduce(block)
         if held is None and self._loader.holdable(unit) and unit.job not in self._done:
             buffer = self._loader.keep()
             with self._change:
@@ -178,26 +178,34 @@ class Engine:
             else:
                 self._loader.give_back(buffer)
 
+    def _open_lanes(self, job: int) -> list[int]:
+        return [number for number, lane in enumerate(self._lanes) if job not in lane.done]
+
     def _make(self, active: _Active, unit: Unit) -> None:
         held = self._held.pop((unit.job, unit.index), None)
-        made = self._loader.make(active.group, unit, held[0] if held else None)
+        lanes = self._open_lanes(unit.job)
+        for number, made in zip(
+            lanes, self._loader.make(active.group, unit, held[0] if held else None, lanes), strict=True
+        ):
+            lane = self._lanes[number]
+            lane.sink.write(unit.job, unit.first, made.bits)
+            self._progress(made.bits.nbytes)
+            with self._change:
+                parts = lane.parts.setdefault(unit.job, {})
+                # The bits themselves are written and must not stay in memory.
+                parts[unit.index] = replace(made, bits=_NOTHING)
+                ready = len(parts) == active.group.unit_counts[unit.job]
+                finished = lane.parts.pop(unit.job) if ready else None
+            if finished is not None:
+                self._record(lane, unit.job, [finished[index] for index in sorted(finished)])
         if held is not None:
             self._loader.give_back(held[1])
-        self._sink.write(unit.job, unit.first, made.bits)
-        self._progress(made.bits.nbytes)
-        with self._change:
-            self._hold_left += held[1].nbytes if held else 0
-            parts = self._parts.setdefault(unit.job, {})
-            # The bits themselves are written and must not stay in memory.
-            parts[unit.index] = replace(made, bits=_NOTHING)
-            ready = len(parts) == active.group.unit_counts[unit.job]
-            finished = self._parts.pop(unit.job) if ready else None
-        if finished is not None:
-            self._record(unit.job, [finished[index] for index in sorted(finished)])
+            with self._change:
+                self._hold_left += held[1].nbytes
 
-    def _record(self, job: int, parts: list[Made]) -> None:
+    def _record(self, lane: Lane, job: int, parts: list[Made]) -> None:
         inputs = len(self._plan.jobs[job].inputs)
-        self._sink.finish(
+        lane.sink.finish(
             job,
             {
                 "digest": digest_of([part.digest for part in parts]),

@@ -12,7 +12,9 @@ from eutectic import dtypes
 from eutectic.checkpoint import Source
 from eutectic.kernels.digests import BLOCK
 from eutectic.plan import Plan
-from eutectic.run.blocks import Group, Loader, Unit, sources_of
+from eutectic.run.blocks import Loader, sources_of
+from eutectic.run.groups import Group, Unit, Work
+from eutectic.run.measure import measured
 
 
 def loader_for(plan: Plan, *, count_nonfinite: bool = False, reference: bool = False) -> Loader:
@@ -47,6 +49,7 @@ class MergedSource(Source):
         self._groups: dict[int, Group] = {}
         self._lock = threading.Lock()
         self._checked = False
+        self._work: Work | None = None
         self._kept: tuple[int, NDArray[np.uint8]] | None = None
 
     def read_into(self, name: str, start: int, stop: int, out: memoryview) -> None:
@@ -54,7 +57,7 @@ class MergedSource(Source):
         group = self._ready(job)
         itemsize = dtypes.itemsize(self.specs[name].dtype)
         blocks = range(start // BLOCK, -(-stop // BLOCK))
-        for unit in group.units if group.whole else [self._unit(group, job, index) for index in blocks]:
+        for unit in group.units if group.whole else [group.unit_at[job, index] for index in blocks]:
             bits = self._bits(group, unit)
             low, high = max(start, unit.first), min(stop, unit.first + unit.count)
             out[(low - start) * itemsize : (high - start) * itemsize] = bits[
@@ -64,15 +67,11 @@ class MergedSource(Source):
     def _bits(self, group: Group, unit: Unit) -> NDArray[np.uint8]:
         """The stored bytes of a unit. A tensor that can only be made whole is kept until another one is wanted."""
         if not group.whole:
-            return self._loader.make(group, unit).bits.view(np.uint8)
+            return next(self._loader.make(group, unit)).bits.view(np.uint8)
         with self._lock:
             if self._kept is None or self._kept[0] != unit.job:
-                self._kept = (unit.job, self._loader.make(group, unit).bits.view(np.uint8).copy())
+                self._kept = (unit.job, next(self._loader.make(group, unit)).bits.view(np.uint8).copy())
             return self._kept[1]
-
-    def _unit(self, group: Group, job: int, index: int) -> Unit:
-        first = index * BLOCK
-        return Unit(job, group.within[job], index, first, min(BLOCK, self.plan.jobs[job].spec.numel - first))
 
     def _ready(self, job: int) -> Group:
         """The group of a job with its reductions done."""
@@ -83,12 +82,13 @@ class MergedSource(Source):
                 self._checked = True
             if (kept := self._groups.get(jobs[0])) is not None:
                 return kept
-            group = Group(self.plan, jobs, "cpu", self._reference)
+            if self._work is None:
+                self._work = measured(self.plan, self._loader, reference=self._reference)
+            group = Group([self._work], jobs)
             while group.pending:
-                assert group.stream is not None
                 for unit in group.wanted():
-                    group.stream.reduce(self._loader.load(unit))
-                group.stream.fold()
+                    group.reduce(self._loader.load(unit))
+                group.fold()
             self._groups[jobs[0]] = group
             return group
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,23 +37,40 @@ class Reference(Stream):
         self._keywords = {p.name: p.name if p.name != "lambda" else "lambda_" for p in method.params.values()}
 
     def combine(self, block: Block, out: NDArray[Any]) -> None:
-        with _one_torch_thread(), self._cuda_stream():
+        with one_torch_thread(), self._cuda_stream():
             job = self._jobs[block.job]
-            stacked = self._upload(block)
-            if job.shape is not None and block.bits.shape[1] == job.numel:
-                stacked = stacked.reshape(-1, *job.shape)
-            result = self._apply(stacked, job).reshape(-1)
+            if "tensors" not in block.cache:
+                block.cache["tensors"] = self._tensors(block, job)
+            result = self._apply(block, job).reshape(-1)
             out[:] = _stored(result, out.dtype).cpu().numpy().view(out.dtype)
 
-    def _apply(self, stacked: torch.Tensor, job: StreamJob) -> torch.Tensor:
+    def _tensors(self, block: Block, job: StreamJob) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The base, if there is one, and what the method takes."""
+        stacked = self._upload(block)
+        if job.shape is not None and block.bits.shape[1] == job.numel:
+            stacked = stacked.reshape(-1, *job.shape)
+        if self._method.space == "weights":
+            return None, stacked
+        return stacked[0], stacked[1:] - stacked[0]
+
+    def _apply(self, block: Block, job: StreamJob) -> torch.Tensor:
         given = {keyword: job.parameters[keyword] for keyword in self._keywords.values()}
         if self._method.random:
             given["rng"] = job.parameters["rng"]
-        if self._method.space == "weights":
-            return self._method(stacked, **given)
-        base = stacked[0]
-        change = self._method(stacked[1:] - base, **given)
-        return torch.where(change == 0, base, base + change)
+        base, tensors = block.cache["tensors"]
+        change = self._changed(block, tensors, given)
+        return change if base is None else torch.where(change == 0, base, base + change)
+
+    def _changed(self, block: Block, tensors: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+        """What the method makes; in two steps where it has them, the first of which other merges of a sweep share."""
+        first, second = self._method.factors, self._method.finish
+        if first is None or second is None:
+            return self._method(tensors, **given)
+        deciding = {name: given[name] for name in _keywords(first)}
+        key = ("factors", repr(deciding))
+        if key not in block.cache:
+            block.cache[key] = first(tensors, **deciding)
+        return second(block.cache[key], **{name: given[name] for name in _keywords(second)}).to(tensors.dtype)
 
     def _upload(self, block: Block) -> torch.Tensor:
         host = torch.from_numpy(block.bits)
@@ -72,6 +90,11 @@ class Reference(Stream):
         return torch.cuda.stream(self._local.stream)
 
 
+def _keywords(function: Any) -> list[str]:
+    """The parameters of one step of a method, without the tensors or factors that come first."""
+    return list(inspect.signature(function).parameters)[1:]
+
+
 class _Users:
     """How many threads are in torch, and what its number of threads was before the first came."""
 
@@ -81,7 +104,7 @@ class _Users:
 
 
 @contextmanager
-def _one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> Iterator[None]:
     """Sums and factorisations differ in the last bit with the number of threads, and the workers fill the cores."""
     with _Users.lock:
         if _Users.inside == 0:

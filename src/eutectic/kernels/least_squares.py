@@ -1,0 +1,110 @@
+"""(Wᵢ, Gᵢ) -> the W nearest to every model on its own inputs: Σ tr (W - Wᵢ) Gᵢ (W - Wᵢ)ᵀ is least.
+
+The minimum is W = (Σ WᵢGᵢ)(Σ Gᵢ)⁺. Gᵢ is the Gram matrix of a layer's inputs where it was measured; without data the
+rows of a task vector stand for the inputs that made them. Where Σ Gᵢ is nearly singular the exact answer follows noise:
+measured Grams get a ridge, and a filter stops the others from going all the way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from eutectic.kernels.matrices import RESOLVED, Tasks, principal
+from eutectic.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch")
+
+
+@dataclass(frozen=True, slots=True)
+class Equations:
+    """`moment` Σ WᵢGᵢ (m, n), and the resolved eigenvalues (r, descending) and eigenvectors (n, r) of Σ Gᵢ."""
+
+    moment: Tensor
+    values: Tensor
+    vectors: Tensor
+
+    def solution(self, start: Tensor, filtered: Tensor) -> Tensor:
+        """`start`, moved along eigenvector j by the share `filtered[j]` of the way to the minimum.
+
+        Ones solve exactly; where there is no eigenvector, nothing is known and `start` stays.
+        """
+        kept = len(filtered)
+        vectors, values = self.vectors[:, :kept], self.values[:kept]
+        step = (self.moment @ vectors) * (filtered / values) - (start @ vectors) * filtered
+        return start + step @ vectors.T
+
+
+def own_rows(tasks: Tasks) -> Equations:
+    """The equations whose Gᵢ is τᵢᵀτᵢ / ‖τᵢ‖², for Wᵢ = τᵢ: each task vector's own rows as its inputs."""
+    rows, columns = next(iter(tasks)).shape
+    moment = sum(((_cubed(task) / _square(task)) for task in tasks), start=torch.zeros(()))
+    if rows * len(tasks) >= columns:
+        gram = sum((task.T @ (task / _square(task)) for task in tasks), start=torch.zeros(()))
+        return Equations(moment, *principal(gram))
+    # Fewer rows in all than columns: the same eigenvalues from a smaller matrix.
+    units = torch.cat([task / math.sqrt(_square(task)) for task in tasks])
+    values, left = principal(units @ units.T)
+    return Equations(moment, values, (units.T @ left) / values.sqrt())
+
+
+def _square(task: Tensor) -> float:
+    """‖τ‖², or 1 for a zero task vector, which then takes no part."""
+    return float(task.square().sum()) or 1.0
+
+
+def _cubed(task: Tensor) -> Tensor:
+    """τ τᵀ τ."""
+    return (task @ task.T) @ task if task.shape[0] <= task.shape[1] else task @ (task.T @ task)
+
+
+def exponential(values: Tensor, time: float) -> Tensor:
+    """1 - exp(-λt): how far gradient flow has come at time t."""
+    return -torch.expm1(-values * time)
+
+
+def landweber(values: Tensor, steps: float) -> Tensor:
+    """1 - (1 - 0.9 λ/λ₁)ˢ: how far gradient descent has come after s steps of 0.9/λ₁."""
+    return -torch.expm1(steps * torch.log1p(-0.9 * values / values[:1]))
+
+
+def participation(values: Tensor) -> int:
+    """How many directions take part: ⌈(Σ√λ)² / Σλ⌉, n where all are equal and 1 where one has everything."""
+    share = float(values.sqrt().sum() ** 2 / values.sum())
+    # A hair less, as of n equal values the sums may be rounded to more than n. Of none, or of NaN, the share is NaN.
+    return min(len(values), math.ceil(share * (1 - 1e-12))) if share > 0 else len(values)
+
+
+def share_of(count: int, share: float) -> int:
+    """⌈share · count⌉, with the share taken as the decimal that was written."""
+    return math.ceil(Fraction(repr(float(share))) * count)
+
+
+def regression_mean(weights: Sequence[Tensor], grams: Sequence[Tensor], ridge: float) -> Tensor:
+    """(Σ WᵢGᵢ)(Σ Gᵢ)⁻¹ in float64, after `ridge` · tr(Gᵢ)/n has been added to the diagonal of every Gᵢ.
+
+    On both sides of the quotient: where the inputs say nothing, the answer is then an average and not zero. Columns are
+    scaled to a unit diagonal, as a few inputs of an LLM are a thousand times the others. Where even so Σ Gᵢ is singular
+    to float64, its eigenvectors decide, and what they do not span is the plain average.
+    """
+    start = torch.stack([weight.double() for weight in weights]).mean(0)
+    moment, gram = torch.zeros_like(start), torch.zeros_like(grams[0], dtype=torch.float64)
+    for weight, one in zip(weights, grams, strict=True):
+        wide = one.double()
+        raised = wide + torch.eye(len(wide), dtype=torch.float64, device=wide.device) * (ridge * wide.diagonal().mean())
+        moment, gram = moment + weight.double() @ raised, gram + raised
+    diagonal = gram.diagonal().sqrt()
+    scale = torch.where(diagonal > 0, 1 / diagonal, torch.ones_like(diagonal))
+    factor, failed = torch.linalg.cholesky_ex(gram * scale * scale[:, None])
+    if not failed and bool((factor.diagonal() > RESOLVED).all()):
+        solved: Tensor = torch.cholesky_solve((moment * scale).T, factor).T * scale
+        return solved
+    values, vectors = principal(gram)
+    return Equations(moment, values, vectors).solution(start, torch.ones_like(values))

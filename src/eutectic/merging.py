@@ -1,0 +1,241 @@
+"""Plans -> folders: one merge, or the merges of a sweep in one pass over their inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from eutectic import dtypes
+from eutectic.checkpoint import REAL, Storage
+from eutectic.checkpoint.companions import Companions, companions
+from eutectic.checkpoint.layout import INDEX, index_of, lay_out
+from eutectic.checkpoint.output import AlreadyCompleteError, Output
+from eutectic.errors import InterruptedMergeError, NumericError, Problem, RecipeError
+from eutectic.kernels.digests import block_digest, digest_of
+from eutectic.plan import Plan
+from eutectic.report.manifest import manifest_of
+from eutectic.run.budget import DEFAULT_MEMORY, Budget, make_budget, resident_bytes
+from eutectic.run.engine import Engine, Lane
+from eutectic.run.measure import measured
+from eutectic.run.merged import loader_for
+from eutectic.run.refusals import refuse_overlap, refuse_reference, sources_in
+from eutectic.run.signals import Stop, stop_on_signals
+
+OnPlan = Callable[[Plan, Budget, Sequence[str]], None]
+
+# As transformers and mergekit have it.
+SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run, as opposed to what to compute. The bytes of the weights do not depend on any but `shard_bytes`.
+
+    Attributes:
+        threads: workers, None for all cores; the memory bound may allow fewer.
+        memory: bound on the process's resident memory, in bytes; None is 1 GiB beyond what it holds already.
+        device: `cpu`, `cuda` or `cuda:N`.
+        shard_bytes: largest output file, in bytes of tensors.
+        replace: replace an existing output, and discard unfinished work of another merge.
+        nonfinite: `stop` at NaN or infinity in an input, or `count` them and go on.
+        reference: use the plain torch form of the method, as a cross-check (slow, whole tensors in memory).
+    """
+
+    threads: int | None = None
+    memory: int | None = None
+    device: str = "cpu"
+    shard_bytes: int = SHARD_BYTES
+    replace: bool = False
+    nonfinite: str = "stop"
+    reference: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises `RecipeError` (M603) with every option that cannot be."""
+        problems = []
+        for name in ("threads", "memory", "shard_bytes"):
+            value = getattr(self, name)
+            if value is None and name != "shard_bytes":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                problems.append(Problem("M603", f"must be a whole number from 1 on, not {value!r}", name))
+        for name in ("replace", "reference"):
+            if not isinstance(getattr(self, name), bool):
+                problems.append(Problem("M603", f"must be True or False, not {getattr(self, name)!r}", name))
+        if self.nonfinite not in ("stop", "count"):
+            problems.append(Problem("M603", f"must be 'stop' or 'count', not {self.nonfinite!r}", "nonfinite"))
+        if problems:
+            raise RecipeError(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """What a merge did.
+
+    Attributes:
+        path: the output folder.
+        plan: what was done; its inputs are closed.
+        budget: the memory it was given.
+        seconds: wall time of the work.
+        resumed: tensors that an interrupted run had finished.
+        already_complete: the output existed and was exactly this merge; nothing was written.
+        notes: what the user should know.
+        nonfinite: NaN or infinite values in the inputs (with `nonfinite="count"`).
+    """
+
+    path: str
+    plan: Plan
+    budget: Budget
+    seconds: float
+    resumed: int
+    already_complete: bool
+    notes: tuple[str, ...]
+    nonfinite: int = 0
+
+
+class Run:
+    """One output: its plan, its folder, and what goes beside the weights."""
+
+    def __init__(self, planned: Plan, out: str, options: Options, storage: Storage, lanes: int = 1) -> None:
+        refuse_overlap(planned, out)
+        refuse_reference(planned, options.reference)
+        self.plan, self.options = planned, options
+        self.beside = beside(planned, storage)
+        self.notes = [*planned.notes, *self.beside.notes]
+        self.budget = budget_for(planned, options, lanes)
+        self.shards = lay_out(planned.specs, {"format": "pt", **planned.ties}, options.shard_bytes)
+        self.fingerprint = fingerprint_of(planned, options, self.beside)
+        self.already_complete = False
+        self.output = Output(
+            out,
+            self.shards,
+            [(job.name, job.spec.numel, dtypes.itemsize(job.spec.dtype)) for job in planned.jobs],
+            fingerprint=self.fingerprint,
+            stamps=[source.stamp() for source in sources_in(planned)],
+            replace=options.replace,
+            storage=storage,
+        )
+
+    def interrupted(self, signal_number: int) -> InterruptedMergeError:
+        """What was made is kept, and this says so."""
+        self.output.flush()
+        kept = f"{len(self.output.records)} of {len(self.plan.jobs)} tensors are kept in {self.output.path}.partial"
+        return InterruptedMergeError(
+            Problem("W407", f"stopped; {kept}", self.output.path, "the same command resumes"), signal_number
+        )
+
+    def complete(self) -> None:
+        """Writes what stands beside the weights and lets the folder appear."""
+        files = dict(self.beside.files)
+        if (index := index_of(self.shards, self.plan.bytes_out)) is not None:
+            files[INDEX] = index
+        self.output.flush()
+        manifest = manifest_of(
+            self.plan,
+            self.output.records,
+            weights={shard.name: shard.identity() for shard in self.shards},
+            fingerprint=self.fingerprint,
+            shard_bytes=self.options.shard_bytes,
+            files={name: digest_of([block_digest(data)]) for name, data in files.items()},
+            notes=self.notes,
+            out=self.output.path,
+        )
+        self.output.complete(files, manifest)
+
+    def result(self, seconds: float) -> Merge:
+        """What was done."""
+        bad = sum(sum(record["nonfinite"]) for record in self.output.records.values())
+        resumed = 0 if self.already_complete else self.output.resumed
+        return Merge(
+            self.output.path, self.plan, self.budget, seconds, resumed, self.already_complete, tuple(self.notes), bad
+        )
+
+
+def execute(runs: Sequence[Run], progress: Callable[[int], None] | None) -> list[Merge]:
+    """Makes every output in one pass over the inputs that they share. Raises as `api.merge` does."""
+    started = monotonic()
+    first = runs[0]
+    options = first.options
+    loader = loader_for(first.plan, count_nonfinite=options.nonfinite == "count", reference=options.reference)
+    with stop_on_signals() as stop:
+        loader.check_copies()
+        due: list[Run] = []
+        try:
+            for run in runs:
+                try:
+                    run.output.open(stop.event)
+                    due.append(run)
+                except AlreadyCompleteError:
+                    run.already_complete = True
+            if due:
+                finished = _work(due, loader, stop, progress)
+                for source in loader.sources:
+                    source.check_unchanged()
+                if not finished:
+                    for run in due[1:]:
+                        run.output.flush()
+                    raise due[0].interrupted(stop.number)
+            while due:
+                due[0].complete()
+                due.pop(0)
+        except BaseException as error:
+            for run in due:
+                # What a broken model has made so far is of no use to any later command.
+                run.output.abandon(remove=isinstance(error, NumericError))
+            raise
+    return [run.result(monotonic() - started) for run in runs]
+
+
+def _work(runs: Sequence[Run], loader: Any, stop: Stop, progress: Callable[[int], None] | None) -> bool:
+    """Runs the engine; False if it was stopped."""
+    budget, options = runs[0].budget, runs[0].options
+    if progress:
+        progress(sum(run.plan.jobs[job].spec.nbytes for run in runs for job in run.output.records))
+    lanes = []
+    for run in runs:
+        work = measured(
+            run.plan,
+            loader,
+            device=options.device,
+            reference=options.reference,
+            threads=budget.threads,
+            hold_bytes=budget.hold_bytes,
+            stop=stop.event,
+        )
+        lanes.append(Lane(work, run.output, set(run.output.records)))
+    if stop.event.is_set():
+        return False
+    engine = Engine(
+        lanes, loader, threads=budget.threads, hold_bytes=budget.hold_bytes, stop=stop.event, progress=progress
+    )
+    return engine.run()
+
+
+def fingerprint_of(planned: Plan, options: Options, files: Companions) -> str:
+    """SHA-256 of what decides every byte of the output: the weights, their division into files, the files beside."""
+    digests = {name: digest_of([block_digest(data)]) for name, data in sorted(files.files.items())}
+    text = f"{planned.fingerprint} {options.shard_bytes} {options.nonfinite} {json.dumps(digests)}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def beside(planned: Plan, storage: Storage = REAL) -> Companions:
+    """Config, tokenizer and other small files for the output."""
+    floats = {job.spec.dtype for job in planned.jobs if dtypes.is_float(job.spec.dtype)}
+    dtype = floats.pop() if len(floats) == 1 else None
+    return companions(planned.donor.folder(), dtype, planned.tokenizer_folder(), storage, specs=planned.specs)
+
+
+def budget_for(planned: Plan, options: Options, lanes: int = 1) -> Budget:
+    """Workers and memory that a merge of this plan, or of `lanes` like it, would use. Raises `ResourceError` (M601)."""
+    return make_budget(
+        planned,
+        lanes=lanes,
+        memory=options.memory if options.memory is not None else resident_bytes() + DEFAULT_MEMORY,
+        threads=options.threads or os.cpu_count() or 1,
+        device=options.device,
+        reference=options.reference,
+    )

@@ -1,0 +1,217 @@
+"""A recipe -> BibTeX of what it uses: the papers of its methods and steps, of recipes within it, and Eutectic."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eutectic import methods, recipe
+from eutectic._version import __version__
+from eutectic.methods.posts import POSTS
+from eutectic.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """One entry: the id that methods declare, what uses it, the entry's key and its text."""
+
+    paper: str
+    used_by: tuple[str, ...]
+    key: str
+    bibtex: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Bibliographic facts; `authors` as BibTeX has them, `others` for those who are not listed."""
+
+    key: str
+    authors: str
+    title: str
+    year: int
+
+
+# Every paper that a method declares, as `paper` or `also` (a test keeps it complete). Braces keep capitals.
+ENTRIES: dict[str, Entry] = {
+    "arXiv:2109.01903": Entry(
+        "wortsman2021robust", "Wortsman, Mitchell and others", "Robust fine-tuning of zero-shot models", 2021
+    ),
+    "arXiv:2203.05482": Entry(
+        "wortsman2022soups",
+        "Wortsman, Mitchell and others",
+        "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference "
+        "time",
+        2022,
+    ),
+    "arXiv:2208.05592": Entry(
+        "ilharco2022patching",
+        "Ilharco, Gabriel and others",
+        "Patching open-vocabulary models by interpolating weights",
+        2022,
+    ),
+    "arXiv:2212.04089": Entry(
+        "ilharco2022editing", "Ilharco, Gabriel and others", "Editing Models with Task Arithmetic", 2022
+    ),
+    "arXiv:2306.01708": Entry(
+        "yadav2023ties",
+        "Yadav, Prateek and Tam, Derek and Choshen, Leshem and Raffel, Colin and Bansal, Mohit",
+        "{TIES}-Merging: Resolving Interference When Merging Models",
+        2023,
+    ),
+    "arXiv:2311.03099": Entry(
+        "yu2023dare",
+        "Yu, Le and Yu, Bowen and Yu, Haiyang and Huang, Fei and Li, Yongbin",
+        "Language Models are Super {M}ario: Absorbing Abilities from Homologous Models as a Free Lunch",
+        2023,
+    ),
+    "arXiv:2312.06795": Entry(
+        "davari2023breadcrumbs",
+        "Davari, MohammadReza and Belilovsky, Eugene",
+        "Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks",
+        2023,
+    ),
+    "arXiv:2403.13257": Entry(
+        "goddard2024mergekit",
+        "Goddard, Charles and others",
+        "Arcee's {MergeKit}: A Toolkit for Merging Large Language Models",
+        2024,
+    ),
+    "arXiv:2403.19522": Entry(
+        "jang2024stock",
+        "Jang, Dong-Hwan and Yun, Sangdoo and Han, Dongyoon",
+        "Model Stock: All we need is just a few fine-tuned models",
+        2024,
+    ),
+    "arXiv:2405.07813": Entry(
+        "wang2024localizing",
+        "Wang, Ke and others",
+        "Localizing Task Information for Improved Model Merging and Compression",
+        2024,
+    ),
+    "arXiv:2405.17461": Entry(
+        "huang2024emr", "Huang, Chenyu and others", "{EMR}-Merging: Tuning-Free High-Performance Model Merging", 2024
+    ),
+    "arXiv:2406.11617": Entry(
+        "deep2024della",
+        "Deep, Pala Tej and Bhardwaj, Rishabh and Poria, Soujanya",
+        "{DELLA}-Merging: Reducing Interference in Model Merging through Magnitude-Based Sampling",
+        2024,
+    ),
+    "arXiv:2407.06322": Entry(
+        "marczak2024magmax",
+        "Marczak, Daniel and others",
+        "{MagMax}: Leveraging Model Merging for Seamless Continual Learning",
+        2024,
+    ),
+    "arXiv:2408.07990": Entry(
+        "wan2024fusechat", "Wan, Fanqi and others", "{FuseChat}: Knowledge Fusion of Chat Models", 2024
+    ),
+    "arXiv:2410.02396": Entry(
+        "du2024parameter", "Du, Guodong and others", "Parameter Competition Balancing for Model Merging", 2024
+    ),
+    "arXiv:2410.17146": Entry(
+        "wang2024lines",
+        "Wang, Ke and others",
+        "{LiNeS}: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging",
+        2024,
+    ),
+    "arXiv:2410.19735": Entry(
+        "stoica2024knots", "Stoica, George and others", "Model merging with {SVD} to tie the {K}nots", 2024
+    ),
+    "arXiv:2412.00081": Entry(
+        "gargiulo2024task",
+        "Gargiulo, Antonio Andrea and others",
+        "Task Singular Vectors: Reducing Task Interference in Model Merging",
+        2024,
+    ),
+    "arXiv:2412.12153": Entry(
+        "choi2024revisiting", "Choi, Jiho and others", "Revisiting Weight Averaging for Model Merging", 2024
+    ),
+    "arXiv:2502.04959": Entry(
+        "marczak2025isotropic",
+        "Marczak, Daniel and others",
+        "No Task Left Behind: Isotropic Model Merging with Common and Task-Specific Subspaces",
+        2025,
+    ),
+    "arXiv:2502.10339": Entry(
+        "lee2025star", "Lee, Yu-Ang and others", "{STAR}: Spectral Truncation and Rescale for Model Merging", 2025
+    ),
+    "arXiv:2503.08099": Entry(
+        "cheng2025whoever",
+        "Cheng, Runxi and others",
+        "Whoever Started the Interference Should End It: Guiding Data-Free Model Merging via Task Vectors",
+        2025,
+    ),
+    "arXiv:2601.13572": Entry(
+        "yuan2026behavior",
+        "Yuan, Xiangchi and others",
+        "Behavior Knowledge Merge in Reinforced Agentic Models",
+        2026,
+    ),
+    "arXiv:2602.05536": Entry(
+        "li2026shared",
+        "Li, Yayuan and others",
+        "When Shared Knowledge Hurts: Spectral Over-Accumulation in Model Merging",
+        2026,
+    ),
+    "arXiv:2603.04972": Entry(
+        "wang2026functionality",
+        "Wang, Jiayu and others",
+        "Functionality-Oriented {LLM} Merging on the {F}isher-{R}ao Manifold",
+        2026,
+    ),
+    "doi:10.1145/325165.325242": Entry(
+        "shoemake1985animating", "Shoemake, Ken", "Animating rotation with quaternion curves", 1985
+    ),
+}
+EUTECTIC = "eutectic"
+
+
+def cite(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> list[Citation]:
+    """What to cite for a recipe: each paper once, in the order of first use, then Eutectic. Opens no model.
+
+    `source` is a path, YAML text, a dict or a `Recipe`. Raises `RecipeError` with every problem of the recipe.
+    """
+    swept = [variant.recipe for variant in recipe.load_sweep(source, methods=methods)]
+    users: dict[str, list[str]] = {}
+    for one in swept or [recipe.load(source, methods=methods)]:
+        for user, papers in _uses(one):
+            for paper in papers:
+                users.setdefault(paper, []).append(user)
+    found = [_citation(paper, tuple(dict.fromkeys(by))) for paper, by in users.items()]
+    return [*found, _itself()]
+
+
+def _uses(written: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every method and step of a recipe and of those within it, with their papers."""
+    method = methods.get(written.method)
+    assert method is not None, "the recipe was checked"
+    yield method.name, (method.paper, *method.also)
+    for step in written.post:
+        yield step.name, POSTS[step.name].papers
+    for model in (written.base, *(entry.model for entry in written.models)):
+        if isinstance(model, Recipe):
+            yield from _uses(model)
+
+
+def _citation(paper: str, used_by: tuple[str, ...]) -> Citation:
+    kind, _, number = paper.partition(":")
+    where = {"eprint": number, "archiveprefix": "arXiv"} if kind == "arXiv" else {kind: number}
+    if (entry := ENTRIES.get(paper)) is None:
+        # A method that somebody else made: the id is all that is known.
+        key = "".join(c if c.isalnum() else "-" for c in paper)
+        return Citation(paper, used_by, key, _bibtex("misc", key, {"title": f"{{{paper}}}", **where}))
+    fields = {"author": entry.authors, "title": entry.title, "year": str(entry.year), **where}
+    return Citation(paper, used_by, entry.key, _bibtex("misc", entry.key, fields))
+
+
+def _itself() -> Citation:
+    fields = {"author": "{The Eutectic developers}", "title": "Eutectic", "version": __version__}
+    return Citation("", (), EUTECTIC, _bibtex("software", EUTECTIC, fields))
+
+
+def _bibtex(kind: str, key: str, fields: dict[str, str]) -> str:
+    lines = [f"  {name} = {{{value}}}," for name, value in fields.items()]
+    return "\n".join([f"@{kind}{{{key},", *lines, "}"])
