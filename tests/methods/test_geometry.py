@@ -72,7 +72,9 @@ def multislerp_oracle(x, weight, normalize):
     mean = mean / np.linalg.norm(mean)
     tangent = weight @ (units - np.outer(units @ mean, mean))
     length = np.linalg.norm(tangent) + 1e-300
-    return size * (mean * np.cos(length) + tangent * np.sin(length) / length), abs(size) * steep
+    return size * (mean * np.cos(length) + tangent * np.sin(length) / length), abs(weight) @ np.linalg.norm(
+        x, axis=1
+    ) * steep
 
 
 def log_map(at, to):
@@ -158,8 +160,9 @@ def test_slerp(x, t, norm):
 @oracle_test
 def test_nuslerp(x, weight):
     assume(abs(weight[:2].sum()) > 0.05 and clear_angle(*wide(x)))
-    found = methods.nuslerp(x, weight=weight[:2].tolist())
-    expect(found, *slerp_oracle(*wide(x), weight[1] / weight[:2].sum()))
+    found, t = methods.nuslerp(x, weight=weight[:2].tolist()), weight[1] / weight[:2].sum()
+    # Beyond the ends the coefficients grow, and so does what a rounding of the cosine does to them.
+    expect(found, slerp_oracle(*wide(x), t)[0], (1 + abs(t)) ** 2 * abs(wide(x)).sum(0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -42,7 +42,7 @@ def merge(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Merge models into the folder OUT (a sweep: into folders in OUT). The same command resumes after an interruption."""
+    """Merge models into the folder OUT, or a sweep into folders in it. The same command resumes if interrupted."""
     with screen.refusals(json):
         from eutectic import api
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eutectic.errors import Problem, RecipeError
 from eutectic.kernels.sums import weighted_sum
 from eutectic.kernels.trim import keep_largest
 from eutectic.lazy import LazyModule
@@ -43,13 +42,6 @@ def users(deltas: Tensor, total: Tensor, levels: Sequence[float]) -> Tensor:
         own = delta.double()
         count += own.abs() > (total - own).abs() * level
     return count
-
-
-def quorum(wanted: int, models: int) -> int:
-    """`wanted`, which must not be more than there are models: no entry could reach it, and nothing would be merged."""
-    if wanted > models:
-        raise RecipeError(Problem("R142", f"{wanted} of {models} models can never agree", "k"))
-    return int(wanted)
 
 
 def changed(deltas: Tensor, epsilon: float) -> Tensor:

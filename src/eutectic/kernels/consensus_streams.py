@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from eutectic.kernels.consensus import quorum, uniqueness_factor
+from eutectic.kernels.consensus import uniqueness_factor
 from eutectic.kernels.streams import Bits, Block, Stream, StreamJob
 from eutectic.kernels.sums import one_a_model
 from eutectic.lazy import LazyModule
@@ -43,7 +43,7 @@ def elected(job: StreamJob, block: Block, out: Bits) -> None:
 def agreed(job: StreamJob, block: Block, out: Bits) -> None:
     """The sum of the deltas where it serves enough of them."""
     given = job.parameters
-    levels, wanted = tuple(one_a_model(given["tall_lambda"], job.models)), quorum(given["k"], job.models)
+    levels, wanted = tuple(one_a_model(given["tall_lambda"], job.models)), int(given["k"])
     fused_consensus.combine_agreed(block.base, block.models, levels, wanted, float(given["lambda_"]), out)
 
 

@@ -97,9 +97,9 @@ def regression_mean(weights: Sequence[Tensor], grams: Sequence[Tensor], ridge: f
     start = torch.stack([weight.double() for weight in weights]).mean(0)
     moment, gram = torch.zeros_like(start), torch.zeros_like(grams[0], dtype=torch.float64)
     for weight, one in zip(weights, grams, strict=True):
-        wide = one.double()
-        raised = wide + torch.eye(len(wide), dtype=torch.float64, device=wide.device) * (ridge * wide.diagonal().mean())
-        moment, gram = moment + weight.double() @ raised, gram + raised
+        raised = one.to(torch.float64, copy=True)
+        raised.diagonal().add_(ridge * raised.diagonal().mean())
+        moment, gram = moment + weight.double() @ raised, gram.add_(raised)
     diagonal = gram.diagonal().sqrt()
     scale = torch.where(diagonal > 0, 1 / diagonal, torch.ones_like(diagonal))
     factor, failed = torch.linalg.cholesky_ex(gram * scale * scale[:, None])

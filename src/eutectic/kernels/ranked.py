@@ -113,6 +113,16 @@ class Della(Stream):
         self._sums.clear()
         self._norms_due = False
 
+    def shares(self, other: Stream) -> bool:
+        if not self.pending or not isinstance(other, Della) or not other.pending:
+            return False
+        same = all(np.array_equal(a, b) for a, b in zip(self._keys, other._keys, strict=True))
+        return same and self._windows == other._windows
+
+    def take(self, other: Stream) -> None:
+        assert isinstance(other, Della)
+        self._factor, self._norms_due = other._factor, False
+
     def combine(self, block: Block, out: Bits) -> None:
         factor = tuple(block.floats(value) for value in self._factor)
         level = (block.floats(0),) * len(factor)
@@ -150,8 +160,10 @@ def _ranked_rows(base: Bits, row: Bits, length: int, floats: type[Any]) -> NDArr
     Of equals the first by index come last.
     """
     if floats is np.float64:
-        sizes = np.abs(row - base).reshape(-1, length)
-        falling = np.argsort(-sizes, axis=1, kind="stable")
+        with np.errstate(invalid="ignore"):
+            sizes = np.abs(row - base).reshape(-1, length)
+        # By their bits, in which NaN is the largest, as below and in torch.
+        falling = np.argsort(~sizes.view(np.uint64), axis=1, kind="stable")
         return (length - 1 - falling[:, ::-1]).astype(np.uint64)
     keys = np.empty(len(row), np.uint64)
     fused_sparse.sortable(base, row, length, keys)

@@ -126,6 +126,13 @@ class Sce(Stream):
             total = total + self._energies[index]
         self._weights = tuple(energy_shares(total.tolist()))
 
+    def shares(self, other: Stream) -> bool:
+        return isinstance(other, Sce) and self._share == other._share
+
+    def take(self, other: Stream) -> None:
+        assert isinstance(other, Sce)
+        self._cut, self._weights = other._cut, other._weights
+
     def combine(self, block: Block, out: Bits) -> None:
         for start, stop, level in self._stretches(block):
             models = tuple(row[start:stop] for row in block.models)

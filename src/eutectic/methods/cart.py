@@ -38,7 +38,8 @@ def cart(
     counted. `spectral`: `false` averages a tensor instead; what a matrix is, and how to leave out embedding and head,
     the page of `tsv_m` says.
 
-    **Differs from the paper.** Weights are an extension. The paper tunes λ on held-out data; the default is 1.
+    **Differs from the paper.** Weights are an extension. `rank` 0.08 and `lambda` 1 are starting points; tune both on
+    held-out data.
 
     **Cost.** K eigendecompositions of the smaller side of a matrix, in float64, as in `tsv_m`. A sweep over `lambda`
     computes them once.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
-from eutectic.kernels.consensus import quorum, total_of, users
+from eutectic.kernels.consensus import total_of, users
 from eutectic.kernels.sums import one_a_model
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, Range, method
@@ -57,8 +58,14 @@ def consensus_ta(
     **Cost.** One pass over the base and every model; time is bound by memory bandwidth.
     """
     total = total_of(deltas)
-    kept = users(deltas, total, one_a_model(tall_lambda, len(deltas))) >= quorum(k, len(deltas))
+    kept = users(deltas, total, one_a_model(tall_lambda, len(deltas))) >= k
     return total * kept * lambda_
+
+
+@consensus_ta.refuses
+def _refused(parameters: Mapping[str, Any], models: int) -> str | None:
+    """More tasks than there are can never agree, and nothing would be merged."""
+    return f"k: {parameters['k']} of {models} models can never agree" if parameters["k"] > models else None
 
 
 @consensus_ta.stream

@@ -110,6 +110,7 @@ class Method:
         also: further papers that the method rests on.
         scratch: bytes of working memory that the plain torch form needs, an entry and model.
         streams_when: which bound parameters the streamed form covers; None is all.
+        refusal: says why values do not go together.
         factors, finish: the method in two steps, where the first is expensive and does not depend on all parameters.
     """
 
@@ -134,6 +135,7 @@ class Method:
     streams_when: Callable[[Mapping[str, Any]], bool] | None = field(default=None)
     factors: Callable[..., Any] | None = field(default=None)
     finish: Callable[..., Tensor] | None = field(default=None)
+    refusal: Callable[[Mapping[str, Any], int], str | None] | None = field(default=None)
 
     def __post_init__(self) -> None:
         self.__doc__ = self.function.__doc__
@@ -176,7 +178,22 @@ class Method:
                 continue
             faults = [fault for one in (value if several else [value]) if (fault := param.fault(one))]
             found += [Problem("R142", fault, f"{self.name}.{param.name}") for fault in faults[:1]]
+        if not found and (why := self.fault({k.rstrip("_"): v for k, v in parameters.items()}, models)):
+            found.append(Problem("R142", why, self.name))
         return found
+
+    def fault(self, parameters: Mapping[str, Any], models: int) -> str | None:
+        """Why these values, by recipe name, do not go together for so many models; None if they do."""
+        if self.refusal is None:
+            return None
+        return self.refusal({p.name: parameters.get(p.name, p.default) for p in self.params.values()}, models)
+
+    def refuses(
+        self, refusal: Callable[[Mapping[str, Any], int], str | None]
+    ) -> Callable[[Mapping[str, Any], int], str | None]:
+        """Registers what `fault` asks: `refusal(parameters, models)`, all parameters given."""
+        self.refusal = refusal
+        return refusal
 
     def stream(
         self,

@@ -32,7 +32,8 @@ def star(
 
     **When to use it.** Many fine-tunes of one language model, full or LoRA, without data to tune with.
 
-    **Parameters.** `eta`: share of the nuclear norm that is kept; 1 keeps everything and leaves the plain average.
+    **Parameters.** `eta`: share of the nuclear norm that is kept, 0.4 as the authors have it; 1 keeps everything and
+    leaves the plain average.
     `weight`: scale of a model's task vector; a model of weight 0 is left out and not counted. `lambda`: scale of the
     whole. `spectral`: `false` averages a tensor instead; what a matrix is, and how to leave out embedding and head, the
     page of `tsv_m` says.

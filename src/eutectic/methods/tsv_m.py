@@ -30,8 +30,8 @@ def tsv_m(deltas: Tensor, *, weight: PerModel = 1.0, lambda_: float = 1.0, spect
     **Parameters.** `weight`: scale of a model's task vector; a model of weight 0 is left out and not counted. `lambda`:
     scale of the whole. `spectral`: `false` averages a tensor instead. A matrix is a tensor with two axes; one with
     three is a stack of matrices (packed experts), one with more is one matrix (outputs × the rest: a convolution).
-    Fused projections (qkv, gate_up) are one matrix. Embedding and head are matrices too, slow ones, whose rows are
-    tokens and not outputs; leave them out by (without the line for `lm_head` if it is tied)
+    Fused projections (qkv, gate_up) are one matrix. Embedding and head are matrices too, but their rows are tokens and
+    not outputs; to average them instead (without the entry for `lm_head` if it is tied):
 
     ```yaml
     parameters:

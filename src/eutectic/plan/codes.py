@@ -58,6 +58,11 @@ CODES: dict[str, tuple[str, str]] = {
         "`base`. A method that does not use the base merges the models listed: list the base among them, or name "
         "another.",
     ),
+    "P313": (
+        "values that do not go together",
+        "Each value is allowed by itself, but not with the others or with this number of models. The method's page, "
+        "`eutectic methods NAME`, says what goes together.",
+    ),
     "P312": (
         "steps after a method that cannot be",
         "What stands under `post` rescales the change from the base model, tensor by tensor: the method must work on "

@@ -73,6 +73,10 @@ class Parameters:
             message = f"the weights sum to zero under normalize, for {listed(zero)}"
             hint = "set `normalize: false`, or change the weights"
             self._findings.say("P305", message, hint, "parameters.weight")
+        bound = {repr(job.parameters): job.parameters for job in jobs if job.action == "merge"}.values()
+        faults = [self._method.fault(parameters, len(self._entries)) for parameters in bound]
+        for why in dict.fromkeys(filter(None, faults)):
+            self._findings.say("P313", why, f"`eutectic methods {self._method.name}` says what goes", "parameters")
         for param in ("density", "rescale") if self._recipe.scope == "model" else ():
             if len({repr(job.parameters[param]) for job in jobs if param in job.parameters}) > 1:
                 message = f"{param} differs between tensors under `scope: model`"

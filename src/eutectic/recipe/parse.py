@@ -40,25 +40,7 @@ _NOT_YET_HINTS = {
     "tokenizer": "remove it: tokenizer files are copied as they are; `tokenizer_source` says from which model",
     "chat_template": "remove it: the template is copied with the tokenizer files",
 }
-# mergekit's methods that have no counterpart here so far; named so that nobody is sent to a different method.
-_MERGEKIT_METHODS = frozenset(
-    (
-        "arcee_fusion",
-        "breadcrumbs",
-        "breadcrumbs_ties",
-        "della",
-        "della_linear",
-        "karcher",
-        "model_stock",
-        "multislerp",
-        "nearswap",
-        "nuslerp",
-        "passthrough",
-        "ram",
-        "ramplus_tl",
-        "sce",
-    )
-)
+_LISTED = "`eutectic methods` lists them"
 
 
 @dataclass
@@ -112,19 +94,15 @@ def _method(draft: _Draft) -> MethodLike | None:
     faults, node = draft.context.faults, draft.root.get("merge_method")
     known = draft.context.methods.names()
     if node is None:
-        faults.add("R111", draft.root.place, "the recipe has no merge_method", f"choose one of {', '.join(known)}")
+        faults.add("R111", draft.root.place, "the recipe has no merge_method", _LISTED)
         return None
     if not isinstance(node.data, str):
         faults.add("R112", node.place, f"must be the name of a method, not {shown(node.data)}")
         return None
     if method := draft.context.methods.get(node.data):
         return method
-    if node.data in _MERGEKIT_METHODS:
-        message = f"mergekit's method {node.data!r} is not supported yet"
-        faults.add("R113", node.place, message, f"there are {', '.join(known)}")
-    else:
-        hint = did_you_mean(node.data, known) or f"there are {', '.join(known)}"
-        faults.add("R120", node.place, f"no merge method is called {shown(node.data)}", hint)
+    hint = did_you_mean(node.data, known) or _LISTED
+    faults.add("R120", node.place, f"no merge method is called {shown(node.data)}", hint)
     return None
 
 

@@ -116,10 +116,11 @@ def _filtered(node: Node, param: ParamLike, faults: Faults) -> Entry:
     if not isinstance(node.data, dict):
         faults.add("R124", node.place, f"must be {{filter, value}} like its neighbours, not {shown(node.data)}")
         return Entry(EVERYTHING, ())
+    if "sweep" in node.data:
+        faults.add("R128", node.place, "a sweep stands only in the outermost recipe", "move it there")
+        return Entry(EVERYTHING, ())
     for key, item in node.items():
-        if key == "sweep":
-            faults.add("R128", item.key_place, "a sweep stands only in the outermost recipe", "move it there")
-        elif key not in ("filter", "value"):
+        if key not in ("filter", "value"):
             faults.add("R110", item.key_place, "unknown key", did_you_mean(key, ("filter", "value")))
     pattern = node.get("filter")
     value = node.get("value")

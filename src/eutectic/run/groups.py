@@ -211,5 +211,7 @@ def block_bytes(work: Work, number: int) -> int:
     if _in_torch(work, number):
         # Plain torch: stacked floats, a sparse copy, float64 sums.
         return held + count * (len(job.inputs) * plan.method.scratch + 40)
+    # What ranking a row takes: its keys, their order, and a factor a model.
+    held += _row(plan, number) * (len(job.inputs) + 5) * 8
     # Two groups may be counting at a time, each with a histogram a model and worker.
     return held + 2 * len(job.inputs) * HISTOGRAM_BYTES
