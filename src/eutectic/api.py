@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from eutectic.checkpoint import REAL, Source, Storage, torchfile
 from eutectic.checkpoint import codes as checkpoint_codes
 from eutectic.errors import Problem, RecipeError, did_you_mean
 from eutectic.merging import Merge as Merge
-from eutectic.merging import OnPlan, Run, execute
+from eutectic.merging import OnPlan, Run, execute, make_folder, write_table
 from eutectic.merging import Options as Options
 from eutectic.merging import beside as beside
 from eutectic.merging import budget_for as budget_for
@@ -213,14 +212,13 @@ def sweep(
         ]
         if on_plan:
             on_plan(list(plans), runs[0].plan, runs[0].budget, runs[0].notes)
-        os.makedirs(place, exist_ok=True)
+        make_folder(place, storage)
         merges = execute(runs, progress)
     finally:
         for planned in plans.values():
             planned.close()
     choices = {variant.label: variant.choices for variant in variants}
-    with open(os.path.join(place, SWEEP), "w") as file:
-        json.dump(choices, file, indent=1)
+    write_table(os.path.join(place, SWEEP), choices, storage)
     return Sweep(place, dict(zip(plans, merges, strict=True)), choices)
 
 

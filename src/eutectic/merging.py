@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -15,7 +15,7 @@ from eutectic.checkpoint import REAL, Storage
 from eutectic.checkpoint.companions import Companions, companions
 from eutectic.checkpoint.layout import INDEX, index_of, lay_out
 from eutectic.checkpoint.output import AlreadyCompleteError, Output
-from eutectic.errors import InterruptedMergeError, NumericError, Problem, RecipeError
+from eutectic.errors import InterruptedMergeError, NumericError, OutputError, Problem, RecipeError
 from eutectic.kernels.digests import block_digest, digest_of
 from eutectic.plan import Plan
 from eutectic.report.manifest import manifest_of
@@ -213,6 +213,26 @@ def _work(runs: Sequence[Run], loader: Any, stop: Stop, progress: Callable[[int]
         lanes, loader, threads=budget.threads, hold_bytes=budget.hold_bytes, stop=stop.event, progress=progress
     )
     return engine.run()
+
+
+def make_folder(path: str, storage: Storage) -> None:
+    """The folder that the merges of a sweep stand in, which may exist. Raises `OutputError` (W405)."""
+    if storage.is_dir(path):
+        return
+    try:
+        storage.mkdir(path)
+    except OSError as error:
+        reason = f"cannot make the folder {path}: {error.strerror or error}"
+        raise OutputError(Problem("W405", reason, path, "choose another place")) from error
+
+
+def write_table(path: str, table: Mapping[str, Any], storage: Storage) -> None:
+    """Writes a small table as JSON; it appears whole or not at all. Raises `OutputError` (W405)."""
+    try:
+        storage.write_file(path, (json.dumps(table, indent=1) + "\n").encode())
+    except OSError as error:
+        reason = f"cannot write {path}: {error.strerror or error}"
+        raise OutputError(Problem("W405", reason, path, "mend the cause; the same command goes on")) from error
 
 
 def fingerprint_of(planned: Plan, options: Options, files: Companions) -> str:

@@ -168,6 +168,8 @@ def test_equal_models() -> None:
     based = eutectic.compare([{"w": same.clone()}, {"w": same + 1e-3}], base={"w": same})
     assert any("adds nothing" in line for line in based.verdict.cautions)
     assert [len(names) for names in based.untouched.values()] == [1]
+    zeros = eutectic.compare([{"w": torch.zeros(3)}, {"w": torch.zeros(3)}])
+    assert zeros.verdict.reasons == ("nothing tells the models apart",)
 
 
 # Structure
@@ -283,7 +285,7 @@ def test_values_that_are_not_finite(bad: float, row: int) -> None:
         label = ("dict", "dict#2", "dict#3")[row]
         if found.base.given:
             label = ("dict#3", "dict", "dict#2")[row]
-        assert found.verdict.reasons == (f"{label} has NaN or infinity in w",)
+        assert found.verdict.reasons == (f"{label} has NaN, infinity or values too large to square in w",)
         json.dumps(found.as_json(), allow_nan=False)
 
 

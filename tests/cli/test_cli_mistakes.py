@@ -90,7 +90,7 @@ MISTAKES: dict[str, tuple[int, list[str]]] = {
     "inspect ''": (1, ["C200 '' does not exist"]),
     "methods tise": (2, ["X901 there is no method 'tise'", "did you mean 'ties'?"]),
     "methods zzz": (2, ["X901 there is no method 'zzz'", "`eutectic methods` lists them"]),
-    "explain P320": (2, ["X902 there is no code 'P320'", "did you mean 'P310'?"]),
+    "explain P320": (2, ["X902 there is no code 'P320'", "did you mean 'P312'?"]),
     "explain ''": (2, ["X902 there is no code ''"]),
 }
 

@@ -49,7 +49,7 @@ def find_base(sums: Sums, labels: Sequence[str]) -> tuple[int | None, str]:
     if not cosines:
         return None, "the models are equal"
     mean = sum(cosines) / len(cosines)
-    told = f"the others' differences to {label} have a mean cosine of {mean:.2f}"
+    told = f"the others' differences to {label} have a mean cosine of {mean:z.2f}"
     if mean >= STAR:
         return None, f"no model stands in the middle ({told}; about 0.5 where siblings are compared without their base)"
     if mean <= CANCELS / (len(others) - 1):

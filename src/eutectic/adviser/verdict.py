@@ -50,7 +50,8 @@ def judge(found: Comparison) -> Verdict:
     if found.structure.faults:
         return Verdict("not mergeable", tuple(found.structure.faults), cautions=tuple(found.structure.cautions))
     if found.broken:
-        reasons = [f"{model} has NaN or infinity in {listed(names)}" for model, names in found.broken.items()]
+        what = "NaN, infinity or values too large to square"
+        reasons = [f"{model} has {what} in {listed(names)}" for model, names in found.broken.items()]
         return Verdict("not mergeable", tuple(reasons), cautions=("mend or download the model again",))
     assert found.matrices is not None
     sums = found.matrices
@@ -109,7 +110,10 @@ def _distance(sums: Sums, a: int, b: int) -> float:
 
 def _nearness(sums: Sums, based: bool) -> str:
     rows = range(1 if based and sums.models > 1 else 0, sums.models + 1)
-    told = _span([sums.relative_distance(a, b) for a, b in combinations(rows, 2)], lambda d: f"{d:.2g}")
+    known = [value for a, b in combinations(rows, 2) if (value := sums.relative_distance(a, b)) is not None]
+    if not any(known):
+        return "nothing tells the models apart"
+    told = _span(known, "{:.2g}".format)
     return f"the models are relatives: their relative distance is {told} (independent trainings: about 1.4)"
 
 
@@ -118,7 +122,7 @@ def _towards_the_base(found: Comparison, sums: Sums) -> list[str]:
     changes = [f"{label} {percent(sums.change(k) or 0.0)}" for k, label in enumerate(found.models)]
     told = [f"they changed {found.base.label} by this share of its norm: {', '.join(changes)}"]
     if pairs:
-        cosine = _span([sums.cosine(a, b) for a, b in pairs], lambda c: f"{c:.2f}")
+        cosine = _span([sums.cosine(a, b) for a, b in pairs], "{:z.2f}".format)
         opposed = _span([sums.opposed_by_size(a, b) for a, b in pairs], percent)
         overlap = _span([sums.overlap(a, b) for a, b in pairs], percent)
         chance = _span([sums.overlap_by_chance(a, b) for a, b in pairs], percent)

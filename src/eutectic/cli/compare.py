@@ -99,7 +99,7 @@ def _tables(found: Comparison) -> list[Table]:
         numbers = [_shown(sums.relative_distance(a + first, b + first), "{:.3g}".format)]
         if first:
             numbers += [
-                _shown(sums.cosine(a, b), "{:.2f}".format),
+                _shown(sums.cosine(a, b), "{:z.2f}".format),
                 *(_shown(of(a, b), percent) for of in (sums.opposed, sums.opposed_by_size, sums.overlap)),
                 _shown(sums.overlap_by_chance(a, b), percent),
             ]

@@ -54,38 +54,41 @@ def merge(
             replace=replace,
             nonfinite=nonfinite.value,
         )
-        hidden = quiet or json
         with ExitStack() as bars:
-            report: list[Callable[[int], None]] = []
-
-            def on_plan(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
-                if not hidden:
-                    planning.show(planned, budget, notes)
-                report.append(bars.enter_context(screen.progress("merging", planned.bytes_out, quiet=hidden)))
-
-            def on_sweep(labels: Sequence[str], planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
-                if not hidden:
-                    planning.show(planned, budget, notes)
-                    planning.show_sweep(labels)
-                total = planned.bytes_out * len(labels)
-                report.append(bars.enter_context(screen.progress("merging", total, quiet=hidden)))
-
-            changes = set_ or []
-            common: dict[str, Any] = {"overrides": changes, "seed": seed, "dtype": dtype, "options": chosen}
-            common["progress"] = lambda nbytes: report[0](nbytes)
+            told = _Told(bars, hidden=quiet or json)
+            common: dict[str, Any] = {"overrides": set_ or [], "seed": seed, "dtype": dtype, "options": chosen}
             done: Merge | Sweep
-            if api.is_sweep(recipe, overrides=changes):
-                done = api.sweep(recipe, out, on_plan=on_sweep, **common)
+            if api.is_sweep(recipe, overrides=set_ or []):
+                done = api.sweep(recipe, out, on_plan=told.of_sweep, progress=told.of_bytes, **common)
             else:
-                done = api.merge(recipe, out, on_plan=on_plan, **common)
+                done = api.merge(recipe, out, on_plan=told.of_plan, progress=told.of_bytes, **common)
+        merges = [done] if isinstance(done, api.Merge) else list(done.merges.values())
         if json:
             screen.print_json(_as_json(done) if isinstance(done, api.Merge) else _sweep_as_json(done))
-        elif isinstance(done, api.Merge):
-            if not quiet:
-                _show(done)
-        elif not quiet:
-            for merged in done.merges.values():
-                _show(merged)
+        for merged in [] if quiet or json else merges:
+            _show(merged)
+
+
+class _Told:
+    """What the user is told before and while a merge runs."""
+
+    def __init__(self, bars: ExitStack, *, hidden: bool) -> None:
+        self._bars, self._hidden = bars, hidden
+        self._report: Callable[[int], None] = lambda nbytes: None
+
+    def of_plan(self, planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
+        self.of_sweep([], planned, budget, notes)
+
+    def of_sweep(self, labels: Sequence[str], planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
+        if not self._hidden:
+            planning.show(planned, budget, notes)
+            if labels:
+                planning.show_sweep(labels)
+        total = planned.bytes_out * max(1, len(labels))
+        self._report = self._bars.enter_context(screen.progress("merging", total, quiet=self._hidden))
+
+    def of_bytes(self, nbytes: int) -> None:
+        self._report(nbytes)
 
 
 def _sweep_as_json(done: Sweep) -> dict[str, object]:

@@ -117,7 +117,7 @@ class Della(Stream):
         if not self.pending or not isinstance(other, Della) or not other.pending:
             return False
         same = all(np.array_equal(a, b) for a, b in zip(self._keys, other._keys, strict=True))
-        return same and self._windows == other._windows
+        return bool(same and self._windows == other._windows)
 
     def take(self, other: Stream) -> None:
         assert isinstance(other, Della)

@@ -59,7 +59,6 @@ def _threshold(importance: Tensor) -> float:
     base="first",
     models=(2, 2),
     symmetric=False,
-    scratch=24,
     accepted={"int8_mask": "no sign masks are made"},
 )
 def arcee_fusion(weights: Tensor) -> Tensor:

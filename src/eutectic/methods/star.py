@@ -33,10 +33,9 @@ def star(
     **When to use it.** Many fine-tunes of one language model, full or LoRA, without data to tune with.
 
     **Parameters.** `eta`: share of the nuclear norm that is kept, 0.4 as the authors have it; 1 keeps everything and
-    leaves the plain average.
-    `weight`: scale of a model's task vector; a model of weight 0 is left out and not counted. `lambda`: scale of the
-    whole. `spectral`: `false` averages a tensor instead; what a matrix is, and how to leave out embedding and head, the
-    page of `tsv_m` says.
+    leaves the plain average. `weight`: scale of a model's task vector; a model of weight 0 is left out and not counted.
+    `lambda`: scale of the whole. `spectral`: `false` averages a tensor instead; what a matrix is, and how to leave out
+    embedding and head, the page of `tsv_m` says.
 
     **Differs from the paper.** Weights and `lambda` are an extension. Full spectra, where the authors' code draws a
     randomised SVD of LoRA fine-tunes.

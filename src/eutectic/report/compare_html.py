@@ -47,7 +47,7 @@ class Statistic(NamedTuple):
 
 
 def _two_digits(value: float) -> str:
-    return f"{value:.2f}"
+    return f"{value:z.2f}"
 
 
 OF_ONE = (
