@@ -303,6 +303,12 @@ def test_each_rank_is_kept_with_its_probability_and_the_mean_is_the_delta():
     assert bool(((merged - delta).abs() < 5 * error).all())
 
 
+def test_norms_of_a_large_float16_tensor_do_not_overflow():
+    deltas = torch.ones(1, 1000, 1100, dtype=torch.float16)
+    assert bool(methods.della_linear(deltas, rescale="l1").isfinite().all())
+    assert torch.equal(methods.breadcrumbs(deltas, rescale=True).unique(), torch.tensor([0.0, 1 / 0.15]).half())
+
+
 def test_without_a_window_della_drops_like_dare():
     deltas, rng = normal(3, 20, 30, dtype=torch.float32), Rng(1, "x", NAMES[:3])
     merged = methods.della_linear(deltas, density=0.5, epsilon=0.0, rng=rng)
@@ -457,3 +463,28 @@ def test_merges_do_not_depend_on_form_threads_or_memory(models, name, tmp_path):
     assert len(set(written.values())) == 1
     lazy, stored = eutectic.merged(recipe), eutectic.open(str(tmp_path / "one"))
     assert all(torch.equal(lazy[name], stored[name]) for name in stored)
+
+
+def test_a_whole_model_is_ranked_together(tmp_path):
+    """`scope: model`: the bands of the concatenated task vectors, in the order of the tensors' names."""
+    shapes = {"a": (40, 30), "b": (64,), "c": (9, 2, 3)}
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    tuned = {
+        name: torch.randint(-9, 10, shape, generator=generator) / (64 if name == "b" else 256)
+        for name, shape in shapes.items()
+    }
+    for label, tensors in (("base", base), ("tuned", tuned)):
+        (tmp_path / label).mkdir()
+        write_safetensors(tmp_path / label / "model.safetensors", tensors)
+    recipe = {
+        "merge_method": "breadcrumbs",
+        "base_model": str(tmp_path / "base"),
+        "models": [{"model": str(tmp_path / "tuned")}],
+        "parameters": {"density": 0.3, "gamma": 0.05, "scope": "model"},
+    }
+    merged = eutectic.merged(recipe)
+    flat = torch.cat([tuned[name].reshape(-1) for name in sorted(shapes)])
+    found = torch.cat([merged[name].reshape(-1) for name in sorted(shapes)])
+    wanted = band_oracle(flat[None].double().numpy(), [0.3], [0.05])[0]
+    assert found.double().tolist() == wanted.tolist()

@@ -46,6 +46,7 @@ class GramCombination(Combination):
         super().__init__(jobs, lambda job: ())
         self._rule = rule
         self._parts: dict[tuple[int, int], NDArray[np.float64]] = {}
+        self._totals: list[NDArray[np.float64]] = []
         self._pending = True
 
     @property
@@ -66,11 +67,22 @@ class GramCombination(Combination):
         for job, index in sorted(self._parts):
             totals[job] = totals[job] + self._parts[job, index]
         self._parts.clear()
+        self._decide(totals)
+
+    def shares(self, other: Stream) -> bool:
+        # The inner products depend on no parameter.
+        return isinstance(other, GramCombination)
+
+    def take(self, other: Stream) -> None:
+        assert isinstance(other, GramCombination)
+        self._decide(other._totals)
+
+    def _decide(self, totals: list[NDArray[np.float64]]) -> None:
+        self._totals, self._pending = totals, False
         self._coefficients = [
             tuple(map(float, self._rule(total.tolist(), job.parameters)))
             for total, job in zip(totals, self._jobs, strict=True)
         ]
-        self._pending = False
 
 
 class NearSwap(Stream):

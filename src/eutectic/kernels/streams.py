@@ -98,6 +98,11 @@ class Stream(ABC):
         """Ends the present reduction, after every wanted block."""
         raise AssertionError("this stream has no reductions")
 
+    @property
+    def affinity(self) -> str:
+        """Streams of one affinity put the same into a block's cache, and are asked one after the other."""
+        return ""
+
     def shares(self, other: Stream) -> bool:
         """Whether this stream's reductions give what those of `other`, for the same jobs, give."""
         return False

@@ -46,6 +46,11 @@ def negligible(weights: Sequence[float]) -> float:
     return CANCELLED * sum(abs(weight) for weight in weights)
 
 
+def cancelled(weights: Sequence[float]) -> bool:
+    """True if the weights sum to zero, up to rounding."""
+    return abs(sum(weights)) <= negligible(weights)
+
+
 def divisor(weights: Sequence[float], normalize: bool) -> float:
     """Σ wᵢ, or 1 without normalisation. Raises `RecipeError` when the weights sum to zero (up to rounding)."""
     if not normalize:

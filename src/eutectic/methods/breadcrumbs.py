@@ -40,13 +40,13 @@ def breadcrumbs(
 ) -> Tensor:
     """Removes the largest and the smallest entries of each task vector, and adds what is left between.
 
-    **What it does.** Davari & Belilovsky 2024, §3: of each τᵢ mask both tails of |τᵢ|, then θ = θ₀ + λ Σ wᵢ mᵢ ⊙ τᵢ.
-    The share `gamma` of largest magnitude goes; of the rest the share `density` (of all entries) of largest magnitude
+    **What it does.** Davari & Belilovsky 2024: of each τᵢ mask both tails of |τᵢ|, then θ = θ₀ + λ Σ wᵢ mᵢ ⊙ τᵢ. The
+    share `gamma` of largest magnitude goes; of the rest the share `density` (of all entries) of largest magnitude
     stays.
 
     **When to use it.** Many fine-tunes of one base added up, without tuning for each: the authors keep one setting as
-    tasks are added, with λ near 0.3. Where the largest changes carry the skill, as in embeddings of new tokens, use
-    `gamma: 0`, which is a plain trim, or TIES.
+    tasks are added, with λ of 0.2 to 0.4. Where the largest changes carry the skill, as in embeddings of new tokens,
+    use `gamma: 0`, which is a plain trim, or TIES.
 
     **Parameters.** `weight`: coefficient of a task vector. `density`: share of entries kept. `gamma`: share of largest
     entries removed first. `normalize`: divide by the sum of weights. `rescale`: scale each sparse delta to its L1 norm
@@ -55,14 +55,14 @@ def breadcrumbs(
 
     **Differs from the paper.** The paper gives the two thresholds β and γ; here β is 1 - `density` - `gamma`. `density`
     defaults to the 0.15 of the authors' code, `gamma` to mergekit's 0.01, in the range of 0.001 to 0.01 that they
-    search. The paper masks a layer at a time, which is `scope: tensor`; the authors' code ranks each row of a matrix
-    by itself and so empties a 3 × 3 convolution. `scope: model`, weights, `normalize` and `rescale` are extensions.
+    search. The paper masks a layer at a time, which is `scope: tensor`; the authors' code ranks each row of a matrix by
+    itself and so empties a 3 × 3 convolution. `scope: model`, weights, `normalize` and `rescale` are extensions.
     Exactly ⌊density · n⌋ entries (at least one) stay; of equal magnitudes the first by flat index count as larger.
 
     **Differs from mergekit.** `density` defaults to 0.15 (mergekit: 1, nothing removed, whatever `gamma` is). As there,
     `density` comes first: at most what it leaves is removed, so at 1 everything stays. Tensors of less than 1/`gamma`
-    entries keep their largest ones, where releases before 0.1.5 zero the whole delta. At least one entry stays. Float32
-    throughout, rounded once; equal magnitudes are broken by index, not by an unstable sort.
+    entries keep their largest ones, where earlier releases of mergekit zero the whole delta. At least one entry stays.
+    Float32 throughout, rounded once; equal magnitudes are broken by index, not by an unstable sort.
 
     **Cost.** As `ties`, with a second threshold counted in the same passes.
     """
@@ -94,8 +94,8 @@ def breadcrumbs_ties(
 ) -> Tensor:
     """Removes the largest and smallest entries of each task vector, elects a sign an entry, and adds those who agree.
 
-    **What it does.** The mask of Model Breadcrumbs (Davari & Belilovsky 2024, §3) in the place of the trim of TIES
-    (Yadav et al. 2023, Algorithm 1).
+    **What it does.** The mask of Model Breadcrumbs (Davari & Belilovsky 2024) in the place of the trim of TIES (Yadav
+    et al. 2023, Algorithm 1).
 
     **When to use it.** As `breadcrumbs`, when the task vectors disagree in sign.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from eutectic.kernels.consensus import total_of, users
@@ -63,7 +62,7 @@ def consensus_ta(
 
 
 @consensus_ta.refuses
-def _refused(parameters: Mapping[str, Any], models: int) -> str | None:
+def _refused(parameters: dict[str, Any], models: int) -> str | None:
     """More tasks than there are can never agree, and nothing would be merged."""
     return f"k: {parameters['k']} of {models} models can never agree" if parameters["k"] > models else None
 

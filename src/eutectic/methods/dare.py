@@ -75,6 +75,7 @@ def dare_linear(
 
 @method(
     paper="arXiv:2311.03099",
+    also=("arXiv:2306.01708",),
     family="task vectors",
     base="required",
     mergekit_defaults={"density": 1.0},

@@ -45,7 +45,7 @@ def della(
 ) -> Tensor:
     """Drops entries at random, small ones more often than large ones, rescales the rest, and merges them by sign.
 
-    **What it does.** Deep et al. 2024, §3. *Drop* (MagPrune): within each row the smallest |δ| is kept with probability
+    **What it does.** Deep et al. 2024. *Drop* (MagPrune): within each row the smallest |δ| is kept with probability
     `density` - `epsilon`, the largest with `density` + `epsilon`, those between in equal steps of rank; what is kept is
     divided by its probability. *Elect* and *fuse*: as TIES, the mean of the entries whose sign is that of Σ wᵢ δ̂ᵢ.
 
@@ -59,16 +59,16 @@ def della(
 
     **Differs from the paper.** Its ε is the whole width of the window, `epsilon` is half of it, as in mergekit. Ranks
     go from 0 to n-1 of n, so that the mean probability is exactly `density`. A window that does not fit between 0 and 1
-    is narrowed around the density until it does, so `density: 1` drops nothing. Rows run along the last axis; a
-    vector is one row, and a row of one entry has the density itself. Of equal magnitudes the first by index rank
-    higher. Probabilities are whole multiples of 2⁻¹⁶, and the inverse taken is theirs. Defaults are those of the
-    authors' code: a drop rate of 0.3 and a window of 0.14; its λ of 1.1 is not taken over.
+    is narrowed around the density until it does, so `density: 1` drops nothing. Rows run along the last axis; a vector
+    is one row, and a row of one entry has the density itself. Of equal magnitudes the first by index rank higher.
+    Probabilities are whole multiples of 2⁻¹⁶, and the inverse taken is theirs. Defaults are those of the authors' code:
+    a drop rate of 0.3 and a window of 0.14; its λ of 1.1 is not taken over.
 
     **Differs from mergekit.** `rescale: true` divides by each entry's probability, as in the paper; mergekit's L1 match
-    is `l1`. Defaults are 0.7 and 0.07 (mergekit: density 1, which drops nothing, and 0.15). Windows that do not fit
-    are refused there, and rows of one entry fail. Packed experts and convolutions are ranked along their last axis, not
-    the second. Ranks are exact; in bfloat16 mergekit has about 700 different ones. Masks come from a counter-based
-    generator.
+    is `l1`. Defaults are 0.7 and 0.07 (mergekit: density 1, which drops nothing, and 0.15). Windows that do not fit are
+    refused there, and rows of one entry fail. Packed experts and convolutions are ranked along their last axis, not the
+    second. Ranks are exact; in bfloat16 mergekit has about 700 different ones in a row of 4,096. Masks come from a
+    counter-based generator.
 
     **Cost.** One pass (two with `l1`) and a sort of every row of every model, which is most of the time.
     """
@@ -99,7 +99,7 @@ def della_linear(
 ) -> Tensor:
     """Drops entries at random, small ones more often than large ones, rescales the rest, and adds them.
 
-    **What it does.** The first step of DELLA (Deep et al. 2024, §3, MagPrune), then task arithmetic.
+    **What it does.** The first step of DELLA (Deep et al. 2024, MagPrune), then task arithmetic.
 
     **When to use it.** As `della`, when the task vectors hardly disagree in sign.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from eutectic.kernels.gram import combined
 from eutectic.kernels.sphere import karcher_mean
-from eutectic.kernels.sums import one_a_model
+from eutectic.kernels.sums import cancelled, one_a_model
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, Range, method
 
@@ -67,3 +67,9 @@ def _stream(jobs):  # type: ignore[no-untyped-def]
             gram, one_a_model(given["weight"], len(gram)), int(given["max_iter"]), given["tol"]
         ),
     )
+
+
+@karcher.refuses
+def _refused(given: dict[str, Any], models: int) -> str | None:
+    zero = cancelled(one_a_model(given["weight"], models))
+    return "the weights sum to zero" if zero else None

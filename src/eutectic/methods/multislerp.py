@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eutectic.kernels.gram import combined
 from eutectic.kernels.sphere import mean_direction
-from eutectic.kernels.sums import one_a_model
+from eutectic.kernels.sums import cancelled, one_a_model
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, method
 
@@ -22,6 +22,7 @@ else:
     paper="arXiv:2403.13257",
     family="geometry",
     base="optional",
+    neutral={"normalize_weights": True},
     accepted={
         "eps": "no norm is padded: tensors without a direction are told by a norm of exactly zero",
         "int8_mask": "no sign masks are made",
@@ -62,3 +63,9 @@ def _stream(jobs):  # type: ignore[no-untyped-def]
         jobs,
         lambda gram, given: mean_direction(gram, one_a_model(given["weight"], len(gram)), given["normalize_weights"]),
     )
+
+
+@multislerp.refuses
+def _refused(given: dict[str, Any], models: int) -> str | None:
+    zero = given["normalize_weights"] and cancelled(one_a_model(given["weight"], models))
+    return "the weights sum to zero" if zero else None

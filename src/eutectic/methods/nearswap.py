@@ -24,6 +24,7 @@ else:
     models=(2, 2),
     elementwise=True,
     symmetric=False,
+    example={"t": 0.001},
     accepted={"int8_mask": "no sign masks are made"},
 )
 def nearswap(weights: Tensor, *, t: Annotated[float, Range("[0, inf)")]) -> Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from eutectic.kernels.gram import combined, combined_along
 from eutectic.kernels.sphere import Gram, slerp_coefficients
-from eutectic.kernels.sums import divisor, one_a_model
+from eutectic.kernels.sums import cancelled, divisor, one_a_model
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, method
 
@@ -75,3 +75,9 @@ def _rule(gram: Gram, given: dict[str, Any]) -> tuple[float, float]:
 
 
 nuslerp.stream(_stream, when=lambda given: bool(given["nuslerp_flatten"]))
+
+
+@nuslerp.refuses
+def _refused(given: dict[str, Any], models: int) -> str | None:
+    zero = cancelled(one_a_model(given["weight"], models))
+    return "the weights sum to zero" if zero else None

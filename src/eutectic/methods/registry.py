@@ -33,6 +33,10 @@ class Range:
 Base = Literal["required", "ignored", "first", "optional"]
 
 
+# (all parameters by recipe name, number of models) -> why they do not go together, or None.
+Refusal = Callable[[dict[str, Any], int], str | None]
+
+
 class _PerModel:
     """Marks a parameter that may take one value a model."""
 
@@ -109,6 +113,8 @@ class Method:
         random: takes `rng`.
         also: further papers that the method rests on.
         scratch: bytes of working memory that the plain torch form needs, an entry and model.
+        neutral: values under which a model comes out as it went in, where the defaults are not (the contract asks).
+        example: values for the recipe on the method's page, where half of everything would make no sense.
         streams_when: which bound parameters the streamed form covers; None is all.
         refusal: says why values do not go together.
         factors, finish: the method in two steps, where the first is expensive and does not depend on all parameters.
@@ -131,11 +137,13 @@ class Method:
     random: bool
     also: tuple[str, ...] = ()
     scratch: int = 12
+    neutral: Mapping[str, Any] = field(default_factory=dict)
+    example: Mapping[str, Any] = field(default_factory=dict)
     streamed: Callable[[Sequence[Any]], Stream] | None = field(default=None)
     streams_when: Callable[[Mapping[str, Any]], bool] | None = field(default=None)
     factors: Callable[..., Any] | None = field(default=None)
     finish: Callable[..., Tensor] | None = field(default=None)
-    refusal: Callable[[Mapping[str, Any], int], str | None] | None = field(default=None)
+    refusal: Refusal | None = field(default=None)
 
     def __post_init__(self) -> None:
         self.__doc__ = self.function.__doc__
@@ -189,8 +197,8 @@ class Method:
         return self.refusal({p.name: parameters.get(p.name, p.default) for p in self.params.values()}, models)
 
     def refuses(
-        self, refusal: Callable[[Mapping[str, Any], int], str | None]
-    ) -> Callable[[Mapping[str, Any], int], str | None]:
+        self, refusal: Refusal
+    ) -> Refusal:
         """Registers what `fault` asks: `refusal(parameters, models)`, all parameters given."""
         self.refusal = refusal
         return refusal
@@ -286,14 +294,16 @@ def method(
     accepted: Mapping[str, str] | None = None,
     also: tuple[str, ...] = (),
     scratch: int = 12,
+    neutral: Mapping[str, Any] | None = None,
+    example: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Method]:
     """Declares a function as a merge method and registers it under its name.
 
     The first argument, `weights` or `deltas`, says the space; keyword-only arguments are the parameters, an ending
     underscore is dropped (`lambda_` is `lambda` in recipes), and `rng` asks for randomness. `mergekit_defaults` names
     defaults that differ there (said by `plan`); `accepted` names parameters taken for compatibility that do nothing,
-    with the reason; `also` names further papers; `scratch` says what memory the torch form needs. Raises `ValueError`
-    for a function that cannot be a method.
+    with the reason; `also` names further papers; `scratch` says what memory the torch form needs; `neutral` and
+    `example` are as in `Method`. Raises `ValueError` for a function that cannot be a method.
     """
 
     def declare(function: Callable[..., Tensor]) -> Method:
@@ -321,6 +331,8 @@ def method(
             random=any(p.name == "rng" for p in signature),
             also=also,
             scratch=scratch,
+            neutral=neutral or {},
+            example=example or {},
         )
         _METHODS[made.name] = made
         return made

@@ -27,9 +27,9 @@ else:
 def sce(deltas: Tensor, *, select_topk: Annotated[float, Range("(0, 1]")] = 1.0) -> Tensor:
     """Keeps the entries on which the models differ most, weighs models by their energy there, and drops minority signs.
 
-    **What it does.** Wan et al. 2024 (FuseChat), §3: *select* the share `select_topk` of entries whose variance over
-    the models is largest; *calculate* a coefficient a model and tensor, ηᵢ = Σ τ̂ᵢ² / Σⱼ Σ τ̂ⱼ²; *erase* the entries
-    whose sign is not that of Σ τ̂ᵢ; Δ = Σ ηᵢ τ̂ᵢ / Σ ηᵢ over what remains.
+    **What it does.** Wan et al. 2024 (FuseChat): *select* the share `select_topk` of entries whose variance over the
+    models is largest; *calculate* a coefficient a model and tensor, ηᵢ = Σ τ̂ᵢ² / Σⱼ Σ τ̂ⱼ²; *erase* the entries whose
+    sign is not that of Σ τ̂ᵢ; Δ = Σ ηᵢ τ̂ᵢ / Σ ηᵢ over what remains.
 
     **When to use it.** Few strong models of one base, above all reasoning and chat models; there are no weights to
     choose. A model that moved little has little say.
@@ -37,10 +37,10 @@ def sce(deltas: Tensor, *, select_topk: Annotated[float, Range("(0, 1]")] = 1.0)
     **Parameters.** `select_topk`: share of the entries that differ between the models which is selected, tensor by
     tensor; 1 selects all.
 
-    **Differs from the paper.** The share is one of the entries that differ at all, as in the authors' code and in
-    mergekit, where the paper takes it of all entries; exactly so many, at least one, of equal variances the first by
-    flat index. Where the models differ nowhere in a tensor there is nothing to select by, and all of it stays.
-    `select_topk` defaults to mergekit's 1.
+    **Differs from the paper.** The share is one of the entries that differ at all, as in mergekit, where the paper
+    takes it of all entries; exactly so many, at least one, of equal variances the first by flat index. Where the models
+    differ nowhere in a tensor there is nothing to select by, and all of it stays. `select_topk` defaults to mergekit's
+    1.
 
     **Differs from mergekit.** Coefficients are ratios at any scale: mergekit makes them equal where mean squares sum to
     less than 1e-6, as they do in most fine-tunes, and takes 1e-6 as the least sum of agreeing coefficients. Small

@@ -27,6 +27,7 @@ def _coefficients(gram: Gram, t: float, norm: Norm) -> tuple[float, float]:
     base="first",
     models=(2, 2),
     symmetric=False,
+    neutral={"norm": "raw"},
     accepted={"int8_mask": "no sign masks are made"},
 )
 def slerp(weights: Tensor, *, t: Annotated[float, Range("[0, 1]")], norm: Norm = "raw") -> Tensor:

@@ -26,6 +26,7 @@ def _coefficients(alpha: float, models: int) -> list[float]:
     family="averages",
     base="required",
     elementwise=True,
+    neutral={"alpha": 1.0},
 )
 def wise_ft(deltas: Tensor, *, alpha: Annotated[float, Range("[0, 1]")] = 0.5) -> Tensor:
     """Interpolates between the base and the mean of its fine-tunes, to keep what the base could do.

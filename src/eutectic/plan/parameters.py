@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eutectic.errors import did_you_mean, listed
-from eutectic.kernels.sums import negligible
+from eutectic.kernels.sums import cancelled
 from eutectic.methods import Method
 from eutectic.names import Depths, matcher
 from eutectic.plan.findings import Findings
@@ -107,8 +107,3 @@ class Parameters:
         for entry in self._recipe.models:
             found += entry.parameters.items()
         return found
-
-
-def cancelled(weights: Sequence[float]) -> bool:
-    """True if the weights sum to zero, up to rounding."""
-    return abs(sum(weights)) <= negligible(weights)

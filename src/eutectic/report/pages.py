@@ -113,13 +113,17 @@ def step_page(step: PostProcessor) -> str:
 def example(method: Method) -> str:
     """A small recipe that is valid."""
     lines = [f"merge_method: {method.name}"]
-    weighted = "weight" in method.params
+    # Spectral methods scale each task vector by its weight, 1 unless there is a reason.
+    weighted = "weight" in method.params and method.family != "spectral"
     if method.base != "ignored":
         lines.append("base_model: ./base")
     lines.append("models:")
-    for model in ("./code", "./math") if method.models[1] != 2 else ("./code",):
+    least, most = method.models
+    count = 1 if method.base == "first" else max(least, min(2, most or 2))
+    for model in ("./code", "./math", "./chat")[:count]:
         lines.append(f"  - model: {model}")
         lines += ["    parameters:", "      weight: 0.5"] if weighted else []
-    values = {"density": 0.5, "t": 0.5, "lambda": 1.0}
-    shared = [f"  {name}: {values[name]}" for name in method.params if name in values]
+    shown = {p.name: p.default for p in method.params.values() if p.name in ("density", "lambda")}
+    shown |= {p.name: 0.5 for p in method.params.values() if p.required and p.name != "weight"}
+    shared = [f"  {name}: {value}" for name, value in (shown | dict(method.example)).items()]
     return "\n".join([*lines, *(["parameters:", *shared] if shared else []), "dtype: bfloat16"]) + "\n"

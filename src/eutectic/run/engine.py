@@ -145,7 +145,7 @@ class Engine:
                 continue
             for job in group.jobs:
                 if job not in self._done and self._plan.jobs[job].spec.numel == 0:
-                    for number in self._open_lanes(job):
+                    for number in self._open_lanes(group, job):
                         self._record(self._lanes[number], job, [])
             active.waiting.extend(unit for unit in group.units if unit.job not in self._done)
             if not active.waiting:
@@ -178,12 +178,12 @@ class Engine:
             else:
                 self._loader.give_back(buffer)
 
-    def _open_lanes(self, job: int) -> list[int]:
-        return [number for number, lane in enumerate(self._lanes) if job not in lane.done]
+    def _open_lanes(self, group: Group, job: int) -> list[int]:
+        return [number for number in group.order if job not in self._lanes[number].done]
 
     def _make(self, active: _Active, unit: Unit) -> None:
         held = self._held.pop((unit.job, unit.index), None)
-        lanes = self._open_lanes(unit.job)
+        lanes = self._open_lanes(active.group, unit.job)
         for number, made in zip(
             lanes, self._loader.make(active.group, unit, held[0] if held else None, lanes), strict=True
         ):

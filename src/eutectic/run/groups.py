@@ -83,6 +83,8 @@ class Group:
             for k, stream in enumerate(self.streams)
         ]
         self._leading = [stream for k, stream in enumerate(self.streams) if self._leader[k] == k]
+        # The order in which the streams combine a block.
+        self.order = sorted(range(len(works)), key=lambda k: self.streams[k].affinity if merged else "")
         # Whether each tensor is one unit, as a method or step cannot be computed in parts.
         self.whole = merged and any(is_whole(work, number) for work in works for number in jobs)
         self.units = [

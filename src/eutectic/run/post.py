@@ -114,6 +114,10 @@ class PostProcessed(Stream):
             own[self._due[0]] = factor_of(self._posts[job][self._due[0]], norms[job]) if job in norms else 1.0
         self._due, self._parts = self._due[1:], Tally()
 
+    @property
+    def affinity(self) -> str:
+        return self._inner.affinity
+
     def shares(self, other: Stream) -> bool:
         return isinstance(other, PostProcessed) and not self._due and self._inner.shares(other._inner)
 

@@ -36,6 +36,11 @@ class Reference(Stream):
         self._local = threading.local()
         self._keywords = {p.name: p.name if p.name != "lambda" else "lambda_" for p in method.params.values()}
 
+    @property
+    def affinity(self) -> str:
+        names = _keywords(self._method.factors) if self._method.factors else []
+        return repr([[job.parameters[name] for name in names] for job in self._jobs])
+
     def combine(self, block: Block, out: NDArray[Any]) -> None:
         with one_torch_thread(), self._cuda_stream():
             job = self._jobs[block.job]
@@ -67,10 +72,11 @@ class Reference(Stream):
         if first is None or second is None:
             return self._method(tensors, **given)
         deciding = {name: given[name] for name in _keywords(first)}
-        key = ("factors", repr(deciding))
-        if key not in block.cache:
-            block.cache[key] = first(tensors, **deciding)
-        return second(block.cache[key], **{name: given[name] for name in _keywords(second)}).to(tensors.dtype)
+        if block.cache.get("of") != repr(deciding):
+            # One set at a time: those of a whole sweep could take any amount of memory.
+            block.cache.pop("factors", None)
+            block.cache |= {"factors": first(tensors, **deciding), "of": repr(deciding)}
+        return second(block.cache["factors"], **{name: given[name] for name in _keywords(second)}).to(tensors.dtype)
 
     def _upload(self, block: Block) -> torch.Tensor:
         host = torch.from_numpy(block.bits)

@@ -314,7 +314,7 @@ def ends_of_t_are_exact(subject: Subject) -> None:
     for setting, shape, dtype in itertools.product(subject.settings(), SHAPES, DTYPES):
         tensors = sample(2, shape, dtype)
         for t in (0, 1):
-            at_end = {**setting, "t": float(t)}
+            at_end = {**setting, **subject.method.neutral, "t": float(t)}
             expect_equal(subject.run(tensors, at_end), tensors[t], _told(tensors, at_end))
 
 
@@ -330,7 +330,7 @@ def copies_give_the_model(subject: Subject) -> None:
         if not subject.takes(count):
             continue
         model = sample(1, shape, dtype)
-        neutral = {**setting, **NEUTRAL}
+        neutral = {**setting, **NEUTRAL, **subject.method.neutral}
         if count > 1:
             neutral = {**subject.spread(neutral), "density": 1.0, "normalize": True}
         copies = model.expand(count, *shape).clone()

@@ -1,0 +1,74 @@
+"""What every registered method has to offer besides its arithmetic: an example, two equal forms, clear refusals."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+
+from eutectic import methods, recipe
+from eutectic.errors import RecipeError
+from eutectic.report.pages import example
+
+NAMES = methods.names()
+IN_TWO_STEPS = [name for name in NAMES if methods.get(name).factors is not None]  # type: ignore[union-attr]
+
+
+def keywords(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)[1:]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_example_is_a_valid_recipe(name: str) -> None:
+    made = methods.get(name)
+    assert made is not None
+    assert recipe.load(example(made), methods=methods).method == name
+
+
+@pytest.mark.parametrize("name", IN_TWO_STEPS)
+def test_two_steps_are_the_method(name: str) -> None:
+    made = methods.get(name)
+    assert made is not None and made.factors is not None and made.finish is not None
+    deltas = torch.randn(3, 12, 8, generator=torch.Generator().manual_seed(1))
+    given = {p.name: p.default for p in made.params.values()}
+    given = {("lambda_" if key == "lambda" else key): value for key, value in given.items()}
+    for scale in (1.0, 0.3):
+        given["lambda_"] = scale
+        factors = made.factors(deltas, **{key: given[key] for key in keywords(made.factors)})
+        finished = made.finish(factors, **{key: given[key] for key in keywords(made.finish)})
+        assert torch.equal(finished.float(), made(deltas, **given))
+    assert "lambda_" not in keywords(made.factors), "a sweep over the scale must not compute the factors again"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "why"),
+    [
+        ("nuslerp", {"weight": [1.0, -1.0]}, "the weights sum to zero"),
+        ("multislerp", {"weight": [1.0, -1.0]}, "the weights sum to zero"),
+        ("karcher", {"weight": 0.0}, "the weights sum to zero"),
+        ("consensus_ta", {"k": 3}, "3 of 2 models can never agree"),
+    ],
+)
+def test_values_that_do_not_go_together(name: str, given: dict[str, Any], why: str) -> None:
+    made = methods.get(name)
+    assert made is not None
+    with pytest.raises(RecipeError, match=why):
+        made(torch.ones(2, 4), **given)
+
+
+def test_multislerp_may_sum_to_zero_without_normalising() -> None:
+    assert methods.multislerp(torch.eye(2), weight=[1.0, -1.0], normalize_weights=False).isfinite().all()
+
+
+def test_an_optional_base_decides_the_space() -> None:
+    for name in NAMES:
+        made = methods.get(name)
+        assert made is not None
+        with_base, without = made.resolved(True), made.resolved(False)
+        if made.base == "optional":
+            assert (with_base.space, with_base.base) == ("deltas", "required")
+            assert (without.space, without.base) == ("weights", "ignored")
+        else:
+            assert with_base is without is made
