@@ -6,6 +6,7 @@ The pages are not kept in the repository.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import typer
 
+import eutectic
 from eutectic import api
 from eutectic.cli import app
 
@@ -33,7 +35,14 @@ FAMILIES = {
 def pages() -> dict[str, str]:
     """Path below `docs/` → Markdown, of every generated page."""
     found = {f"methods/{name}.md": api.method_page(api.method_named(name)) for name in api.method_names()}
-    return {**found, "methods/index.md": methods_index(), "problems.md": problems_page(), "cli.md": cli_page()}
+    found |= {f"methods/{name}.md": api.step_page(step) for name in api.step_names() if (step := api.step_named(name))}
+    return {
+        **found,
+        "methods/index.md": methods_index(),
+        "problems.md": problems_page(),
+        "cli.md": cli_page(),
+        "source.md": source_page(),
+    }
 
 
 def methods_index() -> str:
@@ -44,10 +53,26 @@ def methods_index() -> str:
         "[adding a method](../adding-a-method.md) shows how to write another."
     )
     rows = []
-    for name in api.method_names():
-        method = api.method_named(name)
-        rows.append((f"[`{name}`]({name}.md)", method.family, method.paper, api.first_line(method)))
-    return f"{head}\n\n{table(('method', 'family', 'paper', 'in one sentence'), rows)}\n"
+    for method in sorted(map(api.method_named, api.method_names()), key=lambda m: (m.family, m.name)):
+        rows.append((method.family, f"[`{method.name}`]({method.name}.md)", method.paper, api.first_line(method)))
+    for name in api.step_names():
+        if step := api.step_named(name):
+            rows.append(("after a method", f"[`{name}`]({name}.md)", ", ".join(step.papers), step.title))
+    return f"{head}\n\n{table(('family', 'method', 'paper', 'in one sentence'), rows)}\n"
+
+
+def source_page() -> str:
+    """Every file of the package with the first sentence of its docstring."""
+    root = Path(eutectic.__file__).parent
+    rows = []
+    for path in sorted(root.rglob("*.py"), key=lambda p: (len(p.relative_to(root).parts), p)):
+        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        rows.append((f"`{path.relative_to(root).as_posix()}`", plain(about.split("\n", 1)[0])))
+    head = (
+        "# The source\n\nOne line a file, from the file itself. Imports go one way, and a test keeps them so: "
+        "cli → api → merging → report → adviser → run → plan → recipe, methods, checkpoint → kernels, names, errors."
+    )
+    return f"{head}\n\n{table(('file', 'what is in it'), rows)}\n"
 
 
 def problems_page() -> str:
@@ -130,7 +155,8 @@ def write(docs: Path = DOCS) -> None:
 def on_config(config: Any) -> Any:
     """mkdocs calls this first: makes the pages, and adds those with names of their own to the navigation."""
     write()
-    section(config["nav"], "Methods").extend(f"methods/{name}.md" for name in api.method_names())
+    names = [*api.method_names(), *api.step_names()]
+    section(config["nav"], "Methods").extend(f"methods/{name}.md" for name in names)
     reports = sorted(path.relative_to(DOCS).as_posix() for path in (DOCS / "experiments").glob("*.md"))
     section(config["nav"], "Evidence").extend(reports)
     return config

@@ -7,6 +7,7 @@ well may be at a loss in the next. Everything is made from seeds, so that nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -38,6 +39,8 @@ DOMAINS: Mapping[str, Domain] = {
     "rolled": lambda x: x.roll((5, 5), (1, 2)),
 }
 SKILLS = tuple(DOMAINS)[1:]
+LIGHT, MEDIUM, HEAVY = ({"steps": s, "rate": r} for s, r in ((100, 1e-4), (200, 3e-4), (400, 1e-3)))
+FLEET = (1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 1.5e-3, 2e-3)
 
 
 def images(domain: str, count: int, generator: torch.Generator, noise: float = 0.3) -> tuple[Tensor, Tensor]:
@@ -107,3 +110,40 @@ def distance(weights: Weights, base: Weights) -> float:
     """‖τ‖ / ‖θ₀‖ over the whole network."""
     change = sum(float((weights[name] - base[name]).square().sum()) for name in base)
     return float((change / sum(float(base[name].square().sum()) for name in base)) ** 0.5)
+
+
+@dataclass
+class Seed:
+    """One base and its fine-tunes; each is trained when a claim first asks for it."""
+
+    number: int
+    made: dict[str, Weights] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Weights:
+        """Reads the plain domain well and the others somewhat, as a pre-trained model would."""
+        return self._once("base", None, ["plain"] * len(SKILLS) + list(SKILLS), steps=600, rate=1e-3)
+
+    @property
+    def skill(self) -> str:
+        return SKILLS[self.number % len(SKILLS)]
+
+    @property
+    def others(self) -> list[str]:
+        return [domain for domain in DOMAINS if domain != self.skill]
+
+    def tuned(self, how: Mapping[str, float]) -> Weights:
+        return self._once(f"tuned {how}", self.base, [self.skill], **how)
+
+    def specialists(self) -> list[Weights]:
+        return [self._once(f"specialist {skill}", self.base, [skill], **MEDIUM) for skill in SKILLS]
+
+    def fleet(self) -> list[Weights]:
+        """Fine-tunes on the same two domains that differ in learning rate and seed."""
+        return [self._once(f"fleet {rate}", self.base, SKILLS[:2], steps=200, rate=rate) for rate in FLEET]
+
+    def _once(self, key: str, start: Weights | None, domains: Sequence[str], **how: float) -> Weights:
+        if key not in self.made:
+            seed = 1000 * self.number + len(self.made)
+            self.made[key] = train(start, domains, steps=int(how["steps"]), rate=how["rate"], seed=seed)
+        return self.made[key]

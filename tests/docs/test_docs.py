@@ -242,7 +242,7 @@ def test_every_command_and_option_is_on_the_command_line_page() -> None:
 
 def test_every_code_is_on_the_problems_page_and_no_other_code_is_mentioned() -> None:
     assert not [code for code in api.CODES if f"### {code}: " not in GENERATED["problems.md"]]
-    mentioned = {code for text in PAGES.values() for code in re.findall(r"\b[RCPWNMVX]\d{3}\b", text)}
+    mentioned = {code for text in PAGES.values() for code in re.findall(r"\b[RCPWNMVXA]\d{3}\b", text)}
     assert mentioned <= api.CODES.keys()
 
 
@@ -251,11 +251,17 @@ def test_every_defect_of_mergekit_has_its_row() -> None:
     assert [int(row) for row in rows] == list(range(1, 39))
 
 
-def test_the_readme_has_a_clause_for_every_source_file() -> None:
+def test_every_source_file_says_what_is_in_it() -> None:
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| (.+) \|$", GENERATED["source.md"], re.MULTILINE)
     source = ROOT / "src" / "eutectic"
-    files = {p.relative_to(source).as_posix() for p in source.rglob("*.py") if p.name != "__init__.py"}
-    listed = set(re.findall(r"^\| `([\w/]+\.py)` \|", PAGES["README.md"], re.MULTILINE))
-    assert listed == files
+    assert {name for name, _ in rows} == {p.relative_to(source).as_posix() for p in source.rglob("*.py")}
+
+
+def test_the_readme_has_a_clause_for_every_room() -> None:
+    source = ROOT / "src" / "eutectic"
+    rooms = {f"{p.parent.name}/" for p in source.glob("*/__init__.py")} | {p.name for p in source.glob("[!_]*.py")}
+    listed = set(re.findall(r"^\| `([\w/.]+)` \|", PAGES["README.md"].split("## The source")[1], re.MULTILINE))
+    assert listed == rooms
 
 
 def test_no_page_of_a_decision_is_longer_than_a_screen() -> None:
