@@ -80,7 +80,7 @@ def tasks(cases: Sequence[Case]) -> Iterator[Task]:
     for case in cases:
         for models in case.models:
             for kind in case.kinds:
-                for stored in STORED[0 if kind == "random" else 1 :]:
+                for stored in STORED[0 if kind in ("random", "related") else 1 :]:
                     told = case.wide if stored == "bfloat16" or case.wide == "float64" != stored else ""
                     yield Task(case, models, kind, stored, told)
                     if stored == "bfloat16" and kind in ("random", "grid"):

@@ -23,7 +23,7 @@ from fusion_bench.method.singular_value_calibration.utils import (
 )
 from fusion_bench.method.slerp.slerp_utils import slerp
 from fusion_bench.method.tall_mask.utils import generate_task_masks
-from fusion_bench.method.task_arithmetic.task_arithmetic import task_arithmetic_merge
+from fusion_bench.method.task_arithmetic.task_arithmetic import TaskArithmeticAlgorithm
 from fusion_bench.method.task_singular_vector.utils.TSVM_utils import compute_and_sum_svd_mem_reduction as tsv_m
 from fusion_bench.method.ties_merging.ties_merging import TiesMergingAlgorithm
 from fusion_bench.method.ties_merging.ties_merging_utils import ties_merging
@@ -62,11 +62,16 @@ def consensus(base: Tensor, tuned: list[Tensor], *, tall_lambda: float, k: int) 
     return ((flat - start).sum(0) * kept).reshape(base.shape)
 
 
+def one_less(density: float, numel: int) -> float:
+    """A density with which its trim, which keeps one entry more than it says, keeps ⌊density · n⌋, at least one."""
+    return (max(int(density * numel), 1) - 0.5) / numel
+
+
 def knots(deltas: Deltas, *, density: float) -> Tensor:
-    """Its aligned subspace, merged by its TIES."""
+    """Its aligned subspace, merged by its TIES with the right number of entries kept."""
     left, values, rights = subspace_alignment(deltas)
     parts = torch.stack([(values[:, None] * right).reshape(-1) for right in rights])
-    merged = ties_merging(parts, reset_thresh=density, merge_func="mean")
+    merged = ties_merging(parts, reset_thresh=one_less(density, parts[0].numel()), merge_func="mean")
     return left @ merged.reshape(len(values), -1)
 
 
@@ -87,13 +92,14 @@ ON_DELTAS: dict[str, Callable[..., Tensor]] = {
     "dare": dropped,
 }
 ON_MODELS: dict[str, Callable[..., Tensor]] = {
-    "task_arithmetic": lambda base, tuned, **given: task_arithmetic_merge(
-        Holder(base), [Holder(model) for model in tuned], **given
-    ).weight,
+    "task_arithmetic": lambda base, tuned, **given: TaskArithmeticAlgorithm(**given).run(pool(base, tuned)).weight,
     "magmax": lambda base, tuned, **given: magmax_merge(
         Holder(base), [Holder(model) for model in tuned], **given
     ).weight,
     "ties": lambda base, tuned, **given: TiesMergingAlgorithm(remove_keys=[], **given).run(pool(base, tuned)).weight,
+    "ties_one_less": lambda base, tuned, threshold, **given: TiesMergingAlgorithm(
+        remove_keys=[], threshold=one_less(threshold, base.numel()), **given
+    ).run(pool(base, tuned)).weight,
     "model_stock": lambda base, tuned: ModelStock().run(pool(base, tuned)).weight,
     "slerp": lambda base, tuned, t: slerp(t, base, tuned[0]),
     "svc": lambda base, tuned, alpha, scale: svc(

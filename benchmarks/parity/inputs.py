@@ -30,9 +30,12 @@ def families() -> dict[str, list[Tensor]]:
 
     base, coarse = noise(48, 64), torch.round(noise(48, 64) * 8) / 8
     grid = torch.round(noise(8, 12) * 20).clamp(-100, 100)
+    shared = noise(48, 64) * 0.1
     square, half = noise(16, 16), tuned(noise(16, 24), 0.1)
     return {
         "random": tuned(base, 0.1),
+        # Fine-tunes that went the same way, so that no cosine between them is near zero.
+        "related": [base, *(base + shared + noise(48, 64) * 0.1 for _ in range(3))],
         # A light fine-tune of a small tensor: what absolute thresholds make of it.
         "light": tuned(noise(8, 16) * 0.02, 5e-5),
         # Distinct deltas that bfloat16 holds exactly, so that no trim of it depends on how equals are ordered.
@@ -58,6 +61,7 @@ def families() -> dict[str, list[Tensor]]:
 # For every method; the others are named by the cases that want them.
 COMMON = (
     "random",
+    "related",
     "light",
     "grid",
     "tied",

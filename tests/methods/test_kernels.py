@@ -44,7 +44,7 @@ def philox(counter, key):
 
 
 def entry_word(index, key):
-    """The documented layout: halves of one word each of counter 16 (i div 128) + i mod 16, plain and with its top bit."""
+    """The documented layout: halves of a word of counter 16 (i div 128) + i mod 16, plain and with its top bit."""
     block, place = divmod(index, ENTRIES_A_BLOCK)
     number = block * COUNTERS_A_BLOCK + place % 16
     word, shift = place // 32, 16 * (place % 32 // 16)

@@ -488,3 +488,27 @@ def test_a_whole_model_is_ranked_together(tmp_path):
     found = torch.cat([merged[name].reshape(-1) for name in sorted(shapes)])
     wanted = band_oracle(flat[None].double().numpy(), [0.3], [0.05])[0]
     assert found.double().tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("shape", [(0,), (64,), (7, 30), (4, 3, 3), (2, 3, 50)])
+@pytest.mark.parametrize("name", ["breadcrumbs", "breadcrumbs_ties"])
+def test_rows_are_ranked_by_themselves(name, shape, tmp_path):
+    """`scope: row` is the method on every row, through a recipe as by hand; a vector is one row."""
+    generator = torch.Generator().manual_seed(9)
+    base = torch.randn(shape, generator=generator)
+    tuned = [base + 0.1 * torch.randn(shape, generator=generator) for _ in range(2)]
+    made = methods.get(name)
+    deltas = torch.stack(tuned) - base
+    found = made(deltas, density=0.4, gamma=0.2, scope="row")
+    rows = deltas.reshape(2, int(np.prod(shape[:-1])), shape[-1])
+    expected = [made(rows[:, i], density=0.4, gamma=0.2) for i in range(rows.shape[1])]
+    assert torch.equal(found, torch.stack(expected).reshape(shape) if expected else torch.zeros(shape))
+    recipe = {
+        "merge_method": name,
+        "base_model": {"w": base},
+        "models": [{"w": one} for one in tuned],
+        "parameters": {"density": 0.4, "gamma": 0.2, "scope": "row"},
+    }
+    merged = eutectic.merged(recipe)["w"]
+    assert torch.equal(merged, torch.where(found == 0, base, base + found))
+    assert eutectic.plan(recipe).jobs[0].parameters["scope"] == "row"

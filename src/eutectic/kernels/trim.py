@@ -59,6 +59,21 @@ def outlier_count(gamma: float, numel: int, kept: int) -> int:
     return min(numel - kept, math.floor(Fraction(repr(float(gamma))) * numel))
 
 
+def keep_band_of_rows(deltas: Tensor, density: float | Sequence[float], gamma: float | Sequence[float]) -> Tensor:
+    """As `keep_band`, each row (along the last axis) by itself; what has no rows is one."""
+    kept = []
+    width = deltas.shape[-1] if deltas.dim() > 1 else 1
+    shares = zip(deltas, one_a_model(density, len(deltas)), one_a_model(gamma, len(deltas)), strict=True)
+    for delta, share, outliers in shares if width else ():
+        count = kept_count(share, width)
+        removed = outlier_count(outliers, width, count)
+        order = delta.reshape(-1, width).abs().argsort(dim=1, descending=True, stable=True)
+        chosen = torch.zeros_like(order, dtype=torch.bool)
+        chosen.scatter_(1, order[:, removed : removed + count], True)
+        kept.append(torch.where(chosen.reshape(delta.shape), delta, torch.zeros_like(delta)))
+    return torch.stack(kept) if kept else deltas
+
+
 def keep_band(deltas: Tensor, density: float | Sequence[float], gamma: float | Sequence[float]) -> Tensor:
     """Zeroes the `outlier_count` largest magnitudes of each model, and all but the `kept_count` next ones.
 

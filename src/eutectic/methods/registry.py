@@ -111,6 +111,7 @@ class Method:
         symmetric: the order of the models does not matter.
         scopes: over what a whole-tensor statistic may be taken: `tensor`, and `model` where the paper ranks it all.
         random: takes `rng`.
+        scoped: takes `scope`, as it has a scope smaller than a tensor.
         also: further papers that the method rests on.
         scratch: bytes of working memory that the plain torch form needs, an entry and model.
         neutral: values under which a model comes out as it went in, where the defaults are not (the contract asks).
@@ -135,6 +136,7 @@ class Method:
     mergekit_defaults: Mapping[str, Any]
     accepted: Mapping[str, str]
     random: bool
+    scoped: bool
     also: tuple[str, ...] = ()
     scratch: int = 12
     neutral: Mapping[str, Any] = field(default_factory=dict)
@@ -196,9 +198,7 @@ class Method:
             return None
         return self.refusal({p.name: parameters.get(p.name, p.default) for p in self.params.values()}, models)
 
-    def refuses(
-        self, refusal: Refusal
-    ) -> Refusal:
+    def refuses(self, refusal: Refusal) -> Refusal:
         """Registers what `fault` asks: `refusal(parameters, models)`, all parameters given."""
         self.refusal = refusal
         return refusal
@@ -300,10 +300,10 @@ def method(
     """Declares a function as a merge method and registers it under its name.
 
     The first argument, `weights` or `deltas`, says the space; keyword-only arguments are the parameters, an ending
-    underscore is dropped (`lambda_` is `lambda` in recipes), and `rng` asks for randomness. `mergekit_defaults` names
-    defaults that differ there (said by `plan`); `accepted` names parameters taken for compatibility that do nothing,
-    with the reason; `also` names further papers; `scratch` says what memory the torch form needs; `neutral` and
-    `example` are as in `Method`. Raises `ValueError` for a function that cannot be a method.
+    underscore is dropped (`lambda_` is `lambda` in recipes), `rng` asks for randomness and `scope` for the recipe's.
+    `mergekit_defaults` names defaults that differ there (said by `plan`); `accepted` names parameters taken for
+    compatibility that do nothing, with the reason; `also` names further papers; `scratch` says what memory the torch
+    form needs; the rest is as in `Method`. Raises `ValueError` for a function that cannot be a method.
     """
 
     def declare(function: Callable[..., Tensor]) -> Method:
@@ -312,7 +312,7 @@ def method(
             raise ValueError(f"{function.__name__}: the first argument must be called `weights` or `deltas`")
         if any(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in signature[1:]):
             raise ValueError(f"{function.__name__}: parameters must be keyword-only")
-        found = [_param(p, function.__globals__) for p in signature[1:] if p.name != "rng"]
+        found = [_param(p, function.__globals__) for p in signature[1:] if p.name not in ("rng", "scope")]
         made = Method(
             name=function.__name__.rstrip("_"),
             function=function,
@@ -329,6 +329,7 @@ def method(
             mergekit_defaults=mergekit_defaults or {},
             accepted=accepted or {},
             random=any(p.name == "rng" for p in signature),
+            scoped=any(p.name == "scope" for p in signature),
             also=also,
             scratch=scratch,
             neutral=neutral or {},

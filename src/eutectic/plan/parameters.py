@@ -33,7 +33,7 @@ class Parameters:
                 bound[param.name] = [self._value(param.name, name, depth, entry) for entry in self._entries]
             else:
                 bound[param.name] = self._value(param.name, name, depth, None)
-        return bound
+        return bound | ({"scope": self._recipe.scope} if self._method.scoped else {})
 
     def _value(self, param: str, name: str, depth: float, entry: ModelEntry | None) -> Any:
         for settings in ([entry.parameters] if entry else []) + [self._recipe.parameters]:

@@ -60,8 +60,7 @@ class Reference(Stream):
 
     def _apply(self, block: Block, job: StreamJob) -> torch.Tensor:
         given = {keyword: job.parameters[keyword] for keyword in self._keywords.values()}
-        if self._method.random:
-            given["rng"] = job.parameters["rng"]
+        given |= {name: job.parameters[name] for name in ("rng", "scope") if name in job.parameters}
         base, tensors = block.cache["tensors"]
         change = self._changed(block, tensors, given)
         return change if base is None else torch.where(change == 0, base, base + change)
