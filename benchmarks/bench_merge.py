@@ -22,8 +22,9 @@ from statistics import median
 
 import measure
 import peer as peers
-import report
 from measure import Cost
+
+import report
 
 HERE = Path(__file__).resolve().parent
 DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
@@ -32,7 +33,10 @@ TUNED = ("tuned-1", "tuned-2", "tuned-3")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One merge to time: what it reads, its parameters, and how many times the yardstick it may take."""
+    """One merge to time: what it reads, its parameters, and how many times the yardstick it may take.
+
+    `peer` says that mergekit has it.
+    """
 
     method: str
     models: tuple[str, ...]
@@ -40,6 +44,7 @@ class Recipe:
     limit: float
     shared: dict[str, float] = field(default_factory=dict)
     each: dict[str, float] = field(default_factory=dict)
+    peer: bool = True
 
     def inputs(self) -> tuple[str, ...]:
         """Every checkpoint that the merge reads, the base first."""
@@ -48,8 +53,8 @@ class Recipe:
     def text(self, root: Path) -> str:
         """The recipe in YAML, for checkpoints under `root`."""
         lines = [f"merge_method: {self.method}", "dtype: bfloat16", "models:"]
-        # slerp's endpoints are both listed; elsewhere the base is not a model.
-        listed = self.inputs() if self.method == "slerp" else self.models
+        # Endpoints are both listed; elsewhere the base is not a model.
+        listed = self.inputs() if self.method in ("slerp", "nearswap") else self.models
         for model in listed:
             lines.append(f"  - model: {root / model}")
             if self.each:
@@ -70,6 +75,23 @@ RECIPES = {
         Recipe("ties", TUNED, base=True, limit=4, each={"weight": 1.0, "density": 0.2}),
         Recipe("dare_linear", TUNED, base=True, limit=2, each={"weight": 0.4, "density": 0.5}),
         Recipe("dare_ties", TUNED, base=True, limit=4, each={"weight": 0.4, "density": 0.5}),
+        Recipe("della", TUNED, base=True, limit=4, each={"weight": 0.4, "density": 0.7, "epsilon": 0.07}),
+        Recipe("della_linear", TUNED, base=True, limit=4, each={"weight": 0.4, "density": 0.7, "epsilon": 0.07}),
+        Recipe("breadcrumbs", TUNED, base=True, limit=4, each={"weight": 0.4, "density": 0.15, "gamma": 0.01}),
+        Recipe("breadcrumbs_ties", TUNED, base=True, limit=4, each={"weight": 0.4, "density": 0.15, "gamma": 0.01}),
+        Recipe("sce", TUNED, base=True, limit=4, shared={"select_topk": 1.0}),
+        Recipe("ram", TUNED, base=True, limit=4),
+        Recipe("ramplus_tl", TUNED, base=True, limit=4),
+        Recipe("nuslerp", TUNED[:2], base=False, limit=4, each={"weight": 1.0}),
+        Recipe("multislerp", TUNED, base=False, limit=4, each={"weight": 1.0}),
+        Recipe("karcher", TUNED, base=False, limit=4),
+        Recipe("model_stock", TUNED, base=True, limit=4),
+        Recipe("nearswap", TUNED[:1], base=True, limit=4, shared={"t": 5e-4}),
+        Recipe("passthrough", TUNED[:1], base=False, limit=4, each={"scale": 0.5}),
+        Recipe("wise_ft", TUNED, base=True, limit=4, shared={"alpha": 0.5}, peer=False),
+        Recipe("consensus_ta", TUNED, base=True, limit=4, peer=False),
+        Recipe("magmax", TUNED, base=True, limit=4, peer=False),
+        Recipe("emr", TUNED, base=True, limit=4, peer=False),
     )
 }
 
@@ -164,7 +186,7 @@ def measured(bench: Bench, recipes: list[Recipe], rounds: int) -> list[Result]:
             result.ours.append(bench.ours(result.recipe))
             result.synced.append(bench.yardstick(result.recipe, synced=True))
             say(f"round {number + 1} of {rounds}: {result.recipe.method} {result.ours[-1].wall:.2f} s")
-            if bench.peer and number == 0:
+            if bench.peer and result.recipe.peer and number == 0:
                 result.theirs.append(bench.theirs(result.recipe))
                 say(f"round 1 of {rounds}: {result.recipe.method} with mergekit {result.theirs[-1].wall:.2f} s")
     bench.fresh()

@@ -1,4 +1,4 @@
-"""Finds the peers, each in a virtual environment of its own. Never dependencies: without one, what needs it is skipped."""
+"""Finds the peers, each in an environment of its own. Never dependencies: without one, what needs it is skipped."""
 
 from __future__ import annotations
 

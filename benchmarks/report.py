@@ -113,14 +113,14 @@ def text(
     return "\n\n".join([*parts, "### Start-up", start])
 
 
-def write(path: Path, body: str) -> None:
+def write(path: Path, body: str, markers: tuple[str, str] = (BEGIN, END)) -> None:
     """Puts `body` between the markers of a document, leaving the rest as it is; makes the document if it is missing.
 
     Raises `SystemExit` when the document has only one of the markers, or both in the wrong order.
     """
-    old = path.read_text() if path.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    old = path.read_text() if path.exists() else f"# {path.stem.capitalize()}\n\n{markers[0]}\n{markers[1]}\n"
+    before, begin, rest = old.partition(markers[0])
+    _, end, after = rest.partition(markers[1])
     if not begin or not end:
-        raise SystemExit(f"{path.name} lacks the markers between which the tables go: {BEGIN} … {END}")
-    path.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
+        raise SystemExit(f"{path.name} lacks the markers between which the tables go: {' … '.join(markers)}")
+    path.write_text(f"{before}{begin}\n\n{body}\n\n{end}{after}")

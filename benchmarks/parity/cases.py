@@ -9,7 +9,18 @@ from typing import Any
 from parity.inputs import COMMON
 
 WEIGHTS = (0.7, 0.4, 0.2)
-MATRICES = ("random", "related", "light", "one untouched", "zeros", "untouched", "vector", "one entry", "huge", "denormal")
+MATRICES = (
+    "random",
+    "related",
+    "light",
+    "one untouched",
+    "zeros",
+    "untouched",
+    "vector",
+    "one entry",
+    "huge",
+    "denormal",
+)
 # What its functions of matrices alone can take.
 PROPER = tuple(kind for kind in MATRICES if kind not in ("vector", "one entry"))
 
@@ -103,7 +114,9 @@ def mergekit_task_vectors() -> Iterator[Case]:
     yield same("task_arithmetic", "analogy: -1, 1, 1", {"weight": (-1.0, 1.0, 1.0)})
     for density in (0.2, 0.5, 0.9, 1.0):
         yield same("ties", f"density {density:g}", {**plain, "density": density})
-    yield same("ties", "density 0.29", {**plain, "density": 0.29})
+    stable = {**plain, "density": 0.5}
+    yield Case("mergekit", "ties", "density 0.5, its sort made stable", stable, stable | {"stable": True})
+    yield same("ties", "density 0.29", {**plain, "density": 0.29}, kinds=(*COMMON, "hundred"))
     each = {**plain, "density": (0.2, 0.5, 0.8)}
     yield same("ties", "a density for each model", each)
     yield same("ties", "not normalised, λ 1.5", {**each, "normalize": False, "lambda": 1.5})

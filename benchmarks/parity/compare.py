@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from parity.cases import Case, cut
-from parity.inputs import STORED, families
 from peer import Peer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import eutectic
 from eutectic import methods
+from parity.cases import Case, cut
+from parity.inputs import STORED, families
 
 HERE = Path(__file__).resolve().parent
 # A few roundings of float32 arithmetic, in units of its last place, relative to a tensor's largest entry.
@@ -40,7 +40,7 @@ class Task:
         if self.stored == "float64":
             return self.case.tolerance
         # Both round a wider result once: the last bit may differ where it lies near the middle.
-        return 1.0 if self.compute and self.compute != self.stored else ROUNDINGS
+        return 1.0 if self.stored == "bfloat16" and self.compute else ROUNDINGS
 
     def inputs(self) -> list[str]:
         """Names of the tensors to merge, the base first if there is one."""
@@ -124,8 +124,17 @@ def stored_inputs() -> dict[str, Tensor]:
     }
 
 
-def theirs(wanted: Sequence[Task], peer: Peer, scratch: Path) -> tuple[dict[int, Tensor], dict[int, str]]:
-    """The peer's results by the task's number, and what it raised where it has none."""
+@dataclass(frozen=True)
+class Answers:
+    """What a peer made of its tasks, by number: results, CPU seconds, and errors where there is no result."""
+
+    results: Mapping[int, Tensor]
+    seconds: Mapping[int, float]
+    failed: Mapping[int, str]
+
+
+def theirs(wanted: Sequence[Task], peer: Peer, scratch: Path, tensors: dict[str, Tensor]) -> Answers:
+    """Every task by the peer, in one process of its own Python."""
     asked = [
         {
             "inputs": task.inputs(),
@@ -137,13 +146,14 @@ def theirs(wanted: Sequence[Task], peer: Peer, scratch: Path) -> tuple[dict[int,
         }
         for task in wanted
     ]
-    paths = [scratch / name for name in ("cases.json", "in.safetensors", "out.safetensors", "errors.json")]
+    paths = [scratch / name for name in ("cases.json", "in.safetensors", "out.safetensors", "notes.json")]
     paths[0].write_text(json.dumps(asked))
-    save_file(stored_inputs(), paths[1])
+    save_file(tensors, paths[1])
     script = HERE / f"in_{peer.package.module.replace('_', '')}.py"
     subprocess.run([peer.python, str(script), *map(str, paths)], env=peer.environment(), check=True)
+    notes = {name: {int(k): v for k, v in found.items()} for name, found in json.loads(paths[3].read_text()).items()}
     results = {int(number): tensor for number, tensor in load_file(paths[2]).items()}
-    return results, {int(number): text for number, text in json.loads(paths[3].read_text()).items()}
+    return Answers(results, notes["seconds"], notes["failed"])
 
 
 def outcome(task: Task, mine: Tensor, other: Tensor | None, failed: str) -> Outcome:
@@ -163,7 +173,7 @@ def outcome(task: Task, mine: Tensor, other: Tensor | None, failed: str) -> Outc
 def compare(cases: Sequence[Case], peer: Peer, scratch: Path) -> list[Outcome]:
     """Every case of a peer by both."""
     tensors, wanted = stored_inputs(), list(tasks(cases))
-    results, failed = theirs(wanted, peer, scratch)
+    answers = theirs(wanted, peer, scratch, tensors)
     made: dict[tuple[int, int], dict[str, Tensor]] = {}
     for case in cases:
         for models in case.models:
@@ -173,8 +183,8 @@ def compare(cases: Sequence[Case], peer: Peer, scratch: Path) -> list[Outcome]:
         outcome(
             task,
             made[id(task.case), task.models][f"{task.kind}/{task.stored}"],
-            results.get(number),
-            failed.get(number, ""),
+            answers.results.get(number),
+            answers.failed.get(number, ""),
         )
         for number, task in enumerate(wanted)
     ]

@@ -64,7 +64,7 @@ def consensus(base: Tensor, tuned: list[Tensor], *, tall_lambda: float, k: int) 
 
 def one_less(density: float, numel: int) -> float:
     """A density with which its trim, which keeps one entry more than it says, keeps ⌊density · n⌋, at least one."""
-    return (max(int(density * numel), 1) - 0.5) / numel
+    return (max(int(density * numel), 1) - 0.5) / max(numel, 1)
 
 
 def knots(deltas: Deltas, *, density: float) -> Tensor:
@@ -93,13 +93,15 @@ ON_DELTAS: dict[str, Callable[..., Tensor]] = {
 }
 ON_MODELS: dict[str, Callable[..., Tensor]] = {
     "task_arithmetic": lambda base, tuned, **given: TaskArithmeticAlgorithm(**given).run(pool(base, tuned)).weight,
-    "magmax": lambda base, tuned, **given: magmax_merge(
-        Holder(base), [Holder(model) for model in tuned], **given
-    ).weight,
+    "magmax": lambda base, tuned, **given: (
+        magmax_merge(Holder(base), [Holder(model) for model in tuned], **given).weight
+    ),
     "ties": lambda base, tuned, **given: TiesMergingAlgorithm(remove_keys=[], **given).run(pool(base, tuned)).weight,
-    "ties_one_less": lambda base, tuned, threshold, **given: TiesMergingAlgorithm(
-        remove_keys=[], threshold=one_less(threshold, base.numel()), **given
-    ).run(pool(base, tuned)).weight,
+    "ties_one_less": lambda base, tuned, threshold, **given: (
+        TiesMergingAlgorithm(remove_keys=[], threshold=one_less(threshold, base.numel()), **given)
+        .run(pool(base, tuned))
+        .weight
+    ),
     "model_stock": lambda base, tuned: ModelStock().run(pool(base, tuned)).weight,
     "slerp": lambda base, tuned, t: slerp(t, base, tuned[0]),
     "svc": lambda base, tuned, alpha, scale: svc(

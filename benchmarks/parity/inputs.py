@@ -41,6 +41,7 @@ def families() -> dict[str, list[Tensor]]:
         # Distinct deltas that bfloat16 holds exactly, so that no trim of it depends on how equals are ordered.
         "grid": [grid, *(grid + _distinct(noise, 96, 8, 12) for _ in range(3))],
         "tied": [coarse, *(coarse + torch.round(noise(48, 64) * 4) / 16 for _ in range(3))],
+        "hundred": tuned(noise(10, 10), 1.0),
         "zeros": [torch.zeros(16, 16, dtype=torch.float64)] * 4,
         "untouched": [square] * 4,
         "one untouched": [half[0], half[1], half[0], half[2]],

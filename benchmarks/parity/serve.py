@@ -1,7 +1,7 @@
 """The half that every peer's own Python runs: reads cases and tensors, merges with the peer, writes what came out.
 
 A script `in_PEER.py` hands its one function to `serve` and is run as
-`python in_PEER.py CASES.json IN.safetensors OUT.safetensors ERRORS.json`. Imports nothing but torch and safetensors.
+`python in_PEER.py CASES.json IN.safetensors OUT.safetensors NOTES.json`. Imports nothing but torch and safetensors.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -36,17 +37,19 @@ def one(case: dict[str, Any], tensors: dict[str, Tensor], merge: Merge) -> Tenso
 
 
 def serve(merge: Merge) -> None:
-    """Merges every case; a result is named by its case's number, and so is the message of one that failed."""
-    cases, inputs, output, errors = sys.argv[1:]
+    """Merges every case; what came out, and the CPU seconds or the error, are named by the case's number."""
+    cases, inputs, output, notes = sys.argv[1:]
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    tensors, results, failed = load_file(inputs), {}, {}
+    tensors, results, failed, seconds = load_file(inputs), {}, {}, {}
     for number, case in enumerate(json.loads(Path(cases).read_text())):
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             try:
+                start = time.process_time()
                 results[str(number)] = one(case, tensors, merge)
+                seconds[str(number)] = time.process_time() - start
             # Whatever it raises is its answer, to be shown.
             except Exception as error:
                 failed[str(number)] = f"{type(error).__name__}: {error}".split("\n")[0][:200]
     save_file(results, output)
-    Path(errors).write_text(json.dumps(failed))
+    Path(notes).write_text(json.dumps({"failed": failed, "seconds": seconds}))

@@ -23,13 +23,13 @@ def test_a_sweep_makes_folders_that_verify(run: Run, here: Path) -> None:
     (here / "s.yml").write_text(SWEEP)
     planned = run("plan", "s.yml")
     said = " ".join(planned.stdout.split())
-    assert "sweep 2 merges in one pass: lambda=0.5, lambda=1.0" in said
-    assert "then lines {'alpha': 0.5, 'beta': 0.5} norm_guard" in said
+    assert "sweep 2 merges in one pass: lambda=0.5, lambda=1" in said
+    assert "then lines {alpha: 0.5, beta: 0.5} norm_guard" in said
     result = run("merge", "s.yml", "out")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.count("merged 12 tensors") == 2
-    assert sorted(path.name for path in (here / "out").iterdir()) == ["lambda=0.5", "lambda=1.0", "sweep.json"]
-    for label in ("lambda=0.5", "lambda=1.0"):
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["lambda=0.5", "lambda=1", "sweep.json"]
+    for label in ("lambda=0.5", "lambda=1"):
         assert run("verify", f"out/{label}").exit_code == 0
     again = run("merge", "s.yml", "out")
     assert again.stdout.count("nothing to do") == 2

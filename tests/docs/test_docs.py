@@ -43,7 +43,7 @@ from eutectic.testing import tiny_llama
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 # Written by other programs; their links are checked, they have no examples.
-REPORTS = ("benchmarks.md", "crosscheck-mergekit.md")
+REPORTS = ("benchmarks.md", "parity.md")
 # Where the examples' output was made, for paths in it.
 HOME = "/home/ada/merges"
 FENCE = re.compile(

@@ -142,7 +142,7 @@ def _what(planned: Plan, order: Sequence[int]) -> Iterator[tuple[str, str]]:
         yield "parameters", _bound(planned, order, merged[0], short=True)
     steps = planned.recipe.to_dict().get("post", [])
     for word, step in zip(["then"] + [""] * len(steps), steps, strict=False):
-        yield word, "; ".join(f"{name} {given or ''}".strip() for name, given in step.items())
+        yield word, "; ".join(f"{name} {_written(given) if given else ''}".strip() for name, given in step.items())
 
 
 def _how(planned: Plan, budget: Budget) -> Iterator[tuple[str, str]]:
@@ -209,6 +209,15 @@ def _bound(planned: Plan, order: Sequence[int], parameters: Mapping[str, Any], *
             pairs = (f"{planned.inputs[i].label}={_value(value[i - first])}" for i in order if i >= first)
             shown.append(f"{name}: {' '.join(pairs)}")
     return "; ".join(shown)
+
+
+def _written(value: Any) -> str:
+    """A value as a recipe would write it on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_written(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_written, value)) + "]"
+    return _value(value)
 
 
 def _value(value: Any) -> str:

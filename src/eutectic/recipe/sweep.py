@@ -70,7 +70,8 @@ def _axis(node: Node, faults: Faults) -> Axis | None:
 def variants_of(document: Document, axes: Sequence[Axis]) -> Iterator[tuple[str, dict[str, Any], Document]]:
     """`(label, {path: value}, document)` for every combination of values; the last sweep runs fastest.
 
-    Labels name folders: `t=0.1`, `density=0.2,lambda=1`; a value that is no scalar is named by its number.
+    Labels name folders: `t=0.1`, `density=0.2,lambda=1`; a value that is no scalar, or reads
+    like another one, is named by its number.
     """
     for choice in itertools.product(*(range(len(axis.values)) for axis in axes)):
         chosen = dict(zip((axis.trail for axis in axes), choice, strict=True))
@@ -84,11 +85,18 @@ def variants_of(document: Document, axes: Sequence[Axis]) -> Iterator[tuple[str,
 
 
 def _word(axis: Axis, index: int) -> str:
-    value = axis.values[index]
-    if isinstance(value, dict | list):
+    words = [_short(value) for value in axis.values]
+    if isinstance(axis.values[index], dict | list) or words.count(words[index]) > 1:
         return f"#{index + 1}"
-    text = str(value).lower() if isinstance(value, bool) else f"{value}"
-    return re.sub(r"[^\w.+#-]", "_", text)
+    return words[index]
+
+
+def _short(value: Any) -> str:
+    """A scalar as plans print it, in characters that every file system takes."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = f"{value:.9g}" if isinstance(value, float) else str(value)
+    return re.sub(r"[^\w.+-]", "_", text)
 
 
 def _filled(data: Any, trail: Trail, chosen: dict[Trail, int]) -> Any:

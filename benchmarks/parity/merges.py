@@ -1,4 +1,4 @@
-"""The second half of `crosscheck_mergekit.py`: whole merges of pico llamas, the same recipe through both commands."""
+"""Whole merges of pico llamas, the same recipe through `eutectic merge` and `mergekit-yaml`."""
 
 from __future__ import annotations
 
