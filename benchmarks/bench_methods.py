@@ -42,17 +42,18 @@ SIDES = (1024, 2048)
 
 def streamed() -> list[Case]:
     """The methods to time beside mergekit's, with its parameters."""
-    window = {"weight": WEIGHTS, "density": 0.7, "epsilon": 0.07}
-    trims = {
-        "ties": {"weight": WEIGHTS, "density": 0.2},
-        "breadcrumbs": {"weight": WEIGHTS, "density": 0.15, "gamma": 0.01},
-        "sce": {"select_topk": 0.5},
-        "della": window,
-    }
-    added: dict[str, dict[str, Any]] = {"della": {"rescale": "l1"}}
+    plain = {"weight": WEIGHTS}
+    window = plain | {"density": 0.7, "epsilon": 0.07}
+    timed: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+        ("ties", "density 0.2", plain | {"density": 0.2}, {}),
+        ("breadcrumbs", "density 0.15, γ 0.01", plain | {"density": 0.15, "gamma": 0.01}, {}),
+        ("sce", "all", {"select_topk": 1.0}, {}),
+        ("sce", "select_topk 0.5", {"select_topk": 0.5}, {}),
+        ("della", "density 0.7, ε 0.07, matched in L1", window, {"rescale": "l1"}),
+        ("della", "density 0.7, ε 0.07, divided by p here", window, {"rescale": True}),
+    ]
     return [
-        Case("mergekit", name, "", given | added.get(name, {}), given, models=(MODELS,))
-        for name, given in trims.items()
+        Case("mergekit", method, title, given | added, given, models=(MODELS,)) for method, title, given, added in timed
     ]
 
 
@@ -93,9 +94,8 @@ def beside_mergekit(peer: peers.Peer) -> str:
         first = place * (1 + REPEATS)
         other = min(seconds[number] for number in range(first + 1, first + 1 + REPEATS))
         mine = our_seconds(case, tensors)
-        given = ", ".join(f"{name} {value}" for name, value in case.theirs.items() if name != "weight")
         figures = [f"{mine:.3f}", f"{mine / entries * 1e9:.1f}", f"{other:.2f}", f"**{other / mine:.0f}×**"]
-        rows.append([f"`{case.method}`", given, *figures])
+        rows.append([f"`{case.method}`", case.title, *figures])
     head = ["method", "parameters", "eutectic, s", "ns an entry", "mergekit, s", "less CPU by"]
     return report.table(head, rows, words=2)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from parity.inputs import COMMON
 
+SETTLED = "equals settled as here"
 WEIGHTS = (0.7, 0.4, 0.2)
 MATRICES = (
     "random",
@@ -40,6 +41,7 @@ class Case:
         kinds: which inputs.
         wide: the dtype that the peer is told to compute in so that one rounding is all that is left of a difference.
         tolerance: in units of float64's last place, for what is not the same order of operations.
+        settled: the peer's sorts are made to order equal magnitudes as ours does, to show that nothing else differs.
     """
 
     peer: str
@@ -53,6 +55,7 @@ class Case:
     kinds: tuple[str, ...] = COMMON
     wide: str = "float32"
     tolerance: float = 16.0
+    settled: bool = False
 
     @property
     def name(self) -> str:
@@ -114,8 +117,7 @@ def mergekit_task_vectors() -> Iterator[Case]:
     yield same("task_arithmetic", "analogy: -1, 1, 1", {"weight": (-1.0, 1.0, 1.0)})
     for density in (0.2, 0.5, 0.9, 1.0):
         yield same("ties", f"density {density:g}", {**plain, "density": density})
-    stable = {**plain, "density": 0.5}
-    yield Case("mergekit", "ties", "density 0.5, its sort made stable", stable, stable | {"stable": True})
+    yield same("ties", f"density 0.5, {SETTLED}", {**plain, "density": 0.5}, settled=True)
     yield same("ties", "density 0.29", {**plain, "density": 0.29}, kinds=(*COMMON, "hundred"))
     each = {**plain, "density": (0.2, 0.5, 0.8)}
     yield same("ties", "a density for each model", each)
@@ -125,12 +127,15 @@ def mergekit_task_vectors() -> Iterator[Case]:
     for method in ("breadcrumbs", "breadcrumbs_ties"):
         yield same(method, "density 0.3, γ 0.01", {**plain, "density": 0.3, "gamma": 0.01})
         yield same(method, "density 0.5, γ 0.2", {**plain, "density": 0.5, "gamma": 0.2})
+        settled = {**plain, "density": 0.5, "gamma": 0.2}
+        yield same(method, f"density 0.5, γ 0.2, {SETTLED}", settled, settled=True)
     for method in ("dare_linear", "dare_ties"):
         yield same(method, "density 1", {**plain, "density": 1.0})
     for method in ("della", "della_linear"):
         yield same(method, "density 1", {**plain, "density": 1.0, "normalize": False})
     yield same("sce", "all", {})
     yield same("sce", "select_topk 0.5", {"select_topk": 0.5})
+    yield same("sce", f"select_topk 0.5, {SETTLED}", {"select_topk": 0.5}, settled=True)
     yield same("ram", "", {})
     yield same("ramplus_tl", "", {})
 
@@ -143,7 +148,12 @@ def peft() -> Iterator[Case]:
         trimmed = {"weight": WEIGHTS, "density": density}
         title = f"density {density:g}, γ 0"
         yield Case("peft", "breadcrumbs", title, trimmed | {"gamma": 0.0}, trimmed, called="magnitude_prune")
-        yield Case("peft", "ties", f"density {density:g}", ones | {"density": density}, ones | {"density": density})
+        even = ones | {"density": density}
+        yield Case("peft", "ties", f"density {density:g}", even, even)
+    both = ("breadcrumbs", trimmed | {"gamma": 0.0}, trimmed, "magnitude_prune"), ("ties", even, even, "")
+    for method, ours, theirs, called in both:
+        title = f"density {density:g}, {SETTLED}"
+        yield Case("peft", method, title, ours, theirs, called=called, settled=True)
     for method in ("dare_linear", "dare_ties"):
         ours = ones | {"density": 1.0, "normalize": method == "dare_ties"}
         yield Case("peft", method, "density 1", ours, ones | {"density": 1.0})

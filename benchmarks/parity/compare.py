@@ -143,6 +143,7 @@ def theirs(wanted: Sequence[Task], peer: Peer, scratch: Path, tensors: dict[str,
             "parameters": cut(task.case.theirs, task.models),
             "compute": task.compute,
             "stored": task.stored,
+            "settled": task.case.settled,
         }
         for task in wanted
     ]

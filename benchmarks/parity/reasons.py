@@ -54,9 +54,7 @@ def trimmed(outcome: Outcome) -> bool:
     """Many equal magnitudes, of which some are left out."""
     case = outcome.task.case
     return (
-        quantised(outcome)
-        and "stable" not in case.title
-        and case.ours.get("density", case.ours.get("select_topk", 1.0)) != 1.0
+        quantised(outcome) and not case.settled and case.ours.get("density", case.ours.get("select_topk", 1.0)) != 1.0
     )
 
 

@@ -12,9 +12,10 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +23,35 @@ from torch import Tensor
 
 # Method, base (or None), fine-tunes, parameters.
 Merge = Callable[[str, Tensor | None, list[Tensor], dict[str, Any]], Tensor]
+
+
+class Sorted(NamedTuple):
+    """What `torch.sort` and `torch.topk` return."""
+
+    values: Tensor
+    indices: Tensor
+
+
+@contextlib.contextmanager
+def settled() -> Iterator[None]:
+    """Within, torch orders equal values as Eutectic does: those with the lower index count as larger."""
+    plain = torch.sort
+
+    def sort(values: Tensor, dim: int = -1, descending: bool = False) -> Sorted:
+        if descending:
+            return Sorted(*plain(values, dim=dim, descending=True, stable=True))
+        found = plain(values.flip(dim), dim=dim, stable=True)
+        return Sorted(found.values, values.shape[dim] - 1 - found.indices)
+
+    def argsort(values: Tensor, dim: int = -1, descending: bool = False) -> Tensor:
+        return sort(values, dim, descending).indices
+
+    def topk(values: Tensor, k: int, largest: bool = True) -> Sorted:
+        found = sort(values, -1, largest)
+        return Sorted(found.values[:k], found.indices[:k])
+
+    with mock.patch.multiple(torch, sort=sort, argsort=argsort, topk=topk):
+        yield
 
 
 def one(case: dict[str, Any], tensors: dict[str, Tensor], merge: Merge) -> Tensor:
@@ -33,7 +63,9 @@ def one(case: dict[str, Any], tensors: dict[str, Tensor], merge: Merge) -> Tenso
     given = [tensors[name].to(compute, copy=True) for name in case["inputs"]]
     base = given.pop(0) if case["base"] else None
     torch.manual_seed(0)
-    return merge(case["method"], base, given, case["parameters"]).detach().to(stored).contiguous().clone()
+    with settled() if case["settled"] else contextlib.nullcontext():
+        merged = merge(case["method"], base, given, case["parameters"])
+    return merged.detach().to(stored).contiguous().clone()
 
 
 def serve(merge: Merge) -> None:
