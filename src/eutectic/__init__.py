@@ -5,9 +5,11 @@ import eutectic
 eutectic.merge("recipe.yml", "out")            # models in, one folder out
 eutectic.plan("recipe.yml")                    # what that would do
 eutectic.sweep("recipe.yml", "out")            # several merges in one pass, where the recipe sweeps a parameter
+eutectic.average("run/checkpoint-*", "out")    # the average of a training run's checkpoints
 eutectic.merged("recipe.yml")["lm_head.weight"]  # a merge as a lazy mapping
 eutectic.open("model")                         # a checkpoint as a lazy mapping
 eutectic.compare(["a", "b"], base="base")      # can they be merged, and how
+eutectic.evaluate("recipe.yml", "task.yml")    # is the merge good: a score with its interval
 eutectic.methods.ties(deltas, density=0.2)     # a method by hand, on stacked tensors
 """
 
@@ -21,13 +23,16 @@ from typing import TYPE_CHECKING, Any
 from eutectic._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from eutectic import averaging as averaging
     from eutectic import methods as methods
     from eutectic.api import Comparison as Comparison
     from eutectic.api import Merge as Merge
     from eutectic.api import Options as Options
     from eutectic.api import Sweep as Sweep
+    from eutectic.api import average as average
     from eutectic.api import cite as cite
     from eutectic.api import compare as compare
+    from eutectic.api import evaluate as evaluate
     from eutectic.api import explain as explain
     from eutectic.api import merge as merge
     from eutectic.api import merged as merged
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "merge": "eutectic.api:merge",
+    "average": "eutectic.api:average",
     "merged": "eutectic.api:merged",
     "plan": "eutectic.api:plan",
     "plan_sweep": "eutectic.api:plan_sweep",
@@ -51,6 +57,7 @@ _PLACES = {
     "verify": "eutectic.api:verify",
     "compare": "eutectic.api:compare",
     "cite": "eutectic.api:cite",
+    "evaluate": "eutectic.api:evaluate",
     "explain": "eutectic.api:explain",
     "Comparison": "eutectic.api:Comparison",
     "Merge": "eutectic.api:Merge",
@@ -60,13 +67,15 @@ _PLACES = {
     "Recipe": "eutectic.recipe:Recipe",
     "EutecticError": "eutectic.errors:EutecticError",
 }
-__all__ = [*_PLACES, "methods"]
+# Subpackages that are used by name.
+_ROOMS = ("averaging", "methods")
+__all__ = [*_PLACES, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
     # At first use: `import eutectic` and the command's help stay instant.
-    if name == "methods":
-        return importlib.import_module("eutectic.methods")
+    if name in _ROOMS:
+        return importlib.import_module(f"eutectic.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module 'eutectic' has no attribute {name!r}")
     module, _, attribute = _PLACES[name].partition(":")

@@ -1,21 +1,29 @@
-"""The doors: merge, plan, open, merged, verify, compare, cite, explain. The one place where the layers are joined."""
+"""The doors: merge, average, plan, open, merged, verify, compare, evaluate, cite, explain.
+
+The one place where the layers are joined.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from eutectic import adviser, checkpoint, dtypes, methods, recipe
+from eutectic import adviser, averaging, checkpoint, dtypes, methods, recipe
 from eutectic.adviser import Comparison as Comparison
 from eutectic.adviser import compare as compare
 from eutectic.checkpoint import REAL, Source, Storage, torchfile
 from eutectic.checkpoint import codes as checkpoint_codes
 from eutectic.errors import Problem, RecipeError, did_you_mean
+from eutectic.evaluate import CODES as EVALUATE_CODES
+from eutectic.evaluate import Evaluation as Evaluation
+from eutectic.evaluate import Score as Score
+from eutectic.evaluate import evaluate as evaluate
+from eutectic.evaluate import evaluate_models as evaluate_models
 from eutectic.merging import Merge as Merge
-from eutectic.merging import OnPlan, Run, execute, make_folder, write_table
+from eutectic.merging import OnPlan, Run, SweepFolder, execute
 from eutectic.merging import Options as Options
 from eutectic.merging import beside as beside
 from eutectic.merging import budget_for as budget_for
@@ -26,8 +34,8 @@ from eutectic.report import pages
 from eutectic.report import verify as verifying
 from eutectic.report.citations import Citation as Citation
 from eutectic.report.citations import cite as cite
-from eutectic.report.compare_html import check_report_place as check_report_place
 from eutectic.report.compare_html import write_report as write_report
+from eutectic.report.html import check_report_place as check_report_place
 from eutectic.report.pages import example as example
 from eutectic.report.pages import first_line as first_line
 from eutectic.report.pages import method_named as method_named
@@ -56,10 +64,9 @@ CODES: dict[str, tuple[str, str]] = {
     **verifying.CODES,
     **pages.CODES,
     **adviser.CODES,
+    **EVALUATE_CODES,
+    **averaging.CODES,
 }
-
-# Lists the merges of a sweep, in its folder.
-SWEEP = "sweep.json"
 
 
 def load_recipe(
@@ -146,6 +153,62 @@ def merge(
     options = _checked(options, out)
     loaded = load_recipe(source, overrides=overrides, seed=seed, dtype=dtype)
     planned = make_plan(loaded, lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage))
+    return _made(planned, out, options, on_plan, progress, storage)
+
+
+def average(
+    checkpoints: Any,
+    out: str | os.PathLike[str],
+    *,
+    window: str = "uniform",
+    decay: float | None = None,
+    last: int | None = None,
+    until: int | None = None,
+    dtype: str | None = None,
+    options: Options | None = None,
+    on_plan: OnPlan | None = None,
+    progress: Callable[[int], None] | None = None,
+    storage: Storage = REAL,
+) -> Merge:
+    """Averages checkpoints of one training run into the folder `out`. Resumes, and is verified, like any merge.
+
+    Args:
+        checkpoints: a list of folders, files, hub ids and patterns (`run/checkpoint-*`), or one pattern. Their order
+            is that of the steps in their names.
+        out: the folder to make; see `merge`.
+        window: `uniform`; `exponential`: weights fall by the factor `decay` from each checkpoint to the one before;
+            `ema`: as in an exponential moving average with this `decay` a step.
+        decay: see `window`.
+        last: take only so many, the latest.
+        until: take only those up to this step.
+        dtype: of the output; by default that of the checkpoints.
+        options: threads, memory bound, and so on; the rest as for `merge`.
+        on_plan: see `merge`.
+        progress: see `merge`.
+        storage: see `merge`.
+
+    Integer tensors, config and tokenizer are the latest checkpoint's. Raises `RecipeError` for fewer than two
+    checkpoints (T711), an order that is needed and not known (T712) and a window that cannot be (T713), and what
+    `merge` raises.
+    """
+    options = _checked(options, out)
+    chosen = averaging.Window(window, decay, last, until)
+    loaded = load_recipe(averaging.average_recipe(checkpoints, chosen, out=out), dtype=dtype)
+    planned = make_plan(loaded, lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage))
+    if note := averaging.statistics_note(job.name for job in planned.jobs if job.action == "merge"):
+        planned = replace(planned, notes=(*planned.notes, note))
+    return _made(planned, out, options, on_plan, progress, storage)
+
+
+def _made(
+    planned: Plan,
+    out: str | os.PathLike[str],
+    options: Options,
+    on_plan: OnPlan | None,
+    progress: Callable[[int], None] | None,
+    storage: Storage,
+) -> Merge:
+    """Does what is planned, and closes the plan."""
     try:
         run = Run(planned, os.fspath(out), options, storage)
         if on_plan:
@@ -168,11 +231,15 @@ def _checked(options: Options | None, out: str | os.PathLike[str]) -> Options:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What a sweep did: for each combination of values the folder's name, the merge, and the values by path."""
+    """What a sweep did: for each combination of values the folder's name, the merge, and the values by path.
+
+    `notes` says what an earlier sweep left in the folder.
+    """
 
     path: str
     merges: Mapping[str, Merge]
     choices: Mapping[str, Mapping[str, Any]]
+    notes: tuple[str, ...] = ()
 
 
 def is_sweep(source: RecipeLike, *, overrides: Sequence[str] = ()) -> bool:
@@ -212,14 +279,13 @@ def sweep(
         ]
         if on_plan:
             on_plan(list(plans), runs[0].plan, runs[0].budget, runs[0].notes)
-        make_folder(place, storage)
-        merges = execute(runs, progress)
+        choices = {variant.label: variant.choices for variant in variants}
+        with SweepFolder(place, choices, storage) as folder:
+            merges = execute(runs, progress)
     finally:
         for planned in plans.values():
             planned.close()
-    choices = {variant.label: variant.choices for variant in variants}
-    write_table(os.path.join(place, SWEEP), choices, storage)
-    return Sweep(place, dict(zip(plans, merges, strict=True)), choices)
+    return Sweep(place, dict(zip(plans, merges, strict=True)), choices, tuple(folder.notes))
 
 
 def plan_sweep(

@@ -8,14 +8,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 from eutectic import dtypes
 from eutectic.checkpoint import REAL, Storage
 from eutectic.checkpoint.companions import Companions, companions
+from eutectic.checkpoint.existing import SWEEP
 from eutectic.checkpoint.layout import INDEX, index_of, lay_out
 from eutectic.checkpoint.output import AlreadyCompleteError, Output
-from eutectic.errors import InterruptedMergeError, NumericError, OutputError, Problem, RecipeError
+from eutectic.errors import InterruptedMergeError, NumericError, OutputError, Problem, RecipeError, listed
 from eutectic.kernels.digests import block_digest, digest_of
 from eutectic.plan import Plan
 from eutectic.report.manifest import manifest_of
@@ -192,7 +193,7 @@ def execute(runs: Sequence[Run], progress: Callable[[int], None] | None) -> list
 
 def _work(runs: Sequence[Run], loader: Any, stop: Stop, progress: Callable[[int], None] | None) -> bool:
     """Runs the engine; False if it was stopped."""
-    budget, options = runs[0].budget, runs[0].options
+    budget, options = max((run.budget for run in runs), key=lambda one: one.least_bytes), runs[0].options
     if progress:
         progress(sum(run.plan.jobs[job].spec.nbytes for run in runs for job in run.output.records))
     lanes = []
@@ -215,24 +216,64 @@ def _work(runs: Sequence[Run], loader: Any, stop: Stop, progress: Callable[[int]
     return engine.run()
 
 
-def make_folder(path: str, storage: Storage) -> None:
-    """The folder that the merges of a sweep stand in, which may exist. Raises `OutputError` (W405)."""
-    if storage.is_dir(path):
-        return
-    try:
-        storage.mkdir(path)
-    except OSError as error:
-        reason = f"cannot make the folder {path}: {error.strerror or error}"
-        raise OutputError(Problem("W405", reason, path, "choose another place")) from error
+class SweepFolder:
+    """The folder that the merges of a sweep stand in, with a table of the values that each has.
 
+    Made on entry; where no merge got so far as to leave anything, it is gone after a failure. `notes` says what an
+    earlier sweep left there.
 
-def write_table(path: str, table: Mapping[str, Any], storage: Storage) -> None:
-    """Writes a small table as JSON; it appears whole or not at all. Raises `OutputError` (W405)."""
-    try:
-        storage.write_file(path, (json.dumps(table, indent=1) + "\n").encode())
-    except OSError as error:
-        reason = f"cannot write {path}: {error.strerror or error}"
-        raise OutputError(Problem("W405", reason, path, "mend the cause; the same command goes on")) from error
+    Raises `RecipeError` (W401) where something else stands, `OutputError` (W405) where it cannot be written.
+    """
+
+    def __init__(self, path: str, choices: Mapping[str, Mapping[str, Any]], storage: Storage) -> None:
+        self._path, self._choices, self._storage = path, choices, storage
+        self._table = os.path.join(path, SWEEP)
+        self.notes: list[str] = []
+
+    def __enter__(self) -> Self:
+        try:
+            earlier = self._earlier()
+            stale = {label: earlier[label] for label in earlier if self._stands(label) and label not in self._choices}
+            if stale:
+                self.notes.append(f"{self._path} keeps {listed(list(stale))} of an earlier sweep")
+            if not self._storage.exists(self._path):
+                self._storage.mkdir(self._path)
+            table = json.dumps({**stale, **self._choices}, indent=1) + "\n"
+            self._storage.write_file(self._table, table.encode())
+        except OSError as error:
+            raise OutputError(self._unwritable(error)) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is not None and self._storage.listdir(self._path) == [SWEEP]:
+                self._storage.remove_tree(self._path)
+        except OSError as error:
+            raise OutputError(self._unwritable(error)) from error
+
+    def _earlier(self) -> dict[str, Any]:
+        """The table that stands there; empty for a new folder."""
+        if not self._storage.exists(self._path):
+            return {}
+        hint = "choose another name"
+        if not self._storage.is_dir(self._path):
+            raise RecipeError(Problem("W401", "exists and is not a folder", self._path, hint))
+        if not self._storage.listdir(self._path):
+            return {}
+        try:
+            found = json.loads(self._storage.read_bytes(self._table, 1 << 24))
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, dict):
+            raise RecipeError(Problem("W401", "exists and is no folder of a sweep", self._path, hint))
+        return found
+
+    def _stands(self, label: str) -> bool:
+        return os.path.basename(label) == label and self._storage.is_dir(os.path.join(self._path, label))
+
+    def _unwritable(self, error: OSError) -> Problem:
+        reason = f"cannot write {self._path}: {error.strerror or error}"
+        return Problem("W405", reason, self._path, "mend the cause; the same command goes on")
 
 
 def fingerprint_of(planned: Plan, options: Options, files: Companions) -> str:

@@ -23,7 +23,7 @@ def test_a_sweep_makes_folders_that_verify(run: Run, here: Path) -> None:
     (here / "s.yml").write_text(SWEEP)
     planned = run("plan", "s.yml")
     said = " ".join(planned.stdout.split())
-    assert "sweep 2 merges in one pass: lambda=0.5, lambda=1" in said
+    assert "sweep 2 merges in one pass, 18.6 kB in all: lambda=0.5, lambda=1" in said
     assert "then lines {alpha: 0.5, beta: 0.5} norm_guard" in said
     result = run("merge", "s.yml", "out")
     assert (result.exit_code, result.stderr) == (0, "")

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 import eutectic
 from eutectic import methods
-from eutectic.api import Options
+from eutectic.api import Options, budget_for
 from eutectic.kernels.least_squares import participation, regression_mean
 from eutectic.kernels.matrices import matrices_in, nearest_orthonormal, singular
+from eutectic.run.merged import MergedSource
 from eutectic.testing import ContractError, Subject, write_safetensors
 
 contract = importlib.import_module("eutectic.testing.contract")
@@ -561,3 +562,23 @@ def test_a_merge_of_folders(name, tmp_path):
         wanted = (base + getattr(methods, name)(deltas, **weighted)).bfloat16()
         assert torch.equal(merged[key], wanted), key
     assert not eutectic.verify(tmp_path / "out1").problems
+
+
+@pytest.mark.parametrize("name", ["tsv_m", "iso_c", "iso_cts", "star", "cart", "wudi", "swudi", "aswudi", "knots"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_left_out_of_the_spectrum_is_streamed_to_the_same_bits(name, dtype, tmp_path):
+    generator = torch.Generator().manual_seed(11)
+    base = torch.randn(1030, 1020, generator=generator)
+    tuned = [(base + 0.01 * torch.randn(base.shape, generator=generator)).to(dtype) for _ in range(3)]
+    recipe = {
+        "merge_method": name,
+        "base_model": {"w": base.to(dtype)},
+        "models": [
+            {"model": {"w": one}, "parameters": {"weight": share}}
+            for one, share in zip(tuned, (1.0, 0.0, 0.3), strict=True)
+        ],
+        "parameters": {"spectral": False, "lambda": 0.7},
+    }
+    stream = eutectic.merged(recipe)
+    assert torch.equal(stream["w"], MergedSource(eutectic.plan(recipe), reference=True)["w"])
+    assert budget_for(stream.plan, Options()).peak_bytes < 400 << 20

@@ -164,7 +164,7 @@ def test_plans_of_a_sweep_share_their_inputs(models):
         ({"density": {"sweep": [0.3, 7]}}, "R123 parameters.density: must lie in (0, 1], not 7"),
         ({"scope": {"sweep": ["tensor", "model"]}}, "R128 parameters.scope: cannot be swept"),
         ({"densty": {"sweep": [0.3, 0.4]}}, "R121 parameters.densty: ties has no parameter 'densty'"),
-        ({"density": [{"sweep": [0.3]}, 0.4]}, "R128 parameters.density[0]: cannot be swept"),
+        ({"density": [{"sweep": [0.3]}, 0.4]}, "R128 parameters.density[0]: an anchor of a gradient cannot be swept"),
         (
             {"density": {"sweep": [i / 100 for i in range(1, 40)]}, "lambda": {"sweep": list(range(1, 20))}},
             "sweeps to 741 merges, at most 256",
@@ -197,3 +197,41 @@ def test_labels_are_folder_names(models, tmp_path):
     first, second = "models[0].parameters.weight", "models[1].parameters.weight"
     assert list(done.merges) == [f"{first}={a},{second}={b}" for a in ("1", "-0.5") for b in ("0.25", "#2")]
     assert all(Path(merged.path).is_dir() for merged in done.merges.values())
+
+
+def test_a_sweep_goes_only_where_a_sweep_or_nothing_is(models, tmp_path):
+    swept = recipe(models, "ties", weight=1.0, density={"sweep": [0.2, 0.6]})
+    eutectic.merge(recipe(models, "ties", weight=1.0), tmp_path / "merge")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name, message in (
+        ("merge", "no folder of a sweep"),
+        ("mine", "no folder of a sweep"),
+        ("file", "not a folder"),
+    ):
+        with pytest.raises(EutecticError, match=f"W401 .*{message}"):
+            eutectic.sweep(swept, tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    assert not eutectic.sweep(swept, tmp_path / "empty").notes
+    with pytest.raises(EutecticError, match="W401 .*holds a sweep"):
+        eutectic.merge(recipe(models, "ties", weight=1.0), tmp_path / "empty", options=Options(replace=True))
+
+
+def test_a_smaller_sweep_says_what_stays(models, tmp_path):
+    swept = recipe(models, "ties", weight=1.0, density={"sweep": [0.2, 0.6]})
+    eutectic.sweep(swept, tmp_path / "out")
+    swept["parameters"]["density"]["sweep"] = [0.6, 0.9]
+    done = eutectic.sweep(swept, tmp_path / "out")
+    assert done.notes == (f"{tmp_path / 'out'} keeps density=0.2 of an earlier sweep",)
+    listed = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert sorted(listed) == ["density=0.2", "density=0.6", "density=0.9"]
+
+
+def test_a_sweep_that_fails_at_once_leaves_nothing(models, tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    broken = {name: torch.randn(shape, generator=generator) / 0 for name, shape in SHAPES.items()}
+    swept = recipe([models[0], {**broken, "ids": torch.arange(5)}], "ties", weight=1.0, density={"sweep": [0.2, 0.6]})
+    with pytest.raises(EutecticError, match="N501"):
+        eutectic.sweep(swept, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -31,14 +31,16 @@ def opened(models: Sequence[Any], base: Any) -> Iterator[Opened]:
     if isinstance(models, str | os.PathLike | Mapping) or not isinstance(models, Sequence):
         kind = type(models).__name__
         raise RecipeError(Problem("A801", f"models must be a list, not a {kind}", "models", "put it in brackets"))
-    wanted: dict[Any, Any] = {_key(model): model for model in models}
+    wanted: dict[Any, Any] = {key_of(model): model for model in models}
     number = None
     if base is not None:
-        wanted.setdefault(_key(base), base)
-        number = list(wanted).index(_key(base))
+        wanted.setdefault(key_of(base), base)
+        number = list(wanted).index(key_of(base))
     if len(wanted) < 2:
         hint = "name another model, or another base (`--base`)" if base is not None else "name another, or a `--base`"
-        raise RecipeError(Problem("A801", "there is only one model to compare", "models", hint))
+        named = len(models) + (base is not None)
+        what = "there is only one model to compare" + (f", named {named} times" if named > 1 else "")
+        raise RecipeError(Problem("A801", what, "models", hint))
     sources: list[Source] = []
     problems: list[Problem] = []
     for model in wanted.values():
@@ -57,7 +59,7 @@ def opened(models: Sequence[Any], base: Any) -> Iterator[Opened]:
                 source.close()
 
 
-def _key(model: Any) -> Any:
+def key_of(model: Any) -> Any:
     """Equal for what is the same model: a path, however it is written, or a live object."""
     if not isinstance(model, str | os.PathLike):
         return id(model)

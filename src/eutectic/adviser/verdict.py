@@ -138,12 +138,14 @@ def _cautions(found: Comparison, sums: Sums) -> list[str]:
     said = []
     each = list(enumerate(found.models))
     if far := [label for k, label in each if (sums.change(k) or 0) >= FAR]:
-        said.append(f"{listed(far)} moved very far from the base: long training, or another base; expect little")
+        said.append(
+            f"{listed(far)} moved very far from the base: long training, or another base; averages are uncertain"
+        )
     elif heavy := [label for k, label in each if (sums.change(k) or 0) >= HEAVY]:
         said.append(f"{listed(heavy)} moved far: start with small weights, no low DARE densities")
     if lost := [f"{label} {percent(sums.lost(k) or 0)}" for k, label in each if (sums.lost(k) or 0) >= LOST]:
         text = ", ".join(lost)
-        said.append(f"bfloat16 is too coarse for half of the changes: {text} of them round away; write float32")
+        said.append(f"bfloat16 is too coarse for half a change added to the base: {text} rounds away; write float32")
     if same := [label for k, label in each if not sums.changed[k]]:
         said.append(f"{listed(same)} equals the base in every matrix: it adds nothing")
     return said
@@ -161,23 +163,21 @@ def _with_base(found: Comparison, sums: Sums) -> Iterable[tuple[str, str]]:
     if cosines and min(cosines) >= ALIKE:
         yield "linear", "the changes point in one direction, as of one run or one task: average them"
         yield "model_stock", "sets the way to the base by the angle between the models"
-    yield (
-        "task_arithmetic",
-        f"the safest on language models (arXiv:2511.21437); sweep lambda from {1 / count:.2g}, the average, upwards",
-    )
+    swept = "around 0.5, the average" if count == 2 else f"from {1 / count:.2g}, the average, to 0.5"
+    yield "task_arithmetic", f"the safest on language models (arXiv:2511.21437); sweep lambda {swept}"
     if max(changes) >= HEAVY:
         yield "model_stock", "pulls back towards the base what the models disagree about: for changes this heavy"
     if _collide(found, sums):
         yield "ties", "large changes collide, and the signs disagree; on fleets of language models it has cost points"
-    light = max(changes) <= LIGHT and all((sums.mean_change(k) or 0) <= DARE_CHANGE for k in range(count))
-    if light:
-        yield "dare_linear", "small changes are redundant: a density down to 0.1 is nearly free for one such model"
     ranks = [rank for k in range(count) if (rank := sums.rank(k)) is not None]
     independent = bool(cosines) and max(map(abs, cosines)) < INDEPENDENT
     if count >= SPECIALISTS and independent and ranks and max(ranks) < LOW_RANK:
         why = "many specialists, independent and of low rank; large gains on vision models, losses on language models"
         yield "tsv_m", why
         yield "iso_c", why
+    light = max(changes) <= LIGHT and all((sums.mean_change(k) or 0) <= DARE_CHANGE for k in range(count))
+    if light:
+        yield "dare_linear", "only to store such small changes sparsely: a density down to 0.1 is nearly free for one"
 
 
 def _collide(found: Comparison, sums: Sums) -> bool:

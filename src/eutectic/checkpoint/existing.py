@@ -13,6 +13,8 @@ MANIFEST = "eutectic.json"
 # Which files, on this machine, the output was made from: lets the same command see that nothing changed since. Not part
 # of the manifest, which any machine would write alike.
 STAMP = ".eutectic-stamp"
+# Lists the merges of a sweep, in the folder that theirs stand in.
+SWEEP = "sweep.json"
 
 
 class Existing:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from eutectic.checkpoint.existing import MANIFEST, STAMP, Existing
+from eutectic.checkpoint.existing import MANIFEST, STAMP, SWEEP, Existing
 from eutectic.checkpoint.journal import Journal
 from eutectic.checkpoint.layout import Shard
 from eutectic.checkpoint.storage import REAL, Storage
@@ -164,6 +164,8 @@ class Output:
             message, hint = "exists", "choose another name, or pass `--replace`"
             if not folder:
                 message, hint = "exists and is not a folder", "choose another name"
+            elif SWEEP in strangers:
+                message, hint = "exists and holds a sweep", "choose another name, or remove the sweep yourself"
             elif strangers:
                 message = f"exists and holds what no merge wrote ({listed(strangers)}), so it is never replaced"
                 hint = "choose another name, or move these files away yourself"

@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 
 from eutectic._version import __version__
+from eutectic.cli.average import average
 from eutectic.cli.cite import cite
 from eutectic.cli.compare import compare
+from eutectic.cli.evaluate import evaluate
 from eutectic.cli.explain import explain
 from eutectic.cli.inspect import inspect
 from eutectic.cli.merge import merge
@@ -28,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (merge, plan, verify, inspect, compare, methods, cite, explain):
+for command in (merge, average, plan, verify, inspect, compare, evaluate, methods, cite, explain):
     app.command()(command)
 
 

@@ -55,7 +55,7 @@ def merge(
             nonfinite=nonfinite.value,
         )
         with ExitStack() as bars:
-            told = _Told(bars, hidden=quiet or json)
+            told = Told(bars, hidden=quiet or json)
             common: dict[str, Any] = {"overrides": set_ or [], "seed": seed, "dtype": dtype, "options": chosen}
             done: Merge | Sweep
             if api.is_sweep(recipe, overrides=set_ or []):
@@ -64,12 +64,14 @@ def merge(
                 done = api.merge(recipe, out, on_plan=told.of_plan, progress=told.of_bytes, **common)
         merges = [done] if isinstance(done, api.Merge) else list(done.merges.values())
         if json:
-            screen.print_json(_as_json(done) if isinstance(done, api.Merge) else _sweep_as_json(done))
+            screen.print_json(as_json(done) if isinstance(done, api.Merge) else _sweep_as_json(done))
         for merged in [] if quiet or json else merges:
-            _show(merged)
+            show(merged)
+        for note in [] if quiet or json or isinstance(done, api.Merge) else done.notes:
+            screen.out().print(f"[yellow]note[/] {screen.text(note)}")
 
 
-class _Told:
+class Told:
     """What the user is told before and while a merge runs."""
 
     def __init__(self, bars: ExitStack, *, hidden: bool) -> None:
@@ -77,29 +79,33 @@ class _Told:
         self._report: Callable[[int], None] = lambda nbytes: None
 
     def of_plan(self, planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
+        """Shows the plan of a merge."""
         self.of_sweep([], planned, budget, notes)
 
     def of_sweep(self, labels: Sequence[str], planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
+        """Shows the plan of a sweep's first merge, and starts the bar."""
         if not self._hidden:
             planning.show(planned, budget, notes)
             if labels:
-                planning.show_sweep(labels)
+                planning.show_sweep(labels, planned)
         total = planned.bytes_out * max(1, len(labels))
         self._report = self._bars.enter_context(screen.progress("merging", total, quiet=self._hidden))
 
     def of_bytes(self, nbytes: int) -> None:
+        """Moves the bar on."""
         self._report(nbytes)
 
 
 def _sweep_as_json(done: Sweep) -> dict[str, object]:
     return {
         "path": done.path,
-        "merges": {label: {"values": done.choices[label], **_as_json(merged)} for label, merged in done.merges.items()},
+        "notes": list(done.notes),
+        "merges": {label: {"values": done.choices[label], **as_json(merged)} for label, merged in done.merges.items()},
     }
 
 
-def _show(done: Merge) -> None:
-
+def show(done: Merge) -> None:
+    """What was done, in two lines."""
     console = screen.out()
     where = screen.text(done.path)
     if done.already_complete:
@@ -116,7 +122,8 @@ def _show(done: Merge) -> None:
     console.print(f"{where}  [dim]eutectic verify checks it[/]", soft_wrap=True)
 
 
-def _as_json(done: Merge) -> dict[str, object]:
+def as_json(done: Merge) -> dict[str, object]:
+    """What was done, as plain data."""
     return {
         "path": done.path,
         "method": done.plan.method.name,

@@ -52,7 +52,7 @@ def plan(
         else:
             show(first, budget, notes)
             if "" not in plans:
-                show_sweep(list(plans))
+                show_sweep(list(plans), first)
             if tensors:
                 show_tensors(first)
         for planned in plans.values():
@@ -84,10 +84,12 @@ def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
         console.print(f"[yellow]note[/] {screen.text(note)}")
 
 
-def show_sweep(labels: Sequence[str]) -> None:
-    """The folders that a sweep makes. Their plans differ from the first, which is shown, in the values they name."""
+def show_sweep(labels: Sequence[str], first: Plan) -> None:
+    """The folders that a sweep makes, the first of which `show` has described."""
     names = ", ".join(labels[:SWEPT]) + (f", … ({len(labels)} in all)" if len(labels) > SWEPT else "")
-    screen.out().print(f"[dim]sweep[/] {len(labels)} merges in one pass: {screen.text(names)}")
+    total = values.shown(first.bytes_out * len(labels))
+    screen.out().print(f"[dim]sweep[/] {len(labels)} merges in one pass, {total} in all: {screen.text(names)}")
+    screen.out().print(f"[dim]what stands above is the plan of {screen.text(labels[0])}[/]")
 
 
 def as_listed(planned: Plan) -> list[int]:
@@ -138,8 +140,12 @@ def _what(planned: Plan, order: Sequence[int]) -> Iterator[tuple[str, str]]:
             yield "", f"and {len(names) - SHOWN} more (plan --tensors lists them)"
     yield "dtype", _dtypes(planned)
     merged = [job.parameters for job in planned.jobs if job.action == "merge"]
-    if merged and merged[0] and all(parameters == merged[0] for parameters in merged):
-        yield "parameters", _bound(planned, order, merged[0], short=True)
+    if merged and merged[0]:
+        same = {name: value for name, value in merged[0].items() if all(one[name] == value for one in merged)}
+        varied = [f"{name} differs between tensors" for name in merged[0] if name not in same]
+        hint = ["plan --tensors lists them"] if varied else []
+        said = [_bound(planned, order, same, short=True)] if same else []
+        yield "parameters", "; ".join([*said, *varied, *hint])
     steps = planned.recipe.to_dict().get("post", [])
     for word, step in zip(["then"] + [""] * len(steps), steps, strict=False):
         yield word, "; ".join(f"{name} {_written(given) if given else ''}".strip() for name, given in step.items())
@@ -185,7 +191,8 @@ def show_tensors(planned: Plan) -> None:
     order = as_listed(planned)
     for job in planned.jobs:
         if job.action == "merge":
-            add(job.name, job.spec, "merged", _bound(planned, order, job.parameters))
+            steps = [f"then {step.name} {_written(dict(step.parameters))}" for step in job.post]
+            add(job.name, job.spec, "merged", "; ".join([_bound(planned, order, job.parameters), *steps]))
         else:
             add(job.name, job.spec, "copied", job.reason)
     inputs = {item.label: item for item in planned.inputs}

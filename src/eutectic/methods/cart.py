@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 from eutectic.kernels.matrices import Tasks, by_matrix, low_rank, singular
 from eutectic.kernels.trim import kept_count
@@ -12,8 +13,11 @@ from eutectic.methods.registry import PerModel, Range, method
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from eutectic.kernels import mean_streams
 else:
     torch = LazyModule("torch")
+    mean_streams = LazyModule("eutectic.kernels.mean_streams")
 
 
 @method(paper="arXiv:2412.12153", family="spectral", base="required", scratch=30)
@@ -68,3 +72,14 @@ def _split(tasks: Tasks, rank: float) -> Tensor:
 def _unsplit(tasks: Tasks) -> Tensor:
     mean = tasks.mean()
     return torch.stack([mean, torch.zeros_like(mean)])
+
+
+def _stream(jobs):  # type: ignore[no-untyped-def]
+    return mean_streams.TaskMean(jobs, scaled=False)
+
+
+def _averaged(given: Mapping[str, Any]) -> bool:
+    return not given["spectral"]
+
+
+cart.stream(_stream, when=_averaged)

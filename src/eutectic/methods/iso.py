@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 from eutectic.kernels.matrices import RESOLVED, Tasks, by_matrix, nearest_orthonormal, singular
 from eutectic.kernels.trim import kept_count
@@ -12,8 +13,11 @@ from eutectic.methods.registry import PerModel, Range, method
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from eutectic.kernels import mean_streams
 else:
     torch = LazyModule("torch")
+    mean_streams = LazyModule("eutectic.kernels.mean_streams")
 
 
 @method(paper="arXiv:2502.04959", family="spectral", base="required", scratch=18)
@@ -106,3 +110,15 @@ def _outside(task: Tensor, basis: Tensor, most: int) -> tuple[Tensor, Tensor, Te
 
 def _level(left: Tensor, values: Tensor, right: Tensor) -> Tensor:
     return left @ right.T * (float(values.mean()) if len(values) else 0.0)
+
+
+def _stream(jobs):  # type: ignore[no-untyped-def]
+    return mean_streams.TaskMean(jobs)
+
+
+def _averaged(given: Mapping[str, Any]) -> bool:
+    return not given["spectral"]
+
+
+iso_c.stream(_stream, when=_averaged)
+iso_cts.stream(_stream, when=_averaged)

@@ -14,8 +14,11 @@ from eutectic.methods.registry import PerModel, Range, method
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from eutectic.kernels import task_vectors
 else:
     torch = LazyModule("torch")
+    task_vectors = LazyModule("eutectic.kernels.task_vectors")
 
 
 @method(paper="arXiv:2410.19735", also=("arXiv:2306.01708",), family="spectral", base="required", scratch=60)
@@ -99,3 +102,11 @@ def _agree(deltas: Tensor, shares: list[float], densities: list[float], consensu
         return weighted_sum(deltas, shares) / divisor(shares, normalize)
     trimmed = keep_largest(deltas, densities)
     return disjoint_sum(trimmed, elect_sign(trimmed, shares), shares, normalize)
+
+
+def _stream(jobs):  # type: ignore[no-untyped-def]
+    ties = jobs[0].parameters["consensus"] == "ties"
+    return task_vectors.TaskVectors(jobs, sparsifier="trim" if ties else "none", elect=ties)
+
+
+knots.stream(_stream, when=lambda given: not given["spectral"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 from eutectic.kernels.matrices import Tasks, by_matrix, low_rank, singular
 from eutectic.lazy import LazyModule
@@ -11,8 +12,11 @@ from eutectic.methods.registry import PerModel, Range, method
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from eutectic.kernels import mean_streams
 else:
     torch = LazyModule("torch")
+    mean_streams = LazyModule("eutectic.kernels.mean_streams")
 
 
 @method(paper="arXiv:2502.10339", family="spectral", base="required", scratch=28)
@@ -66,3 +70,14 @@ def _denoise(tasks: Tasks, eta: float) -> Tensor:
         return tasks.total()
     rank = int((reached < eta * reached[-1]).sum()) + 1
     return low_rank(factors, rank) * float(reached[-1] / reached[rank - 1])
+
+
+def _stream(jobs):  # type: ignore[no-untyped-def]
+    return mean_streams.TaskMean(jobs)
+
+
+def _averaged(given: Mapping[str, Any]) -> bool:
+    return not given["spectral"]
+
+
+star.stream(_stream, when=_averaged)

@@ -21,6 +21,7 @@ ACCEPTED = {"int8_mask": "sign masks take no memory here"}
 @method(
     paper="arXiv:2212.04089",
     family="task vectors",
+    example={"lambda": 0.4},
     base="required",
     elementwise=True,
     accepted={

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from eutectic.kernels.matrices import Tasks, by_matrix, nearest_orthonormal, singular
 from eutectic.lazy import LazyModule
@@ -11,8 +12,11 @@ from eutectic.methods.registry import PerModel, method
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from eutectic.kernels import mean_streams
 else:
     torch = LazyModule("torch")
+    mean_streams = LazyModule("eutectic.kernels.mean_streams")
 
 
 @method(paper="arXiv:2412.00081", family="spectral", base="required", scratch=32)
@@ -68,3 +72,14 @@ def _merge(tasks: Tasks) -> Tensor:
     share = max(1, min(tasks.shape) // len(tasks))
     left, values, right = zip(*(singular(task, share) for task in tasks), strict=True)
     return (nearest_orthonormal(torch.cat(left, 1)) * torch.cat(values)) @ nearest_orthonormal(torch.cat(right, 1)).T
+
+
+def _stream(jobs):  # type: ignore[no-untyped-def]
+    return mean_streams.TaskMean(jobs)
+
+
+def _averaged(given: Mapping[str, Any]) -> bool:
+    return not given["spectral"]
+
+
+tsv_m.stream(_stream, when=_averaged)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from eutectic.kernels.least_squares import exponential, landweber, own_rows, participation, share_of
 from eutectic.kernels.matrices import Tasks, by_matrix
@@ -13,8 +13,11 @@ from eutectic.methods.registry import PerModel, Range, method
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from eutectic.kernels import mean_streams
 else:
     torch = LazyModule("torch")
+    mean_streams = LazyModule("eutectic.kernels.mean_streams")
 
 FILTERS = {"exponential": exponential, "landweber": landweber}
 
@@ -131,3 +134,16 @@ def _solve(
         return equations.solution(tasks.total(), shares(equations.values, tasks.shape[1]))
 
     return by_matrix(deltas, weight, spectral, solution)
+
+
+def _stream(jobs):  # type: ignore[no-untyped-def]
+    return mean_streams.TaskMean(jobs)
+
+
+def _averaged(given: Mapping[str, Any]) -> bool:
+    return not given["spectral"]
+
+
+wudi.stream(_stream, when=_averaged)
+swudi.stream(_stream, when=_averaged)
+aswudi.stream(_stream, when=_averaged)

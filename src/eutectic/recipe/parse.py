@@ -87,6 +87,8 @@ def _unknown_keys(draft: _Draft) -> None:
         elif key not in KEYS:
             is_parameter = method is not None and (key in method.params or key in method.accepted)
             hint = "write it under `parameters`" if is_parameter else did_you_mean(key, KEYS)
+            if key == "sweep":
+                hint = "it takes the place of a parameter's value: `density: {sweep: [0.2, 0.5]}`"
             faults.add("R110", node.key_place, "unknown key", hint or f"known: {', '.join(KEYS)}")
 
 
@@ -102,6 +104,8 @@ def _method(draft: _Draft) -> MethodLike | None:
     if method := draft.context.methods.get(node.data):
         return method
     hint = did_you_mean(node.data, known) or _LISTED
+    if node.data in draft.context.methods.steps():
+        hint = f"{node.data} is a step after a method; it stands in the list `post`"
     faults.add("R120", node.place, f"no merge method is called {shown(node.data)}", hint)
     return None
 
@@ -214,7 +218,7 @@ def _assemble(draft: _Draft, inputs: Inputs) -> Recipe:
         models=tuple(draft.models),
         base=draft.base,
         parameters=draft.parameters,
-        post=read_post(root.get("post"), context.methods.steps(), context.faults),
+        post=read_post(root.get("post"), context.methods.steps(), context.methods.names(), context.faults),
         dtype=_choice(draft, "dtype", dtypes.FLOATS),
         out_dtype=_choice(draft, "out_dtype", dtypes.FLOATS),
         name=_text(draft, "name"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from eutectic.errors import did_you_mean
 from eutectic.recipe import values
@@ -14,21 +14,23 @@ from eutectic.recipe.values import Setting
 _FORM = "write a list, as in `- norm_guard: {scope: model}`"
 
 
-def read_post(node: Node | None, known: Mapping[str, PostLike], faults: Faults) -> tuple[PostStep, ...]:
-    """The steps at `node`, in order. Problems go to `faults`."""
+def read_post(
+    node: Node | None, known: Mapping[str, PostLike], methods: Collection[str], faults: Faults
+) -> tuple[PostStep, ...]:
+    """The steps at `node`, in order; `methods` are the names of those, for advice. Problems go to `faults`."""
     if node is None:
         return ()
     if not isinstance(node.data, list):
         faults.add("R150", node.place, f"must be a list of steps, not {shown(node.data)}", _FORM)
         return ()
-    steps = [step for item in node.elements() if (step := _step(item, known, faults)) is not None]
+    steps = [step for item in node.elements() if (step := _step(item, known, methods, faults)) is not None]
     names = [step.name for step in steps]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         faults.add("R150", node.place, f"{name} stands twice", "give each step once")
     return tuple(steps)
 
 
-def _step(node: Node, known: Mapping[str, PostLike], faults: Faults) -> PostStep | None:
+def _step(node: Node, known: Mapping[str, PostLike], methods: Collection[str], faults: Faults) -> PostStep | None:
     """`norm_guard`, or `norm_guard: {…}`."""
     if isinstance(node.data, str):
         name, given = node.data, None
@@ -41,6 +43,8 @@ def _step(node: Node, known: Mapping[str, PostLike], faults: Faults) -> PostStep
     post = known.get(name)
     if post is None:
         hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
+        if name in methods:
+            hint = f"{name} is a method: it stands under `merge_method`"
         faults.add("R150", node.place, f"there is no step {shown(name)}", hint)
         return None
     if given is not None and not isinstance(given.data, dict):

@@ -27,7 +27,7 @@ class Axis:
 def axes_of(document: Document, faults: Faults) -> list[Axis]:
     """Every sweep in a document, in the order written; what is wrong with one goes to `faults`."""
     found = [axis for node in _sweeps(Node(document, document.data)) if (axis := _axis(node, faults)) is not None]
-    names = [str(axis.trail[-1]) for axis in found]
+    names = [path_of(_last_words(axis.trail)) for axis in found]
     # The parameter alone where that is unique, else the whole path.
     axes = [
         Axis(axis.trail, name if names.count(name) == 1 else axis.name, axis.values)
@@ -37,6 +37,11 @@ def axes_of(document: Document, faults: Faults) -> list[Axis]:
         place = document.place(axes[-1].trail)
         faults.add("R128", place, f"sweeps to {count} merges, at most {MAX_VARIANTS} are made at once", "sweep fewer")
     return axes
+
+
+def _last_words(trail: Trail) -> Trail:
+    """`density`, or `density[0]` for an entry of a list of filters."""
+    return trail[-3:-1] if trail[-1] == "value" and isinstance(trail[-2], int) else trail[-1:]
 
 
 def _sweeps(node: Node) -> Iterator[Node]:
@@ -57,13 +62,19 @@ def _sweeps(node: Node) -> Iterator[Node]:
 def _axis(node: Node, faults: Faults) -> Axis | None:
     values, hint = node.data[KEY], "write {sweep: [0.1, 0.3, 0.5]}"
     if len(node.data) > 1 or not isinstance(values, list) or not values:
-        faults.add("R128", node.place, f"a sweep needs a list of values and nothing else, not {shown(values)}", hint)
-    elif node.trail[-1] == "scope" or not isinstance(node.trail[-1], str):
-        faults.add("R128", node.place, "cannot be swept", "a sweep stands in place of a parameter's whole value")
+        found = "an empty list" if values == [] else shown(values)
+        faults.add("R128", node.place, f"a sweep needs a list of values and nothing else, not {found}", hint)
+    elif node.trail[-1] == "scope":
+        faults.add("R128", node.place, "cannot be swept: it decides what is ranked together", "merge once for each")
+    elif not isinstance(node.trail[-1], str):
+        hint = "sweep the whole list, or the `value` of an entry with a filter"
+        faults.add("R128", node.place, "an anchor of a gradient cannot be swept", hint)
     elif repeated := [value for number, value in enumerate(values) if value in values[:number]]:
         faults.add("R128", node.place, f"has {shown(repeated[0])} twice", "name each value once")
     else:
-        return Axis(node.trail, path_of(node.trail), tuple(values))
+        # In a list of filters what is swept is the entry's value; the entry says which.
+        trail = node.trail[:-1] if node.trail[-1] == "value" and isinstance(node.trail[-2], int) else node.trail
+        return Axis(node.trail, path_of(trail), tuple(values))
     return None
 
 

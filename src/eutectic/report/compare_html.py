@@ -1,4 +1,4 @@
-"""A comparison as one HTML file: verdict, tables and heat maps, without a script and with nothing from elsewhere."""
+"""A comparison as one HTML file: verdict, tables and heat maps."""
 
 from __future__ import annotations
 
@@ -6,30 +6,11 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from eutectic._version import __version__
 from eutectic.adviser import Comparison, Sums
 from eutectic.adviser.verdict import percent
-from eutectic.errors import OutputError, Problem, RecipeError
 from eutectic.names import OTHER
+from eutectic.report import html
 from eutectic.report.heatmap import clean, heatmap
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --dim: #5b6470; --paper: #fff; --line: #d5dae0; --note: #f4f6f8; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ed; --dim: #9aa4b0; --paper: #15181c; --line: #363c44; --note: #1e2329; }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
-  max-width: 68rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; } h3 { font-size: 1rem; margin-bottom: .3rem; }
-.answer { border: 2px solid var(--ink); border-radius: 6px; padding: .6rem 1rem; font-size: 1.2rem; font-weight: 600; }
-.dim, figcaption { color: var(--dim); }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-.maps { display: flex; flex-wrap: wrap; gap: 1.2rem 2rem; } figure { margin: 0; overflow-x: auto; max-width: 100%; }
-svg text { font: 11px ui-monospace, monospace; } svg .label { fill: var(--ink); }
-li { margin: .15rem 0; }
-"""
-
 
 # In the order in which a model has them.
 _KINDS = ("embedding", "attention", "mlp", "norm", "head", OTHER)
@@ -48,6 +29,10 @@ class Statistic(NamedTuple):
 
 def _two_digits(value: float) -> str:
     return f"{value:z.2f}"
+
+
+def _distance(value: float) -> str:
+    return f"{value:.2g}" if 0 < value < 0.1 else _two_digits(value)
 
 
 OF_ONE = (
@@ -98,49 +83,30 @@ OF_TWO = (
 def page(found: Comparison) -> str:
     """The whole report."""
     names = [found.base.label] if found.base.label is not None else []
-    title = clean(" · ".join([*names, *found.models]))
-    body = [f"<h1>{title}</h1>", *_verdict(found), *_structure(found)]
+    title = " · ".join([*names, *found.models])
+    body = [*_verdict(found), *_structure(found)]
     if found.whole is not None and found.matrices is not None:
         body += _overview(found, found.matrices)
         if found.base.label is not None:
             body += _maps(found)
-    foot = f'<p class="dim">Made by Eutectic {__version__} from weights alone.</p>'
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-    view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    return "\n".join([f"{head}{view}</head><body>", *body, foot, "</body></html>"]) + "\n"
-
-
-def check_report_place(path: str | os.PathLike[str]) -> None:
-    """Raises before any work what `write_report` would raise after it: A802."""
-    where = os.fspath(path)
-    if not where.lower().endswith((".html", ".htm")):
-        raise RecipeError(Problem("A802", f"{where!r} does not end in .html", "--html", "name an HTML file"))
-    if not os.path.isdir(os.path.dirname(where) or os.curdir) or os.path.isdir(where):
-        raise OutputError(Problem("A802", "its folder does not exist, or it is one", where, "make the folder first"))
+    return html.document(title, body, "from weights alone")
 
 
 def write_report(found: Comparison, path: str | os.PathLike[str]) -> None:
     """Writes the report, whole or not at all. Raises `RecipeError` or `OutputError` (A802)."""
-    check_report_place(path)
-    where = os.fspath(path)
-    try:
-        with open(f"{where}.partial", "w", encoding="utf-8") as file:
-            file.write(page(found))
-        os.replace(f"{where}.partial", where)
-    except OSError as error:
-        raise OutputError(Problem("A802", f"cannot be written: {error.strerror or error}", where)) from error
+    html.write(page(found), path)
 
 
 def _verdict(found: Comparison) -> Iterable[str]:
     verdict = found.verdict
     yield f'<p class="answer">{clean(verdict.answer)}</p>'
-    yield _list(verdict.reasons)
+    yield html.bullets(verdict.reasons)
     if verdict.methods:
         yield "<h2>Methods to try, in this order</h2>"
-        yield _table(("method", "why"), verdict.methods)
+        yield html.table(("method", "why"), verdict.methods)
     if verdict.cautions:
         yield "<h2>Mind</h2>"
-        yield _list(verdict.cautions)
+        yield html.bullets(verdict.cautions)
 
 
 def _structure(found: Comparison) -> Iterable[str]:
@@ -155,7 +121,7 @@ def _structure(found: Comparison) -> Iterable[str]:
     ]
     rows += [(f"untouched in {model}", ", ".join(names)) for model, names in found.untouched.items()]
     rows += [(f"not finite in {model}", ", ".join(names)) for model, names in found.broken.items()]
-    yield _table(("", ""), rows)
+    yield html.table(("", ""), rows)
 
 
 def _overview(found: Comparison, sums: Sums) -> Iterable[str]:
@@ -164,7 +130,7 @@ def _overview(found: Comparison, sums: Sums) -> Iterable[str]:
     yield "<h2>All matrices together</h2>"
     if based:
         head = ["model", *(one.title for one in OF_ONE)]
-        yield _table(
+        yield html.table(
             head, [[label, *(_shown(one, one.of(sums, k)) for one in OF_ONE)] for k, label in enumerate(found.models)]
         )
     numbers = range(len(found.models))
@@ -178,10 +144,10 @@ def _overview(found: Comparison, sums: Sums) -> Iterable[str]:
         )
     rows = range(1 if based else 0, sums.models + 1)
     apart = Statistic(
-        "distance", "‖a - b‖ / √(‖a‖‖b‖): unrelated trainings have about 1.4", Sums.relative_distance, _two_digits
+        "distance", "‖a - b‖ / √(‖a‖‖b‖): unrelated trainings have about 1.4", Sums.relative_distance, _distance
     )
     values = [[apart.of(sums, a, b) for b in rows] for a in rows]
-    yield _figure(apart, heatmap(apart.title, found.models, found.models, values, _two_digits, low=0.0, high=1.5))
+    yield _figure(apart, heatmap(apart.title, found.models, found.models, values, _distance, low=0.0, high=1.5))
     yield "</div>"
 
 
@@ -232,17 +198,3 @@ def _figure(one: Statistic, drawn: str) -> str:
 
 def _shown(one: Statistic, value: float | None) -> str:
     return "" if value is None else one.shown(value)
-
-
-def _list(lines: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{clean(line)}</li>" for line in lines) + "</ul>"
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = ["".join(f"<td>{clean(cell)}</td>" for cell in row) for row in rows]
-    names = "".join(f"<th>{clean(name)}</th>" for name in head)
-    return (
-        f"<table><thead><tr>{names}</tr></thead><tbody>"
-        + "".join(f"<tr>{line}</tr>" for line in lines)
-        + "</tbody></table>"
-    )

@@ -113,8 +113,11 @@ def step_page(step: PostProcessor) -> str:
 def example(method: Method) -> str:
     """A small recipe that is valid."""
     lines = [f"merge_method: {method.name}"]
-    # Spectral methods scale each task vector by its weight, 1 unless there is a reason.
-    weighted = "weight" in method.params and method.family != "spectral"
+    # Where weights scale sums and are not divided by theirs, they are 1 unless there is a reason; `lambda` is swept.
+    normalize = method.params.get("normalize")
+    weighted = "weight" in method.params and (
+        method.space == "weights" or (normalize is not None and normalize.default)
+    )
     if method.base != "ignored":
         lines.append("base_model: ./base")
     lines.append("models:")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from eutectic.errors import Problem, ResourceError
 from eutectic.plan import Plan
-from eutectic.run.groups import HISTOGRAM_BYTES, Work, block_bytes, in_torch
+from eutectic.run.groups import HISTOGRAM_BYTES, Work, block_bytes, in_torch, is_whole
 
 MIB = 1 << 20
 DEFAULT_MEMORY = 1 << 30
@@ -28,7 +28,8 @@ CODES: dict[str, tuple[str, str]] = {
     "M601": (
         "the memory bound is too small",
         "The merge needs at least this much resident memory at a time: the interpreter, and one block (or, for a "
-        "method that needs whole tensors, one tensor) of every model. Raise `--memory`.",
+        "method that needs whole tensors, one tensor) of every model. Raise `--memory`. Spectral methods and the step "
+        "`svc` take one matrix of every model at a time: leave embeddings and heads out by filters on `spectral`.",
     ),
     "M603": (
         "an option that cannot be",
@@ -78,6 +79,20 @@ def worker_bytes(plan: Plan, device: str = "cpu", reference: bool = False) -> in
     )
 
 
+def _for_whole_tensors(plan: Plan, device: str, reference: bool) -> tuple[str, str]:
+    """What to say where one tensor, which must be whole in memory, is what needs it: which one, and a way out."""
+    work = Work(plan, device, reference)
+    sizes = {number: block_bytes(work, number) for number in range(len(plan.jobs))}
+    largest = max(sizes, key=lambda number: sizes[number], default=0)
+    if not sizes or not is_whole(work, largest):
+        return "", ""
+    job = plan.jobs[largest]
+    steps = [step.name for step in job.post if "spectral" in step.parameters]
+    owner = plan.method.name if "spectral" in job.parameters else steps[0] if steps else ""
+    exclude = f", or leave large tensors out of {owner} by filters on `spectral`" if owner else ""
+    return f" for the whole of {job.name} {list(job.spec.shape)}", exclude
+
+
 def lane_bytes(plan: Plan) -> int:
     """Memory that each further merge of a sweep needs in one worker: what its reductions count."""
     return 2 * len(plan.inputs) * HISTOGRAM_BYTES
@@ -96,15 +111,10 @@ def make_budget(
     left = memory - floor
     workers = min(threads, left // each if each else threads)
     if workers < 1:
-        needed = floor + each
-        raise ResourceError(
-            Problem(
-                "M601",
-                f"the merge needs {-(-needed // MIB)} MiB at least, the bound is {memory // MIB} MiB",
-                "--memory",
-                f"pass `--memory {-(-needed // MIB)}MiB` or more",
-            )
-        )
+        least = -(-(floor + each) // MIB)
+        why, instead = _for_whole_tensors(plan, device, reference)
+        message = f"the merge needs {least} MiB at least{why}, the bound is {memory // MIB} MiB"
+        raise ResourceError(Problem("M601", message, "--memory", f"pass `--memory {least}MiB` or more{instead}"))
     passes = any(level.method.streamed is not None for level in plans_in(plan))
     hold = min(HOLD_BYTES, max(0, left - workers * each)) if passes else 0
     return Budget(workers, hold, floor + workers * each + min(hold, _largest_group(plan)), floor + each)

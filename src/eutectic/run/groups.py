@@ -138,7 +138,7 @@ def _stream(work: Work, jobs: list[int]) -> Stream:
 
 def is_whole(work: Work, number: int) -> bool:
     """Whether a tensor must be computed in one piece."""
-    if any(POSTS[step.name].matrix for step in work.plan.jobs[number].post):
+    if _calibrated(work.plan.jobs[number]):
         return True
     return _in_torch(work, number) and not work.plan.method.elementwise
 
@@ -146,9 +146,12 @@ def is_whole(work: Work, number: int) -> bool:
 def in_torch(work: Work) -> bool:
     """Whether torch is used for any tensor."""
     jobs = work.plan.jobs
-    return any(
-        _in_torch(work, number) or any(POSTS[step.name].matrix for step in job.post) for number, job in enumerate(jobs)
-    )
+    return any(_in_torch(work, number) or _calibrated(job) for number, job in enumerate(jobs))
+
+
+def _calibrated(job: Job) -> bool:
+    """Whether a step after the method looks at the tensor's singular values."""
+    return any(POSTS[step.name].matrix and step.parameters["spectral"] for step in job.post)
 
 
 def _in_torch(work: Work, number: int) -> bool:
@@ -209,7 +212,7 @@ def block_bytes(work: Work, number: int) -> int:
         held += count * len(job.inputs) * dtypes.itemsize(plan.working[number])
     # The change before and after the steps, the base and the deltas as floats.
     held += count * (2 + len(job.inputs)) * 8 if job.post else 0
-    held += count * len(job.inputs) * SVC_SCRATCH if any(POSTS[step.name].matrix for step in job.post) else 0
+    held += count * len(job.inputs) * SVC_SCRATCH if _calibrated(job) else 0
     if _in_torch(work, number):
         # Plain torch: stacked floats, a sparse copy, float64 sums.
         return held + count * (len(job.inputs) * plan.method.scratch + 40)

@@ -1,0 +1,54 @@
+"""What `eutectic explain` says of averages along a training run."""
+
+from __future__ import annotations
+
+CODES: dict[str, tuple[str, str]] = {
+    "T701": (
+        "an argument of an average cannot be",
+        "`decay` lies between 0 and 1, both excluded; `start` is a whole number from 0 on, `period` one from 1 on; "
+        "`buffers` is `average`, `copy` or `recompute`; `dtype` is float32 or float64. A rate needs a start from 0 on "
+        "and positive factors.",
+    ),
+    "T702": (
+        "the model is not the one that is averaged",
+        "The average belongs to one set of tensors. The model, or the saved state that is loaded, has tensors of other "
+        "names or shapes: a layer was added, frozen into another module, or wrapped (`torch.compile` and distributed "
+        "wrappers rename tensors: give the module that is inside them).",
+    ),
+    "T703": (
+        "this cannot be done with the average now",
+        "Before the first collection there is no average. While the average stands in the model (`with "
+        "average.swapped():`) training cannot go on, as the steps would be made from the average and lost at the end.",
+    ),
+    "T704": (
+        "no data to compute statistics from",
+        "The loader gave no batch, or no batch reached a normalisation layer, so its statistics stay as they were. A "
+        "generator can be used up: give something that can be iterated over again.",
+    ),
+    "T705": (
+        "the training library is not installed",
+        "The callbacks need the library that they are for: `pip install 'eutectic[transformers]'` or `pip install "
+        "'eutectic[lightning]'`. `eutectic.averaging.WeightAverage` needs neither.",
+    ),
+    "T706": (
+        "the trainer's settings contradict the average",
+        "With `load_best_model_at_end` the Trainer would choose a checkpoint of the model's own weights by a score of "
+        "their average. Switch it off: at the end the model gets the average.",
+    ),
+    "T711": (
+        "not enough checkpoints to average",
+        "An average needs two checkpoints or more. A pattern such as `run/checkpoint-*` stands for all that it "
+        "matches; a folder of checkpoints is no checkpoint. `until` may leave too few.",
+    ),
+    "T712": (
+        "the order of the checkpoints is not known",
+        "The last checkpoints, and weights that fall with age, need an order. It is read from the number in each name "
+        "(`checkpoint-500`, `step_500.pt`), the one after `step` if there are several. Every name needs one, and no "
+        "two the same.",
+    ),
+    "T713": (
+        "the window of an average cannot be",
+        "`window` is `uniform`, `exponential` or `ema`. The last two need `decay`, between 0 and 1, both excluded; "
+        "`uniform` takes none. `last` is a whole number from 2 on, `until` a step from 0 on.",
+    ),
+}

@@ -1,0 +1,200 @@
+"""Several models: the barrier of every pair, layer by layer where that is wanted, and the plane through three."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from eutectic.adviser.opening import Opened
+from eutectic.checkpoint import Source
+from eutectic.connectivity.barriers import POINTS, REFINE, Barrier, check_points, measured
+from eutectic.connectivity.heights import Height
+from eutectic.connectivity.mixing import averaged_statistics, layers_of, straight
+from eutectic.connectivity.opening import opened
+from eutectic.connectivity.plane import Plane, check_side, measured_planes
+from eutectic.connectivity.probe import Probe
+from eutectic.errors import Problem, RecipeError
+from eutectic.evaluate import Cache, Score, Settings
+
+# Of the path of one layer: the ends, the quarters and the middle. There are many layers.
+LAYER_POINTS = 5
+_MIXED = (
+    "the statistics of batch normalisation were mixed like weights, which is not what the mixed networks would measure, "
+    "so barriers look higher than they are; in Python, batches= and module= compute them at each point"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What happens to the first model when one layer goes over to the second's (arXiv:2307.06966).
+
+    Attributes:
+        name: of the layer.
+        barrier: on the path from the first model to the first model with this layer of the second.
+    """
+
+    name: str
+    barrier: Barrier
+
+    @property
+    def rise(self) -> Height:
+        """How high loss or error rises above the first model's: 0 where the layers are interchangeable."""
+        return self.barrier.curve.rise
+
+    def as_json(self) -> dict[str, Any]:
+        """The layer as plain data."""
+        return {"layer": self.name, "rise": self.rise.as_json(), **self.barrier.as_json()}
+
+
+@dataclass(slots=True)
+class Connection:
+    """What lies between models.
+
+    Attributes:
+        models: their labels.
+        tasks: the tasks' labels.
+        barriers: for each task, by the numbers of two models, the lower first.
+        layers: the same, a list over the layers.
+        planes: one a task.
+        notes: what to mind.
+    """
+
+    models: tuple[str, ...]
+    tasks: tuple[str, ...]
+    barriers: dict[str, dict[tuple[int, int], Barrier]]
+    layers: dict[str, dict[tuple[int, int], list[Layer]]] = field(default_factory=dict)
+    planes: dict[str, Plane] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def matrix(self, task: str) -> list[list[float | None]]:
+        """The barrier of every pair; None for a model with itself."""
+        found = self.barriers[task]
+        numbers = range(len(self.models))
+        return [[found[min(i, j), max(i, j)].value if i != j else None for j in numbers] for i in numbers]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {
+            "models": list(self.models),
+            "tasks": list(self.tasks),
+            "barriers": [one.as_json() for pairs in self.barriers.values() for one in pairs.values()],
+            "layers": [
+                {"ends": [self.models[i] for i in pair], "task": task, "layers": [one.as_json() for one in layers]}
+                for task, pairs in self.layers.items()
+                for pair, layers in pairs.items()
+            ],
+            "planes": [one.as_json() for one in self.planes.values()],
+            "notes": list(self.notes),
+        }
+
+
+def connect(
+    models: Sequence[Any],
+    tasks: Sequence[Any],
+    *,
+    points: int = POINTS,
+    refine: int = REFINE,
+    layerwise: bool = False,
+    plane: int | None = None,
+    run: Settings | None = None,
+    batches: Iterable[Any] | None = None,
+    cache: Cache | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Connection:
+    """Loss and error on the straight lines between all pairs of models. No file is written.
+
+    Args:
+        models: two or more, each as for `eutectic.open`.
+        tasks: what to measure, each as for `barrier`: such as one on training data and one on held-out data.
+        points: see `barrier`.
+        refine: see `barrier`; around the maximum of each task.
+        layerwise: measure as well, for each pair and layer, the path on which this layer alone goes over.
+        plane: of exactly three models, the plane through them, with so many points a side.
+        run: see `barrier`.
+        batches: see `barrier`.
+        cache: see `barrier`.
+        tell: called with the label of each model that is measured.
+
+    Raises what `barrier` raises, and `plane`.
+    """
+    check_points(points, refine)
+    if plane is not None:
+        check_side(plane)
+    if isinstance(tasks, str) or not isinstance(tasks, Sequence) or not tasks:
+        raise RecipeError(Problem("E901", "must be a list of one task or more", "tasks"))
+    probe = Probe(tasks, run or Settings(), cache, batches, tell)
+    with opened(models, least=2) as found:
+        if plane is not None and len(found.sources) != 3:
+            message = f"a plane goes through three models, not {len(found.sources)}"
+            raise RecipeError(Problem("L811", message, "models"))
+        work = _Pairs(found, probe)
+        result = Connection(tuple(found.labels), probe.names, {name: {} for name in probe.names})
+        result.notes = (_MIXED,) if work.check() and not probe.resets else ()
+        for i, j in combinations(range(len(found.sources)), 2):
+            for name, one in zip(probe.names, work.line(i, j, points, refine), strict=True):
+                result.barriers[name][i, j] = one
+            if layerwise:
+                for name, layers in work.layers(i, j).items():
+                    result.layers.setdefault(name, {})[i, j] = layers
+        if plane is not None:
+            result.planes = dict(zip(probe.names, measured_planes(found, probe, plane), strict=True))
+    return result
+
+
+class _Pairs:
+    """Measures paths between the models, each model by itself only once."""
+
+    def __init__(self, models: Opened, probe: Probe) -> None:
+        self._sources = models.sources
+        self._labels = models.labels
+        self._probe = probe
+        self._known: dict[int, Sequence[Score]] = {}
+
+    def check(self) -> bool:
+        """Refuses what cannot be done, for all pairs; whether batch normalisation's statistics would be mixed."""
+        mixed = False
+        for i, j in combinations(range(len(self._sources)), 2):
+            path = straight(self._sources[i], self._sources[j], self._between(i, j))
+            self._probe.check(path)
+            mixed = mixed or averaged_statistics(path.plan(0.5))
+        return mixed
+
+    def line(self, i: int, j: int, points: int, refine: int) -> list[Barrier]:
+        """The barrier of each task between two models."""
+        path = straight(self._sources[i], self._sources[j], self._between(i, j))
+        ends = {0.0: i, 1.0: j}
+        return measured(
+            path,
+            self._probe,
+            (self._labels[i], self._labels[j]),
+            points,
+            refine,
+            lambda t, source: self._end(ends[t], source) if t in ends else self._probe.scores(source),
+        )
+
+    def layers(self, i: int, j: int) -> Mapping[str, list[Layer]]:
+        """For each task every layer's path from model i to model i with the layer of model j."""
+        found: dict[str, list[Layer]] = {name: [] for name in self._probe.names}
+        for name in layers_of(self._sources[i]):
+            label = f"{self._labels[i]} with {name} of {self._labels[j]}"
+            path = straight(self._sources[i], self._sources[j], label, only=name)
+            ends = (self._labels[i], label)
+            for task, one in zip(found, self._layer(path, ends, i), strict=True):
+                found[task].append(Layer(name, one))
+        return found
+
+    def _layer(self, path: Any, ends: tuple[str, str], i: int) -> list[Barrier]:
+        def score(t: float, source: Source) -> Sequence[Score]:
+            return self._end(i, source) if t == 0.0 else self._probe.scores(source)
+
+        return measured(path, self._probe, ends, LAYER_POINTS, 0, score)
+
+    def _end(self, model: int, source: Source) -> Sequence[Score]:
+        if model not in self._known:
+            self._known[model] = self._probe.scores(source)
+        return self._known[model]
+
+    def _between(self, i: int, j: int) -> str:
+        return f"{self._labels[i]} → {self._labels[j]}"

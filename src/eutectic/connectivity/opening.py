@@ -1,0 +1,48 @@
+"""Models as users name them -> open sources with labels of their own, or every problem at once."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from eutectic import evaluate
+from eutectic.adviser.opening import Opened, key_of
+from eutectic.errors import Problem, RecipeError
+from eutectic.evaluate import LiveSource, Loader, Settings
+from eutectic.evaluate.opening import refuse_several
+from eutectic.plan.inputs import unique_labels
+
+
+@contextmanager
+def opened(models: Any, least: int) -> Iterator[Opened]:
+    """The models, each once, recipes among them; what was opened here is closed at the end.
+
+    Raises `RecipeError` (L811) for too few, and with the problems of all that cannot be opened.
+    """
+    if isinstance(models, str | os.PathLike | Mapping) or not isinstance(models, Sequence):
+        raise _too_few(least)
+    wanted = list({key_of(model): model for model in models}.values())
+    if len(wanted) < least:
+        raise _too_few(least)
+    with evaluate.opening.opened(wanted) as sources:
+        refuse_several(sources)
+        yield Opened(sources, unique_labels(source.label for source in sources))
+
+
+def settings_for(models: Opened, settings: Settings | None) -> Settings:
+    """The settings, or the default ones, with which a live model's mixtures are run in a copy of its module."""
+    if settings is not None:
+        return settings
+    live = next((source for source in models.sources if isinstance(source, LiveSource)), None)
+    if live is None:
+        return Settings()
+    return replace(Settings(), loader=Loader(lambda: copy.deepcopy(live.module)))
+
+
+def _too_few(least: int) -> RecipeError:
+    wanted = "a plane needs three different models" if least == 3 else "a path needs two different models"
+    return RecipeError(Problem("L811", wanted, "models", "give a list of them"))

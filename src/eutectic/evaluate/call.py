@@ -1,0 +1,108 @@
+"""Any Python function as a task: `module:function`, of a source or of the module loaded from it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from eutectic.checkpoint import Source
+from eutectic.errors import EutecticError, Problem, RecipeError
+from eutectic.evaluate import options
+from eutectic.evaluate.loading import Kind
+from eutectic.evaluate.model import Score, Settings, score_of
+from eutectic.evaluate.options import Checked, option
+
+
+@dataclass(frozen=True)
+class Call(Checked):
+    """What a function of yours says of a model: one number, or one an item, of which the mean is the score.
+
+    Never cached, since nothing tells what a function depends on.
+
+    Attributes:
+        function: `module:function`; in Python, a function too.
+        name: label; the function's name where it is empty.
+        takes: what it is given: the `source`, a lazy mapping of tensors; or a module in evaluation mode: a `causal`
+            language model, an `encoder`, or what the `module=` of the call makes.
+        metric: what it measures.
+        higher_is_better: whether more of it is better.
+        folder: where the module lies; the task file's, or the current one.
+    """
+
+    kind: ClassVar[str] = "call"
+    function: str | Callable[[Any], Any] = option()  # noqa: RUF009 (a field)
+    name: str = options.name()
+    takes: str = option("source", choices=("source", "module", "causal", "encoder"))
+    metric: str = option("value")
+    higher_is_better: bool = option(True)
+    folder: str = option(os.curdir, path=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.function) and (not isinstance(self.function, str) or self.function.count(":") != 1):
+            raise RecipeError(Problem("E902", f"must be module:function, not {self.function!r}", "function"))
+        if not self.name:
+            label = self.function.rpartition(":")[2] if isinstance(self.function, str) else self.function.__name__
+            object.__setattr__(self, "name", label)
+
+    def identity(self) -> None:
+        """See `Task.identity`: nothing tells what a function depends on."""
+
+    def check(self, source: Source, run: Settings) -> None:
+        """See `Task.check`."""
+        self._found()
+        if self.takes == "module":
+            run.loader.check_module(source)
+        elif self.takes != "source":
+            run.loader.config(source, _kind(self.takes))
+
+    def score(self, source: Source, run: Settings) -> Score:
+        """See `Task.score`."""
+        function = self._found()
+        try:
+            if self.takes == "source":
+                found = function(source)
+            else:
+                with run.loader.module(source, _kind(self.takes), device=run.device) as model:
+                    found = function(model)
+            found = found.detach().cpu() if hasattr(found, "detach") else found
+            items = np.asarray(found, np.float64).reshape(-1)
+        except EutecticError:
+            raise
+        except Exception as error:
+            message = f"it failed with model {source.label!r}: {type(error).__name__}: {error}"
+            hint = "it returns a number, or one number an item"
+            raise RecipeError(Problem("E911", message, self.name, hint)) from error
+        if not len(items):
+            raise RecipeError(Problem("E911", f"it returned no number for model {source.label!r}", self.name))
+        return score_of(self, source, run, items)
+
+    def _found(self) -> Callable[[Any], Any]:
+        """The function. Raises `RecipeError` (E911) where it cannot be imported."""
+        if callable(self.function):
+            found: Callable[[Any], Any] = self.function
+            return found
+        module, _, name = self.function.partition(":")
+        sys.path.insert(0, os.path.abspath(self.folder))
+        try:
+            thing: Any = importlib.import_module(module)
+            for part in name.split("."):
+                thing = getattr(thing, part)
+        except Exception as error:
+            message = f"{self.function!r} cannot be imported: {type(error).__name__}: {error}"
+            raise RecipeError(Problem("E911", message, "function", f"it was looked for in {self.folder!r}")) from error
+        finally:
+            sys.path.pop(0)
+        if not callable(thing):
+            raise RecipeError(Problem("E911", f"{self.function!r} is a {type(thing).__name__}, not a function"))
+        return thing  # type: ignore[no-any-return]
+
+
+def _kind(takes: str) -> Kind:
+    return "causal" if takes == "causal" else "encoder" if takes == "encoder" else "any"

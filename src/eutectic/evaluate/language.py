@@ -1,0 +1,130 @@
+"""Causal language models: text to tokens, log-likelihoods of tokens given those before, greedy continuations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eutectic.checkpoint import Source
+from eutectic.errors import CheckpointError, Problem, RecipeError
+from eutectic.evaluate.loading import transformers_module
+from eutectic.evaluate.model import Settings
+from eutectic.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = LazyModule("torch")
+
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Tokens of which those from `first` on are scored, each given all before it."""
+
+    tokens: Sequence[int]
+    first: int
+
+
+class Language:
+    """A source's tokenizer and what its model takes. Raises `CheckpointError` (E905, E906) without them."""
+
+    def __init__(self, source: Source, run: Settings) -> None:
+        self.label = source.label
+        self.tokenizer = run.loader.tokenizer(source)
+        config = run.loader.config(source, "causal")
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        self.limit: int | None = next((found for key in _POSITIONS if (found := getattr(config, key, None))), None)
+        self._vocabulary: int | None = getattr(config, "vocab_size", None)
+        # What the tokenizer itself puts before a text: <s> for most, nothing for some.
+        self.opening: list[int] = list(self.tokenizer("")["input_ids"])
+        start = self.tokenizer.bos_token_id
+        start = self.tokenizer.eos_token_id if start is None else start
+        # What the first token of a text is predicted from.
+        self.start: list[int] = self.opening or ([] if start is None else [start])
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text, none added. Raises `CheckpointError` (E906) for one that the model has no row for."""
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if self._vocabulary is not None and tokens and max(tokens) >= self._vocabulary:
+            message = f"the tokenizer of {self.label!r} gives token {max(tokens)}, the model has {self._vocabulary}"
+            raise CheckpointError(Problem("E906", message, hint="do tokenizer and weights belong together?"))
+        return tokens
+
+    def fits(self, length: int, item: int) -> None:
+        """Raises `RecipeError` (E907) for more tokens than the model takes."""
+        if self.limit is not None and length > self.limit:
+            message = f"item {item + 1} has {length} tokens, {self.label!r} takes {self.limit}"
+            raise RecipeError(Problem("E907", message, hint="shorten it; nothing is cut off by itself"))
+
+
+def log_likelihoods(
+    model: torch.nn.Module, rows: Sequence[Row], batch: int, tell: Callable[[float], None]
+) -> NDArray[np.float64]:
+    """Σ log p of the scored tokens of each row, in float64 over float32 log-probabilities.
+
+    Rows of like lengths go together, padded on the right and masked, so a row's value is that of any other batch but
+    for rounding, and exactly that of the same rows in the same batches.
+    """
+    device = _device(model)
+    found = np.empty(len(rows))
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
+    for at in range(0, len(order), batch):
+        chosen = order[at : at + batch]
+        longest = len(rows[chosen[0]].tokens) - 1
+        tokens = torch.zeros((len(chosen), longest), dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for place, i in enumerate(chosen):
+            length = len(rows[i].tokens) - 1
+            tokens[place, :length] = torch.tensor(rows[i].tokens[:-1])
+            mask[place, :length] = 1
+        logits = model(input_ids=tokens.to(device), attention_mask=mask.to(device), use_cache=False).logits
+        for place, i in enumerate(chosen):
+            row = rows[i]
+            # One row at a time: float32 logits of a batch may be the largest tensor of all.
+            own = torch.log_softmax(logits[place, row.first - 1 : len(row.tokens) - 1].float(), dim=-1)
+            wanted = torch.tensor(row.tokens[row.first :], device=device)
+            found[i] = float(own.gather(1, wanted[:, None]).double().sum())
+        tell(len(chosen) / len(order))
+    return found
+
+
+def continuations(
+    model: Any, prompts: Sequence[Sequence[int]], most: int, run: Settings, stops: Sequence[int], padding: int
+) -> list[list[int]]:
+    """Greedy continuations of at most `most` tokens, each ended before the first of `stops`.
+
+    Prompts of like lengths go together, padded on the left and masked.
+    """
+    device = _device(model)
+    found: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    greedy = transformers_module().GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=most, pad_token_id=padding, eos_token_id=list(stops) or None
+    )
+    for at in range(0, len(order), run.batch):
+        chosen = order[at : at + run.batch]
+        longest = len(prompts[chosen[0]])
+        tokens = torch.full((len(chosen), longest), padding, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for place, i in enumerate(chosen):
+            tokens[place, longest - len(prompts[i]) :] = torch.tensor(list(prompts[i]))
+            mask[place, longest - len(prompts[i]) :] = 1
+        made = model.generate(
+            input_ids=tokens.to(device), attention_mask=mask.to(device), generation_config=greedy
+        ).tolist()
+        for place, i in enumerate(chosen):
+            own = made[place][longest:]
+            end = next((n for n, token in enumerate(own) if token in stops), len(own))
+            found[i] = own[:end]
+        run.tell(len(chosen) / len(order))
+    return found
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,57 @@
+"""Candidates → scores: from the cache where they are known, and checked before long work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from eutectic.checkpoint import Source
+from eutectic.errors import EutecticError
+from eutectic.evaluate import Cache, Score, Settings, Task, measure
+from eutectic.evaluate.evaluation import refuse_early
+
+
+class Scorer:
+    """Scores one candidate after the other; the module stays, and each candidate's weights are put into it."""
+
+    def __init__(self, run: Settings, cache: Cache | None, on_score: Callable[[str, str], None] | None = None) -> None:
+        """Measures nothing yet.
+
+        Args:
+            run: how to run.
+            cache: where scores are kept, which makes a search resumable; None for nowhere.
+            on_score: called with the labels of model and task before each score that has to be measured.
+        """
+        self.run, self.cache = run, cache
+        self._on_score = on_score
+        self.measured = 0
+
+    def check(self, sources: Sequence[Source], tasks: Sequence[Task]) -> None:
+        """Raises what `evaluate_all` would raise before it reads a weight."""
+        refuse_early(sources, tasks, self.run, self.cache)
+
+    def __call__(self, source: Source, task: Task) -> Score:
+        """The score of a candidate. Raises as `evaluate` does."""
+        key = self.cache.key(source, task, self.run) if self.cache is not None else None
+        if self.cache is not None and key is not None:
+            known = self.cache.get(key, task.name)
+            if known is not None:
+                return known
+        if self._on_score:
+            self._on_score(source.label, task.name)
+        found = measure(source, task, self.run)
+        self.measured += 1
+        if self.cache is not None and key is not None:
+            self.cache.put(key, found)
+        return found
+
+
+def close_all(sources: Iterable[Source]) -> None:
+    """Closes every source, whatever the others say."""
+    failed: list[EutecticError] = []
+    for source in sources:
+        try:
+            source.close()
+        except EutecticError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
