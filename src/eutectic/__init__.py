@@ -6,10 +6,13 @@ eutectic.merge("recipe.yml", "out")            # models in, one folder out
 eutectic.plan("recipe.yml")                    # what that would do
 eutectic.sweep("recipe.yml", "out")            # several merges in one pass, where the recipe sweeps a parameter
 eutectic.average("run/checkpoint-*", "out")    # the average of a training run's checkpoints
+eutectic.soup("runs/*", "out", task="dev.yml")  # the average of those fine-tunes that do it good
+eutectic.tune("recipe.yml", over={"parameters.t": "0:1:0.1"}, tasks=["dev.yml"])  # the best value, by its score
 eutectic.merged("recipe.yml")["lm_head.weight"]  # a merge as a lazy mapping
 eutectic.open("model")                         # a checkpoint as a lazy mapping
 eutectic.compare(["a", "b"], base="base")      # can they be merged, and how
 eutectic.evaluate("recipe.yml", "task.yml")    # is the merge good: a score with its interval
+eutectic.connect(["a", "b"], ["task.yml"])     # loss and error on the line between models
 eutectic.methods.ties(deltas, density=0.2)     # a method by hand, on stacked tensors
 """
 
@@ -24,14 +27,18 @@ from eutectic._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from eutectic import averaging as averaging
+    from eutectic import connectivity as connectivity
     from eutectic import methods as methods
     from eutectic.api import Comparison as Comparison
     from eutectic.api import Merge as Merge
     from eutectic.api import Options as Options
+    from eutectic.api import Soup as Soup
     from eutectic.api import Sweep as Sweep
+    from eutectic.api import Tuned as Tuned
     from eutectic.api import average as average
     from eutectic.api import cite as cite
     from eutectic.api import compare as compare
+    from eutectic.api import connect as connect
     from eutectic.api import evaluate as evaluate
     from eutectic.api import explain as explain
     from eutectic.api import merge as merge
@@ -39,7 +46,9 @@ if TYPE_CHECKING:
     from eutectic.api import open_model as open  # noqa: F401 (the public name)
     from eutectic.api import plan as plan
     from eutectic.api import plan_sweep as plan_sweep
+    from eutectic.api import soup as soup
     from eutectic.api import sweep as sweep
+    from eutectic.api import tune as tune
     from eutectic.api import verify as verify
     from eutectic.checkpoint import Source as Source
     from eutectic.errors import EutecticError as EutecticError
@@ -50,6 +59,8 @@ _PLACES = {
     "merge": "eutectic.api:merge",
     "average": "eutectic.api:average",
     "merged": "eutectic.api:merged",
+    "soup": "eutectic.api:soup",
+    "tune": "eutectic.api:tune",
     "plan": "eutectic.api:plan",
     "plan_sweep": "eutectic.api:plan_sweep",
     "sweep": "eutectic.api:sweep",
@@ -58,9 +69,12 @@ _PLACES = {
     "compare": "eutectic.api:compare",
     "cite": "eutectic.api:cite",
     "evaluate": "eutectic.api:evaluate",
+    "connect": "eutectic.api:connect",
     "explain": "eutectic.api:explain",
     "Comparison": "eutectic.api:Comparison",
     "Merge": "eutectic.api:Merge",
+    "Soup": "eutectic.api:Soup",
+    "Tuned": "eutectic.api:Tuned",
     "Sweep": "eutectic.api:Sweep",
     "Options": "eutectic.api:Options",
     "Source": "eutectic.checkpoint:Source",
@@ -68,7 +82,7 @@ _PLACES = {
     "EutecticError": "eutectic.errors:EutecticError",
 }
 # Subpackages that are used by name.
-_ROOMS = ("averaging", "methods")
+_ROOMS = ("averaging", "connectivity", "methods")
 __all__ = [*_PLACES, *_ROOMS]
 
 

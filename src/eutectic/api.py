@@ -1,4 +1,4 @@
-"""The doors: merge, average, plan, open, merged, verify, compare, evaluate, cite, explain.
+"""The doors: merge, average, plan, open, merged, verify, compare, evaluate, connect, cite, explain.
 
 The one place where the layers are joined.
 """
@@ -16,6 +16,13 @@ from eutectic.adviser import Comparison as Comparison
 from eutectic.adviser import compare as compare
 from eutectic.checkpoint import REAL, Source, Storage, torchfile
 from eutectic.checkpoint import codes as checkpoint_codes
+from eutectic.choosing import Soup as Soup
+from eutectic.choosing import Tuned as Tuned
+from eutectic.choosing import soup as soup
+from eutectic.choosing import tune as tune
+from eutectic.connectivity import CODES as CONNECTIVITY_CODES
+from eutectic.connectivity import Connection as Connection
+from eutectic.connectivity import connect as connect
 from eutectic.errors import Problem, RecipeError, did_you_mean
 from eutectic.evaluate import CODES as EVALUATE_CODES
 from eutectic.evaluate import Evaluation as Evaluation
@@ -23,7 +30,7 @@ from eutectic.evaluate import Score as Score
 from eutectic.evaluate import evaluate as evaluate
 from eutectic.evaluate import evaluate_models as evaluate_models
 from eutectic.merging import Merge as Merge
-from eutectic.merging import OnPlan, Run, SweepFolder, execute
+from eutectic.merging import OnPlan, Run, SweepFolder, checked, execute, make
 from eutectic.merging import Options as Options
 from eutectic.merging import beside as beside
 from eutectic.merging import budget_for as budget_for
@@ -35,6 +42,7 @@ from eutectic.report import verify as verifying
 from eutectic.report.citations import Citation as Citation
 from eutectic.report.citations import cite as cite
 from eutectic.report.compare_html import write_report as write_report
+from eutectic.report.connect_html import write_connection as write_connection
 from eutectic.report.html import check_report_place as check_report_place
 from eutectic.report.pages import example as example
 from eutectic.report.pages import first_line as first_line
@@ -42,6 +50,8 @@ from eutectic.report.pages import method_named as method_named
 from eutectic.report.pages import method_page as method_page
 from eutectic.report.pages import step_named as step_named
 from eutectic.report.pages import step_page as step_page
+from eutectic.report.search_html import write_soup_report as write_soup_report
+from eutectic.report.search_html import write_tuning_report as write_tuning_report
 from eutectic.report.verify import Verification as Verification
 from eutectic.report.verify import read_manifest
 from eutectic.report.verify import verify as verify
@@ -50,6 +60,7 @@ from eutectic.run import budget as budgeting
 from eutectic.run.budget import Budget
 from eutectic.run.merged import MergedSource
 from eutectic.run.refusals import check_device as check_device
+from eutectic.search import CODES as SEARCH_CODES
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
@@ -65,6 +76,8 @@ CODES: dict[str, tuple[str, str]] = {
     **pages.CODES,
     **adviser.CODES,
     **EVALUATE_CODES,
+    **CONNECTIVITY_CODES,
+    **SEARCH_CODES,
     **averaging.CODES,
 }
 
@@ -150,10 +163,10 @@ def merge(
     Raises `RecipeError`, `CheckpointError`, `OutputError`, `NumericError`, `ResourceError`, or `InterruptedMergeError`
     after SIGINT or SIGTERM (when called from the main thread).
     """
-    options = _checked(options, out)
+    options = checked(options, out)
     loaded = load_recipe(source, overrides=overrides, seed=seed, dtype=dtype)
     planned = make_plan(loaded, lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage))
-    return _made(planned, out, options, on_plan, progress, storage)
+    return make(planned, out, options, on_plan, progress, storage)
 
 
 def average(
@@ -191,42 +204,13 @@ def average(
     checkpoints (T711), an order that is needed and not known (T712) and a window that cannot be (T713), and what
     `merge` raises.
     """
-    options = _checked(options, out)
+    options = checked(options, out)
     chosen = averaging.Window(window, decay, last, until)
     loaded = load_recipe(averaging.average_recipe(checkpoints, chosen, out=out), dtype=dtype)
     planned = make_plan(loaded, lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage))
     if note := averaging.statistics_note(job.name for job in planned.jobs if job.action == "merge"):
         planned = replace(planned, notes=(*planned.notes, note))
-    return _made(planned, out, options, on_plan, progress, storage)
-
-
-def _made(
-    planned: Plan,
-    out: str | os.PathLike[str],
-    options: Options,
-    on_plan: OnPlan | None,
-    progress: Callable[[int], None] | None,
-    storage: Storage,
-) -> Merge:
-    """Does what is planned, and closes the plan."""
-    try:
-        run = Run(planned, os.fspath(out), options, storage)
-        if on_plan:
-            on_plan(planned, run.budget, run.notes)
-        return execute([run], progress)[0]
-    finally:
-        planned.close()
-
-
-def _checked(options: Options | None, out: str | os.PathLike[str]) -> Options:
-    """The options, or the default ones. Raises `RecipeError` for what cannot be."""
-    options = options or Options()
-    if not isinstance(options, Options):
-        raise RecipeError(Problem("M603", f"must be eutectic.Options, not {type(options).__name__}", "options"))
-    if not isinstance(out, str | os.PathLike) or not os.fspath(out):
-        raise RecipeError(Problem("M603", f"must be the folder to make, not {out!r}", "out"))
-    check_device(options.device)
-    return options
+    return make(planned, out, options, on_plan, progress, storage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +250,7 @@ def sweep(
     `out/sweep.json` lists them. Arguments and errors as for `merge`; a recipe without a sweep is R128. `on_plan` gets
     the names of the folders and the plan of the first. The same call resumes, and skips what is complete.
     """
-    options = _checked(options, out)
+    options = checked(options, out)
     variants = recipe.load_sweep(source, overrides=_changes(overrides, seed, dtype), methods=methods)
     if not variants:
         hint = "write `t: {sweep: [0.1, 0.3]}`, or use `eutectic.merge`"

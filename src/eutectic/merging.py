@@ -24,7 +24,7 @@ from eutectic.run.budget import DEFAULT_MEMORY, Budget, make_budget, resident_by
 from eutectic.run.engine import Engine, Lane
 from eutectic.run.measure import measured
 from eutectic.run.merged import loader_for
-from eutectic.run.refusals import refuse_overlap, refuse_reference, sources_in
+from eutectic.run.refusals import check_device, refuse_overlap, refuse_reference, sources_in
 from eutectic.run.signals import Stop, stop_on_signals
 
 OnPlan = Callable[[Plan, Budget, Sequence[str]], None]
@@ -214,6 +214,35 @@ def _work(runs: Sequence[Run], loader: Any, stop: Stop, progress: Callable[[int]
         lanes, loader, threads=budget.threads, hold_bytes=budget.hold_bytes, stop=stop.event, progress=progress
     )
     return engine.run()
+
+
+def make(
+    planned: Plan,
+    out: str | os.PathLike[str],
+    options: Options,
+    on_plan: OnPlan | None,
+    progress: Callable[[int], None] | None,
+    storage: Storage,
+) -> Merge:
+    """Does what is planned, and closes the plan."""
+    try:
+        run = Run(planned, os.fspath(out), options, storage)
+        if on_plan:
+            on_plan(planned, run.budget, run.notes)
+        return execute([run], progress)[0]
+    finally:
+        planned.close()
+
+
+def checked(options: Options | None, out: str | os.PathLike[str]) -> Options:
+    """The options, or the default ones. Raises `RecipeError` for what cannot be."""
+    options = options or Options()
+    if not isinstance(options, Options):
+        raise RecipeError(Problem("M603", f"must be eutectic.Options, not {type(options).__name__}", "options"))
+    if not isinstance(out, str | os.PathLike) or not os.fspath(out):
+        raise RecipeError(Problem("M603", f"must be the folder to make, not {out!r}", "out"))
+    check_device(options.device)
+    return options
 
 
 class SweepFolder:

@@ -139,6 +139,8 @@ def test_steps_are_numbers_not_text(run):
         ("run7/final", 7),
         ("run/final", None),
         ("checkpoint-00100", 100),
+        ("llama2-300", 300),
+        ("step1-of-step20", 20),
     ],
 )
 def test_the_step_in_a_name(path, step):

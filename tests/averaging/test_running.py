@@ -231,6 +231,23 @@ def test_an_empty_state_round_trips():
     assert (again.steps, again.collected) == (1, 0)
 
 
+def test_a_loaded_state_is_copied():
+    model = nn.Linear(1, 1)
+    average = WeightAverage(model)
+    average.step()
+    state = average.state_dict()
+    first = state["values"]["weight"].clone()
+    twins = [WeightAverage(model), WeightAverage(model, dtype=torch.float64)]
+    for twin in twins:
+        twin.load_state_dict(state)
+    for _ in walk(model, 3):
+        for twin in twins:
+            twin.step()
+    assert torch.equal(state["values"]["weight"], first)
+    assert twins[1].state_dict()["values"]["weight"].dtype == torch.float64
+    torch.testing.assert_close(twins[0].averaged(), twins[1].averaged())
+
+
 def test_wider_sums():
     model = nn.Linear(2, 2)
     average = WeightAverage(model, dtype=torch.float64)

@@ -163,6 +163,12 @@ class TestTransformers:
         inside = model.body[0](rows()[0])
         torch.testing.assert_close(model.body[1].running_mean, inside.mean(0))
 
+    def test_an_average_that_would_never_start_is_refused(self, tmp_path):
+        from eutectic.averaging.transformers import AveragingCallback
+
+        with pytest.raises(RecipeError, match=r"T706 start: .* at step 13, and training ends at step 12"):
+            self.trainer(Watched(), tmp_path, AveragingCallback(start=13)).train()
+
     def test_choosing_the_best_checkpoint_is_refused(self, tmp_path):
         from eutectic.averaging.transformers import AveragingCallback
 
@@ -230,6 +236,14 @@ class TestLightning:
         torch.testing.assert_close(net.evaluated[1], wanted[STEPS - 1])
         assert torch.equal(net.evaluated[2], net.head.weight)
         assert callback.average.collected == 2 * STEPS - 2
+
+    def test_an_average_that_never_started_costs_nothing(self, tmp_path):
+        from eutectic.averaging.lightning import AveragingCallback
+
+        module = self.module()
+        with pytest.warns(UserWarning, match="no weights were collected in 24 steps"):
+            self.fit(module, tmp_path, AveragingCallback(start=25))
+        assert torch.equal(module.net.head.weight, module.net.evaluated[-1])
 
     def test_accumulated_gradients_are_one_step(self, tmp_path):
         from eutectic.averaging.lightning import AveragingCallback

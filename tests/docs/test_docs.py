@@ -187,6 +187,7 @@ def reader(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     home = tmp_path / "merges"
     shutil.copytree(models, home)
     monkeypatch.chdir(home)
+    monkeypatch.setenv("EUTECTIC_CACHE", str(tmp_path / "cache"))
     # The examples have a process of their own; this one may have run a thousand tests before.
     monkeypatch.setattr("eutectic.run.budget.resident_bytes", lambda: 0)
     with patch.dict(registry._METHODS):

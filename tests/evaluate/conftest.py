@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from items import words, write_lines
 
 from eutectic.testing import tiny_llama
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """A `.jsonl` file."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def words(draw: np.random.Generator, count: int) -> str:
-    """Words of the tiny tokenizer."""
-    return " ".join(f"w{i}" for i in draw.integers(3, 96, count))
 
 
 @pytest.fixture(scope="session")
@@ -47,9 +34,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     )
     write_lines(home / "match.jsonl", ({"prompt": words(draw, 1 + i), "answer": "w5"} for i in range(7)))
-    (home / "recipe.yml").write_text(
-        "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 0.3}}\n  - {model: b, parameters: {weight: 0.7}}\n"
-    )
+    parts = ("  - {model: a, parameters: {weight: 0.3}}", "  - {model: b, parameters: {weight: 0.7}}")
+    (home / "recipe.yml").write_text("\n".join(["merge_method: linear", "models:", *parts]) + "\n")
     return home
 
 

@@ -1,4 +1,4 @@
-"""The page on averages says what was measured, and a short run on other images finds the same order."""
+"""The page on averages says what was measured, and a short run finds the same order."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
+# What the papers claim and these images do not bear out; the page says so.
+FAILED = {
+    ("Digits of a font", "SWA with recomputed statistics is more accurate than with stale ones"),
+    ("Digits of a font", "stale statistics have more loss"),
+    ("Digits of a font", "the last weights' loss rises more than SWA's"),
+    ("Digits of a font", "the loss of a rate that falls to zero rises more than SWA's"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,21 +35,24 @@ def measured(swa):
 
 
 def test_the_page_shows_the_figures(swa, measured):
-    assert swa.shown(measured) in swa.PAGE.read_text(encoding="utf-8")
+    page = swa.PAGE.read_text(encoding="utf-8")
+    assert measured and all(swa.shown(title, rows) in page for title, rows in measured.items())
 
 
-def test_everything_that_was_claimed_held(swa, measured):
-    assert all(check.holds(swa.column(measured, name)) for name, checks in swa.CHECKS.items() for check in checks)
+def test_verdicts(swa, measured):
+    failed = {
+        (title, check.text)
+        for title, rows in measured.items()
+        for name, checks in swa.CHECKS.items()
+        for check in checks
+        if not check.holds(swa.column(rows, name))
+    }
+    assert failed == FAILED
 
 
 def test_the_order_of_the_means(swa):
-    """The digits of a font, with noise and wrong labels; nothing to fetch."""
-    digits, glyphs = importlib.import_module("digits"), importlib.import_module("glyphs")
-    found: dict[str, list[float]] = {}
-    for seed in (1, 2):
-        x, y = glyphs.images("plain", 3000, torch.Generator().manual_seed(seed))
-        for row, value in swa.run(digits.split(x, y, seed, 0.2, held_out=1000), seed, epochs=16).items():
-            found.setdefault(row, []).append(value)
+    """On the images that need not be fetched."""
+    found = swa.measure(swa.FONT, (1, 2))
     for name, better, worse in (
         (swa.ACCURACY, "SWA", "last weights"),
         (swa.ACCURACY, "EMA", "last weights"),

@@ -33,7 +33,8 @@ CODES: dict[str, tuple[str, str]] = {
     "T706": (
         "the trainer's settings contradict the average",
         "With `load_best_model_at_end` the Trainer would choose a checkpoint of the model's own weights by a score of "
-        "their average. Switch it off: at the end the model gets the average.",
+        "their average. Switch it off: at the end the model gets the average. An average that starts after the last "
+        "step would never be one.",
     ),
     "T711": (
         "not enough checkpoints to average",

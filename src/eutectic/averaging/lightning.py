@@ -71,9 +71,7 @@ class AveragingCallback(Callback):
         average = self._running()
         average.swap_out()
         if self._apply:
-            if self._bn_loader is not None:
-                average.update_bn(self._bn_loader)
-            average.apply()
+            average.finish(self._bn_loader)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.average is None else self.average.state_dict()

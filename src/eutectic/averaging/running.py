@@ -139,6 +139,18 @@ class WeightAverage:
         self._warn_of_statistics()
         self._put(self._values)
 
+    def finish(self, bn_loader: Iterable[Any] | None = None) -> None:
+        """`update_bn` if there is a loader, then `apply`; without an average it warns and leaves the model alone.
+
+        For the end of a training whose result must not be lost because the average was to start too late.
+        """
+        if not self.collected:
+            warnings.warn(f"no weights were collected in {self.steps} steps: the model keeps its own", stacklevel=2)
+            return
+        if bn_loader is not None:
+            self.update_bn(bn_loader)
+        self.apply()
+
     @contextmanager
     def swapped(self) -> Iterator[nn.Module]:
         """The model with the average's weights inside the block, and with its own after it.
@@ -266,7 +278,7 @@ class WeightAverage:
         serves = self.decay is not None and self.buffers == "average"
         if not self._warned and stale and not serves and statistics_layers(self.model):
             self._warned = True
-            warnings.warn(STALE, stacklevel=4)
+            warnings.warn(STALE, stacklevel=3)
 
     def _refuse_inside(self, what: str) -> None:
         if self.is_swapped_in:

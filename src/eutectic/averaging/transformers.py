@@ -51,6 +51,10 @@ class AveragingCallback(TrainerCallback):
         if args.load_best_model_at_end:
             message = "load_best_model_at_end would load a checkpoint without the average"
             raise RecipeError(Problem("T706", message, hint="set it to False: the model gets the average at the end"))
+        start = self._options.get("start", 0)
+        if start > state.max_steps:
+            message = f"the average would start at step {start}, and training ends at step {state.max_steps}"
+            raise RecipeError(Problem("T706", message, "start", "start it earlier, often after 75 % of the steps"))
         self._let_go()  # of a training that broke off
         self.average = WeightAverage(model, **self._options)
         if state.global_step:
@@ -90,9 +94,7 @@ class AveragingCallback(TrainerCallback):
         average = self._running()
         self._let_go()
         if self._apply:
-            if self._bn_loader is not None:
-                average.update_bn(self._bn_loader)
-            average.apply()
+            average.finish(self._bn_loader)
 
     def _running(self) -> WeightAverage:
         assert self.average is not None, "training has begun"

@@ -14,12 +14,15 @@ from eutectic._version import __version__
 from eutectic.cli.average import average
 from eutectic.cli.cite import cite
 from eutectic.cli.compare import compare
+from eutectic.cli.connect import connect
 from eutectic.cli.evaluate import evaluate
 from eutectic.cli.explain import explain
 from eutectic.cli.inspect import inspect
 from eutectic.cli.merge import merge
 from eutectic.cli.methods import methods
 from eutectic.cli.plan import plan
+from eutectic.cli.soup import soup
+from eutectic.cli.sweep import sweep
 from eutectic.cli.verify import verify
 
 app = typer.Typer(
@@ -30,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (merge, average, plan, verify, inspect, compare, evaluate, methods, cite, explain):
+for command in (merge, average, soup, sweep, plan, verify, inspect, compare, evaluate, connect, methods, cite, explain):
     app.command()(command)
 
 

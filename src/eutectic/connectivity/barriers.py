@@ -9,10 +9,10 @@ from typing import Any
 from eutectic.checkpoint import Source
 from eutectic.connectivity.heights import DEFINITIONS, Curve, Height, curves_of
 from eutectic.connectivity.mixing import Path, straight
-from eutectic.connectivity.opening import opened
-from eutectic.connectivity.probe import Probe
+from eutectic.connectivity.opening import opened, settings_for
+from eutectic.connectivity.probe import Kept, Probe
 from eutectic.errors import Problem, RecipeError
-from eutectic.evaluate import Cache, Score, Settings
+from eutectic.evaluate import Score, Settings
 
 POINTS, REFINE = 25, 3
 
@@ -50,13 +50,8 @@ class Barrier:
         """All of it as plain data."""
         curves = {name: curve.as_json() for name, curve in self.curves.items()}
         decides = {"quantity": self.curve.quantity, "definition": next(iter(DEFINITIONS))}
-        return {
-            "ends": list(self.ends),
-            "task": self.task,
-            "decides": decides,
-            "barrier": self.height.as_json(),
-            **curves,
-        }
+        about = {"ends": list(self.ends), "task": self.task, "decides": decides}
+        return about | {"barrier": self.height.as_json()} | curves
 
 
 def barrier(
@@ -66,9 +61,9 @@ def barrier(
     *,
     points: int = POINTS,
     refine: int = REFINE,
-    run: Settings | None = None,
+    settings: Settings | None = None,
     batches: Iterable[Any] | None = None,
-    cache: Cache | None = None,
+    cache: Kept = True,
 ) -> Barrier:
     """The barrier on the straight line between two models. No file is written.
 
@@ -79,17 +74,18 @@ def barrier(
             loss, or better the loss of each item.
         points: evenly spaced, both ends among them.
         refine: how often the gaps on both sides of the maximum are halved.
-        run: device, batch size and so on. `Settings(loader=Loader(module))` says how to make a module.
+        settings: device, batch size and so on; `Settings(loader=Loader(module=...))` says how to make a module. A
+            live module is copied by itself.
         batches: the statistics of batch normalisation are computed from these at each point.
-        cache: where scores are kept; None for nowhere.
+        cache: whether scores are kept and found again, or the folder for them; those of functions never are.
 
     Raises `RecipeError` for a wrong request and for models that do not fit together, `NumericError` (E908) for a loss
     that is not finite, with the point.
     """
     check_points(points, refine)
-    probe = Probe([loss], run or Settings(), cache, batches)
-    with opened([a, b], least=2) as found:
-        path = straight(*found.sources, " → ".join(found.labels))
+    with opened([a, b], least=2, most=2) as found:
+        probe = Probe([loss], settings_for(found, settings), cache, batches)
+        path = straight(found.sources[0], found.sources[1], " → ".join(found.labels))
         probe.check(path)
         return measured(path, probe, (found.labels[0], found.labels[1]), points, refine)[0]
 

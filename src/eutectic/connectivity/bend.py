@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from eutectic.connectivity.barriers import POINTS, REFINE, Barrier, check_points, measured
 from eutectic.connectivity.mixing import bezier, bezier_shares, mixture
-from eutectic.connectivity.opening import opened
-from eutectic.connectivity.probe import Probe
+from eutectic.connectivity.opening import opened, settings_for
+from eutectic.connectivity.probe import Kept, Probe
 from eutectic.errors import NumericError, Problem, RecipeError
-from eutectic.evaluate import Cache, Settings
+from eutectic.evaluate import Settings
 from eutectic.lazy import LazyModule
 from eutectic.run.merged import MergedSource
 
@@ -52,7 +52,7 @@ def train_bend(
     Integer tensors are those of `a`. Raises `RecipeError` (L815) for a loss that torch cannot differentiate,
     `NumericError` (E908) for one that is not finite, and what `barrier` raises for models that do not fit together.
     """
-    with opened([a, b], least=2) as found:
+    with opened([a, b], least=2, most=2) as found:
         middle = dict(MergedSource(mixture(found.sources, (0.5, 0.5)), "bend"))
         ends = [dict(source) for source in found.sources]
     moving = {name: value.float().requires_grad_() for name, value in middle.items() if value.is_floating_point()}
@@ -81,19 +81,19 @@ def curve_barrier(
     *,
     points: int = POINTS,
     refine: int = REFINE,
-    run: Settings | None = None,
+    settings: Settings | None = None,
     batches: Iterable[Any] | None = None,
-    cache: Cache | None = None,
+    cache: Kept = True,
 ) -> Barrier:
     """The barrier on the Bézier curve from `a` to `b` with a `bend`; everything else as for `barrier`."""
     check_points(points, refine)
-    probe = Probe([loss], run or Settings(), cache, batches)
-    with opened([a, b], least=2) as found:
-        first, last = found.sources
-        with opened([bend, a], least=2) as other:
-            path = bezier(first, other.sources[0], last, " ⤳ ".join(found.labels))
-            probe.check(path)
-            return measured(path, probe, (found.labels[0], found.labels[1]), points, refine)[0]
+    with opened([a, bend, b], least=3, most=3) as found:
+        probe = Probe([loss], settings_for(found, settings), cache, batches)
+        first, middle, last = found.sources
+        ends = found.labels[0], found.labels[2]
+        path = bezier(first, middle, last, " ⤳ ".join(ends))
+        probe.check(path)
+        return measured(path, probe, ends, points, refine)[0]
 
 
 def _checked(value: Any, step: int) -> Tensor:

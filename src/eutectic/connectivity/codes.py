@@ -4,8 +4,8 @@ from __future__ import annotations
 
 CODES: dict[str, tuple[str, str]] = {
     "L811": (
-        "too few models to connect",
-        "A path needs two models, a plane three. They come as a list, `eutectic.connect([a, b], task)`; a model that is "
+        "too few models to connect, or too many",
+        "A path needs two models, a plane three. `eutectic.connectivity.connect` takes them as a list; a model that is "
         "named twice counts once.",
     ),
     "L812": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,9 +21,12 @@ DEFINITIONS: Mapping[Definition, str] = {
     "frankle": "above the mean of the ends (of the error: arXiv:1912.05671, of the loss: arXiv:2209.04836)",
     "freeman": "above the higher end (arXiv:1611.01540)",
 }
-NO_ITEMS: Floats = np.empty(0)
 # Details of a score that are a mean loss, or a mean of right answers.
 _LOSSES, _RIGHT = ("cross_entropy", "nll"), ("accuracy", "acc")
+
+
+def _none() -> Floats:
+    return np.empty(0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,9 +43,9 @@ class Reading:
 
     value: float
     interval: Interval | None = None
-    items: Floats = NO_ITEMS
-    weights: Floats = NO_ITEMS
-    replicates: Floats = NO_ITEMS
+    items: Floats = field(default_factory=_none)
+    weights: Floats = field(default_factory=_none)
+    replicates: Floats = field(default_factory=_none)
 
 
 class Height(NamedTuple):
@@ -178,5 +181,5 @@ def error_of(score: Score) -> tuple[str, Reading] | None:
 def _parts(score: Score) -> tuple[Floats, Floats, Floats]:
     """Items, weights and replicates; no items of what is no mean of them."""
     if score.scale == "resampled":
-        return NO_ITEMS, NO_ITEMS, score.replicates
-    return score.items, score.weights, NO_ITEMS
+        return _none(), _none(), score.replicates
+    return score.items, score.weights, _none()

@@ -9,27 +9,28 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from eutectic import evaluate
 from eutectic.adviser.opening import Opened, key_of
 from eutectic.errors import Problem, RecipeError
-from eutectic.evaluate import LiveSource, Loader, Settings
-from eutectic.evaluate.opening import refuse_several
+from eutectic.evaluate import LiveSource, Loader, Settings, opening
 from eutectic.plan.inputs import unique_labels
 
 
 @contextmanager
-def opened(models: Any, least: int) -> Iterator[Opened]:
+def opened(models: Any, least: int, most: int | None = None) -> Iterator[Opened]:
     """The models, each once, recipes among them; what was opened here is closed at the end.
 
-    Raises `RecipeError` (L811) for too few, and with the problems of all that cannot be opened.
+    Raises `RecipeError` (L811) for too few or too many, and `EutecticError` with the problems of all that cannot be
+    opened.
     """
     if isinstance(models, str | os.PathLike | Mapping) or not isinstance(models, Sequence):
-        raise _too_few(least)
+        raise _count(least, f"not a {type(models).__name__}")
     wanted = list({key_of(model): model for model in models}.values())
     if len(wanted) < least:
-        raise _too_few(least)
-    with evaluate.opening.opened(wanted) as sources:
-        refuse_several(sources)
+        again = f", named {len(models)} times" if len(models) > len(wanted) == 1 else ""
+        raise _count(least, f"not {len(wanted)}{again}")
+    with opening.opened(wanted) as sources:
+        if len(sources) > (most or len(sources)):
+            raise _count(least, f"not {len(sources)}")
         yield Opened(sources, unique_labels(source.label for source in sources))
 
 
@@ -43,6 +44,6 @@ def settings_for(models: Opened, settings: Settings | None) -> Settings:
     return replace(Settings(), loader=Loader(lambda: copy.deepcopy(live.module)))
 
 
-def _too_few(least: int) -> RecipeError:
+def _count(least: int, found: str) -> RecipeError:
     wanted = "a plane needs three different models" if least == 3 else "a path needs two different models"
-    return RecipeError(Problem("L811", wanted, "models", "give a list of them"))
+    return RecipeError(Problem("L811", f"{wanted}, {found}", "models"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from eutectic.evaluate import Cache, Call, Score, Settings, Task, measure, task_
 from eutectic.plan.inputs import unique_labels
 from eutectic.run.refusals import check_device
 
+Kept = str | os.PathLike[str] | bool
+
 
 class Probe:
     """Measures several tasks on sources."""
@@ -21,7 +24,7 @@ class Probe:
         self,
         tasks: Sequence[Any],
         run: Settings,
-        cache: Cache | None = None,
+        cache: Kept = False,
         batches: Iterable[Any] | None = None,
         tell: Callable[[str], None] | None = None,
     ) -> None:
@@ -30,7 +33,7 @@ class Probe:
         Args:
             tasks: what to measure, each as for `loss_task`.
             run: how.
-            cache: where scores are kept; None for nowhere.
+            cache: whether scores are kept and found again, or the folder for them.
             batches: what the statistics of batch normalisation are computed from at each point; None: they are mixed
                 like weights.
             tell: called with the label of each model that is measured.
@@ -39,7 +42,7 @@ class Probe:
         self.tasks = tuple(loss_task(task) for task in tasks)
         self.names = tuple(unique_labels(task.name for task in self.tasks))
         self._run = run
-        self._cache = cache
+        self._cache = (Cache() if cache else None) if isinstance(cache, bool) else Cache(cache)
         self._batches = batches
         self._tell = tell or (lambda label: None)
 
@@ -51,7 +54,7 @@ class Probe:
     def check(self, path: Path) -> None:
         """Refuses what cannot be mixed or measured, before any weight is read. Raises `EutecticError`."""
         source = path.at(0.5)
-        problems = []
+        problems: list[Problem] = []
         for task in self.tasks:
             try:
                 task.check(source, self._run)

@@ -81,6 +81,7 @@ class Call(Checked):
             raise RecipeError(Problem("E911", message, self.name, hint)) from error
         if not len(items):
             raise RecipeError(Problem("E911", f"it returned no number for model {source.label!r}", self.name))
+        run.tell(1.0)
         return score_of(self, source, run, items)
 
     def _found(self) -> Callable[[Any], Any]:

@@ -40,7 +40,7 @@ class Classification(Checked):
     """
 
     kind: ClassVar[str] = "classification"
-    loader: Any
+    loader: Any = option()  # noqa: RUF009 (a field)
     name: str = option("classification")
     metric: str = option("accuracy", choices=("accuracy", "cross_entropy"))
     bins: int = option(15, least=1)
@@ -65,6 +65,7 @@ class Classification(Checked):
         """See `Task.score`."""
         with run.loader.module(source, device=run.device, dtype=self.dtype) as model:
             logits, labels = self._outputs(model, run)
+        run.tell(1.0)
         shifted = logits - logits.max(1, keepdims=True)
         logs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
         loss = -logs[np.arange(len(labels)), labels]

@@ -48,7 +48,7 @@ def evaluate(
     and E908 for a score that is not a number.
     """
     run = Settings(device, batch, limit, seed, Loader(module, tokenizer))
-    kept, wanted = _cache(cache), task_of(task)
+    kept, wanted = cache_of(cache), task_of(task)
     with opened([source], live=module is None) as sources:
         refuse_several(sources)
         scores = evaluate_all(sources, [wanted], run, kept).scores
@@ -74,12 +74,12 @@ def evaluate_models(
 
     Raises as `evaluate`.
     """
-    kept, wanted = _cache(cache), _tasks(tasks)
+    kept, wanted = cache_of(cache), tasks_of(tasks)
     with opened(models) as sources:
         return evaluate_all(sources, wanted, settings or Settings(), kept, on_start)
 
 
-def _tasks(tasks: Sequence[Any]) -> list[Task]:
+def tasks_of(tasks: Sequence[Any]) -> list[Task]:
     """The tasks; all that is wrong with any of them is told at once."""
     problems: list[Problem] = []
     found = []
@@ -93,7 +93,8 @@ def _tasks(tasks: Sequence[Any]) -> list[Task]:
     return found
 
 
-def _cache(cache: Kept) -> Cache | None:
+def cache_of(cache: Kept) -> Cache | None:
+    """The cache that was asked for, if any."""
     if isinstance(cache, bool):
         return Cache() if cache else None
     return Cache(cache)

@@ -102,7 +102,6 @@ def evaluate_all(
                 if cache is not None and key is not None:
                     cache.put(key, score)
             found[name][label] = replace(score, task=name)
-    run.loader.forget()
     return Evaluation(labels, names, found, cached)
 
 

@@ -99,10 +99,16 @@ class Harness(Checked):
         if own:
             folder = os.path.dirname(name) or os.curdir
             name = _name_in(name)
-        manager = _manager(folder and os.path.abspath(folder), not own)
+        folder = folder and os.path.abspath(folder)
+        # A folder of one's own is read anew: its files may have changed.
+        manager = _index(folder, False) if own else _known_index(folder)
         if name not in manager.all_tasks:
             hint = did_you_mean(name, manager.all_tasks)
             raise RecipeError(Problem("E913", f"the harness has no task {name!r}", "harness", hint))
+        place = getattr(getattr(manager, "task_index", {}).get(name), "yaml_path", None)
+        if own and place is not None and os.path.realpath(place) != os.path.realpath(self.harness):
+            message = f"the task {name!r} is also in {os.path.basename(place)}"
+            raise RecipeError(Problem("E913", message, "harness", "rename one of the two", self.harness))
         tasks: Mapping[str, Any] = manager.load([name])["tasks"]
         return tasks
 
@@ -118,8 +124,8 @@ class Harness(Checked):
     def check(self, source: Source, run: Settings) -> None:
         """See `Task.check`."""
         assert self.wanted
-        run.loader.tokenizer(source)
         run.loader.config(source, "causal")
+        run.loader.tokenizer(source)
 
     def score(self, source: Source, run: Settings) -> Score:
         """See `Task.score`."""
@@ -214,8 +220,12 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @cache
-def _manager(folder: str | None, defaults: bool) -> Any:
-    """The index of tasks, which takes seconds to make for all that the harness has."""
+def _known_index(folder: str | None) -> Any:
+    """The index of all tasks that the harness has, which takes seconds to make."""
+    return _index(folder, True)
+
+
+def _index(folder: str | None, defaults: bool) -> Any:
     return import_module("lm_eval.tasks").TaskManager(include_path=folder, include_defaults=defaults)
 
 

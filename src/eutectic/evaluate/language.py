@@ -36,8 +36,8 @@ class Language:
 
     def __init__(self, source: Source, run: Settings) -> None:
         self.label = source.label
-        self.tokenizer = run.loader.tokenizer(source)
         config = run.loader.config(source, "causal")
+        self.tokenizer = run.loader.tokenizer(source)
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.limit: int | None = next((found for key in _POSITIONS if (found := getattr(config, key, None))), None)
         self._vocabulary: int | None = getattr(config, "vocab_size", None)

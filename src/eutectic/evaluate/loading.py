@@ -189,7 +189,9 @@ class Loader:
                     made = type(getattr(library, _AUTO[kind]).from_config(config))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             said = str(error).strip().splitlines()
-            message = f"transformers makes no {kind} model of {source.label!r}'s config.json: {said[0] if said else ''}"
+            message = (
+                f"transformers makes no {kind} model of the config.json of {source.label!r}: {said[0] if said else ''}"
+            )
             hint = "a model with Python code of its own is never run; " + _FACTORY
             raise CheckpointError(Problem("E905", message, hint=hint)) from error
         return config, made

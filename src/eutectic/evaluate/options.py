@@ -67,7 +67,7 @@ def _fault(one: Field[Any], value: Any) -> str:
         return ""
     if choices:
         return "" if value in choices else f"must be one of {', '.join(choices)}, not {shown(value)}"
-    if "Callable" in kind:
+    if kind == "Any" or "Callable" in kind:
         return ""
     if kind.startswith("int"):
         good = isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)

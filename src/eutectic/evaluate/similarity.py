@@ -69,8 +69,8 @@ class Similarity(DataTask):
         if len(set(chosen)) < 2:
             message = "every pair has the same score, with which nothing correlates"
             raise RecipeError(Problem("E904", message, "data", file=self.data))
-        run.loader.tokenizer(source)
         run.loader.config(source, "encoder")
+        run.loader.tokenizer(source)
         self._pooling(source)
 
     def score(self, source: Source, run: Settings) -> Score:

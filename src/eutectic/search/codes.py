@@ -21,7 +21,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "S804": (
         "nothing can be learned from this",
-        "A learned soup follows the gradient of a loss. `perplexity` has one, and in Python `Classification`; generated "
+        "A learned soup follows the gradient of a loss. `perplexity` has one, and in Python `Classification`; written "
         "answers, rank correlations and functions of your own have none. Weights by layer need tensors with a layer "
         "number in their names.",
     ),

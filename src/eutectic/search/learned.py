@@ -61,12 +61,11 @@ def losses_of(task: Task, run: Settings, source: Source) -> tuple[Kind, Callable
 def learn(pot: Pot, task: Task, run: Settings, options: Options) -> Iterator[Weights]:
     """The weights after each epoch, those before the first (all equal) first.
 
-    Each step mixes the ingredients as a live merge, takes the gradient of a batch's loss by the mixture's weights θ, and
-    from it that by each coefficient: ∂L/∂cᵢ = ⟨∂L/∂θ, θᵢ⟩. So one module and its gradient are in memory, not all
-    ingredients.
+    Each step mixes the ingredients as a live merge and takes the gradient of a batch's loss by the mixture's weights θ,
+    and from it that by each coefficient: ∂L/∂cᵢ = ⟨∂L/∂θ, θᵢ⟩. So one module and its gradient are in memory, and not
+    all ingredients.
     """
     parts = pot.parts(options.by)
-    parts = {part: names for part, names in parts.items() if names or part == ""}
     everyone = list(range(len(pot.models)))
     logits = torch.zeros((len(parts), len(everyone)), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.AdamW([logits], lr=options.rate, weight_decay=0.0)
@@ -79,7 +78,7 @@ def learn(pot: Pot, task: Task, run: Settings, options: Options) -> Iterator[Wei
             by_share = _inner_products(pot, parts, gradient)
             optimiser.zero_grad()
             # The gradient by the logits, through the softmax.
-            torch.softmax(logits, 1).backward(by_share)
+            torch.softmax(logits, 1).backward(by_share)  # type: ignore[no-untyped-call]
             optimiser.step()
         yield _weights(parts, logits)
 

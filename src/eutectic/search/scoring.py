@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from eutectic.checkpoint import Source
-from eutectic.errors import EutecticError
 from eutectic.evaluate import Cache, Score, Settings, Task, measure
 from eutectic.evaluate.evaluation import refuse_early
 
@@ -43,15 +42,3 @@ class Scorer:
         if self.cache is not None and key is not None:
             self.cache.put(key, found)
         return found
-
-
-def close_all(sources: Iterable[Source]) -> None:
-    """Closes every source, whatever the others say."""
-    failed: list[EutecticError] = []
-    for source in sources:
-        try:
-            source.close()
-        except EutecticError as error:
-            failed.append(error)
-    if failed:
-        raise failed[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -263,18 +264,20 @@ class _Tasting:
         chosen = list(ranked)
         score = self._measured(self._pot.mix(chosen))
         self._note("all", chosen, score, True)
-        changed = True
-        while changed and len(chosen) > 1:
-            changed = False
-            for i in reversed(ranked):
-                if i not in chosen or len(chosen) == 1:
-                    continue
-                candidate = [one for one in chosen if one != i]
-                found = self._measured(self._pot.mix(candidate))
-                accepted = self.merit(found) >= self.merit(score)
-                self._note("remove", candidate, found, accepted, tried=i, before=score)
-                if accepted:
-                    chosen, score, changed = candidate, found, True
+        queue = deque(reversed(ranked))
+        # How many were tried in vain since the soup last changed: once all were, more passes change nothing.
+        spared = 0
+        while len(chosen) > 1 and spared < len(chosen):
+            i = queue.popleft()
+            candidate = [one for one in chosen if one != i]
+            found = self._measured(self._pot.mix(candidate))
+            accepted = self.merit(found) >= self.merit(score)
+            self._note("remove", candidate, found, accepted, tried=i, before=score)
+            if accepted:
+                chosen, score, spared = candidate, found, 0
+            else:
+                queue.append(i)
+                spared += 1
         return chosen, None, score
 
     def learned(self, ranked: list[int]) -> tuple[list[int], Weights | None, Score]:

@@ -11,11 +11,12 @@ from eutectic import adviser
 from eutectic.adviser.opening import Opened
 from eutectic.connectivity.heights import curves_of
 from eutectic.connectivity.mixing import Path
-from eutectic.connectivity.opening import opened
-from eutectic.connectivity.probe import Probe
+from eutectic.connectivity.opening import opened, settings_for
+from eutectic.connectivity.probe import Kept, Probe
 from eutectic.errors import Problem, RecipeError
-from eutectic.evaluate import Cache, Settings
+from eutectic.evaluate import Settings
 
+Place = tuple[float, float]
 # How far the plane goes beyond the models, as a share of their extent.
 MARGIN = 0.2
 # What is left of the third model's direction, over its length, where it lies on the line through the others.
@@ -38,7 +39,7 @@ class Plane:
     """
 
     models: tuple[str, ...]
-    places: tuple[tuple[float, float], ...]
+    places: tuple[Place, ...]
     task: str
     quantity: str
     metric: str
@@ -68,9 +69,9 @@ def plane(
     loss: Any,
     *,
     points: int = 11,
-    run: Settings | None = None,
+    settings: Settings | None = None,
     batches: Iterable[Any] | None = None,
-    cache: Cache | None = None,
+    cache: Kept = True,
 ) -> Plane:
     """The loss on the plane through three models, on a grid that goes a fifth beyond them. No file is written.
 
@@ -80,15 +81,15 @@ def plane(
         c: the third model.
         loss: as for `barrier`.
         points: a side, so the loss is measured `points²` times.
-        run: see `barrier`.
+        settings: see `barrier`.
         batches: see `barrier`.
         cache: see `barrier`.
 
     Raises `RecipeError` (L813) where the three lie on a line, and what `barrier` raises.
     """
     check_side(points)
-    probe = Probe([loss], run or Settings(), cache, batches)
-    with opened([a, b, c], least=3) as found:
+    with opened([a, b, c], least=3, most=3) as found:
+        probe = Probe([loss], settings_for(found, settings), cache, batches)
         return measured_planes(found, probe, points)[0]
 
 
@@ -115,14 +116,12 @@ def measured_planes(models: Opened, probe: Probe, points: int) -> list[Plane]:
     return planes
 
 
-def _point(models: Opened, shares: tuple[float, float, float], place: tuple[float, float] | None = None) -> Path:
+def _point(models: Opened, shares: tuple[float, float, float], place: Place | None = None) -> Path:
     label = ", ".join(models.labels) + (f" at ({place[0]:.4g}, {place[1]:.4g})" if place else "")
     return Path(tuple(models.sources), label, lambda t: shares)
 
 
-def _axes(
-    models: Opened,
-) -> tuple[tuple[tuple[float, float], ...], Callable[[float, float], tuple[float, float, float]]]:
+def _axes(models: Opened) -> tuple[tuple[Place, ...], Callable[[float, float], tuple[float, float, float]]]:
     """Where the models are on axes of length one, and how much of each model a point of the plane has."""
     first, *others = models.sources
     pairs = adviser.compare(others, base=first).whole

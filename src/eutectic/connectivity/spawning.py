@@ -52,7 +52,7 @@ def instability(
     seeds: tuple[int, int] = (1, 2),
     points: int = POINTS,
     refine: int = REFINE,
-    run: Settings | None = None,
+    settings: Settings | None = None,
     batches: Iterable[Any] | None = None,
 ) -> list[Instability]:
     """Spawns two children after each of some numbers of steps, trains them to the end, and measures the line between.
@@ -67,7 +67,7 @@ def instability(
         seeds: of the two children.
         points: see `barrier`.
         refine: see `barrier`.
-        run: see `barrier`.
+        settings: see `barrier`.
         batches: see `barrier`.
 
     Raises what `barrier` raises.
@@ -78,7 +78,7 @@ def instability(
     found = []
     for step in steps:
         state = start(step)
-        children = [finish(copy.deepcopy(state), seed) for seed in seeds]
-        between = barrier(*children, loss, points=points, refine=refine, run=run, batches=batches)
+        one, other = (finish(copy.deepcopy(state), seed) for seed in seeds)
+        between = barrier(one, other, loss, points=points, refine=refine, settings=settings, batches=batches)
         found.append(Instability(step, between))
     return found

@@ -11,18 +11,18 @@ from eutectic.adviser.opening import Opened
 from eutectic.checkpoint import Source
 from eutectic.connectivity.barriers import POINTS, REFINE, Barrier, check_points, measured
 from eutectic.connectivity.heights import Height
-from eutectic.connectivity.mixing import averaged_statistics, layers_of, straight
-from eutectic.connectivity.opening import opened
-from eutectic.connectivity.plane import Plane, check_side, measured_planes
-from eutectic.connectivity.probe import Probe
+from eutectic.connectivity.mixing import Path, averaged_statistics, layers_of, mixture, straight
+from eutectic.connectivity.opening import opened, settings_for
+from eutectic.connectivity.planes import Plane, check_side, measured_planes
+from eutectic.connectivity.probe import Kept, Probe
 from eutectic.errors import Problem, RecipeError
-from eutectic.evaluate import Cache, Score, Settings
+from eutectic.evaluate import Score, Settings
 
 # Of the path of one layer: the ends, the quarters and the middle. There are many layers.
 LAYER_POINTS = 5
 _MIXED = (
-    "the statistics of batch normalisation were mixed like weights, which is not what the mixed networks would measure, "
-    "so barriers look higher than they are; in Python, batches= and module= compute them at each point"
+    "the statistics of batch normalisation were mixed like weights, which is not what the mixed networks would "
+    "measure, so barriers look higher than they are; in Python, batches= computes them at each point"
 )
 
 
@@ -98,9 +98,9 @@ def connect(
     refine: int = REFINE,
     layerwise: bool = False,
     plane: int | None = None,
-    run: Settings | None = None,
+    settings: Settings | None = None,
     batches: Iterable[Any] | None = None,
-    cache: Cache | None = None,
+    cache: Kept = True,
     tell: Callable[[str], None] | None = None,
 ) -> Connection:
     """Loss and error on the straight lines between all pairs of models. No file is written.
@@ -112,7 +112,7 @@ def connect(
         refine: see `barrier`; around the maximum of each task.
         layerwise: measure as well, for each pair and layer, the path on which this layer alone goes over.
         plane: of exactly three models, the plane through them, with so many points a side.
-        run: see `barrier`.
+        settings: see `barrier`.
         batches: see `barrier`.
         cache: see `barrier`.
         tell: called with the label of each model that is measured.
@@ -124,14 +124,14 @@ def connect(
         check_side(plane)
     if isinstance(tasks, str) or not isinstance(tasks, Sequence) or not tasks:
         raise RecipeError(Problem("E901", "must be a list of one task or more", "tasks"))
-    probe = Probe(tasks, run or Settings(), cache, batches, tell)
     with opened(models, least=2) as found:
+        probe = Probe(tasks, settings_for(found, settings), cache, batches, tell)
         if plane is not None and len(found.sources) != 3:
             message = f"a plane goes through three models, not {len(found.sources)}"
             raise RecipeError(Problem("L811", message, "models"))
         work = _Pairs(found, probe)
         result = Connection(tuple(found.labels), probe.names, {name: {} for name in probe.names})
-        result.notes = (_MIXED,) if work.check() and not probe.resets else ()
+        mixed = work.check()
         for i, j in combinations(range(len(found.sources)), 2):
             for name, one in zip(probe.names, work.line(i, j, points, refine), strict=True):
                 result.barriers[name][i, j] = one
@@ -140,7 +140,18 @@ def connect(
                     result.layers.setdefault(name, {})[i, j] = layers
         if plane is not None:
             result.planes = dict(zip(probe.names, measured_planes(found, probe, plane), strict=True))
+        result.notes = (*([_MIXED] if mixed and not probe.resets else []), *_without_loss(result))
     return result
+
+
+def _without_loss(found: Connection) -> list[str]:
+    """What to tell of tasks that measure an error alone."""
+    first = {task: next(iter(pairs.values())).curve for task, pairs in found.barriers.items()}
+    return [
+        f"{task} measures no loss: its barriers are those of the error ({curve.metric})"
+        for task, curve in first.items()
+        if curve.quantity == "error"
+    ]
 
 
 class _Pairs:
@@ -153,20 +164,18 @@ class _Pairs:
         self._known: dict[int, Sequence[Score]] = {}
 
     def check(self) -> bool:
-        """Refuses what cannot be done, for all pairs; whether batch normalisation's statistics would be mixed."""
-        mixed = False
-        for i, j in combinations(range(len(self._sources)), 2):
-            path = straight(self._sources[i], self._sources[j], self._between(i, j))
-            self._probe.check(path)
-            mixed = mixed or averaged_statistics(path.plan(0.5))
+        """Refuses what cannot be done, for all models; whether statistics of batch normalisation would be mixed."""
+        count = len(self._sources)
+        mixed = averaged_statistics(mixture(self._sources, [1 / count] * count))
+        for i in range(count - 1):  # each that gives a mixture its config and tokenizer
+            self._probe.check(self._straight(i, i + 1))
         return mixed
 
     def line(self, i: int, j: int, points: int, refine: int) -> list[Barrier]:
         """The barrier of each task between two models."""
-        path = straight(self._sources[i], self._sources[j], self._between(i, j))
         ends = {0.0: i, 1.0: j}
         return measured(
-            path,
+            self._straight(i, j),
             self._probe,
             (self._labels[i], self._labels[j]),
             points,
@@ -185,7 +194,7 @@ class _Pairs:
                 found[task].append(Layer(name, one))
         return found
 
-    def _layer(self, path: Any, ends: tuple[str, str], i: int) -> list[Barrier]:
+    def _layer(self, path: Path, ends: tuple[str, str], i: int) -> list[Barrier]:
         def score(t: float, source: Source) -> Sequence[Score]:
             return self._end(i, source) if t == 0.0 else self._probe.scores(source)
 
@@ -196,5 +205,5 @@ class _Pairs:
             self._known[model] = self._probe.scores(source)
         return self._known[model]
 
-    def _between(self, i: int, j: int) -> str:
-        return f"{self._labels[i]} → {self._labels[j]}"
+    def _straight(self, i: int, j: int) -> Path:
+        return straight(self._sources[i], self._sources[j], f"{self._labels[i]} → {self._labels[j]}")

@@ -1,0 +1,137 @@
+"""`eutectic connect`: what lies between models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eutectic.cli import options, screen
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from eutectic.connectivity import Connection, Height
+
+
+def connect(
+    models: Annotated[
+        list[str], typer.Argument(help="Two models or more: folders, files, hub ids or recipes.", metavar="MODEL...")
+    ],
+    task: Annotated[
+        list[str],
+        typer.Option(
+            help="A task file, or KIND:DATA, as perplexity:text.txt. Repeatable: training data and held-out data.",
+            metavar="TASK",
+        ),
+    ],
+    points: Annotated[int, typer.Option(min=3, help="Of each path, both ends among them.")] = 25,
+    refine: Annotated[int, typer.Option(min=0, help="How often the gaps beside the maximum are halved.")] = 3,
+    layerwise: Annotated[bool, typer.Option("--layerwise", help="Let each layer alone go over, too.")] = False,
+    plane: Annotated[
+        int | None, typer.Option(min=2, help="Of three models, the plane through them: N × N points.", metavar="N")
+    ] = None,
+    html: Annotated[str | None, typer.Option(help="Write the whole report, with plots.", metavar="FILE")] = None,
+    device: options.Device = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="Items a forward pass.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.", show_default="all")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the items of --limit.")] = 0,
+    cache: Annotated[
+        str | None, typer.Option(help="Where scores are kept.", metavar="DIR", show_default="~/.cache/eutectic/scores")
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure anew, and keep nothing.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Measure loss and error on the straight lines between models: is there a barrier?"""
+    with screen.refusals(json):
+        from eutectic import api
+        from eutectic.evaluate import Settings
+
+        if html is not None:
+            api.check_report_place(html)
+        with _status(quiet=json) as tell:
+            found = api.connect(
+                models,
+                task,
+                points=points,
+                refine=refine,
+                layerwise=layerwise,
+                plane=plane,
+                settings=Settings(device=device, batch=batch, limit=limit, seed=seed),
+                cache=False if no_cache else cache or True,
+                tell=tell,
+            )
+        if html is not None:
+            api.write_connection(found, html)
+        if json:
+            screen.print_json(found.as_json())
+        else:
+            _show(found)
+
+
+@contextmanager
+def _status(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """What is being measured, and how many were before it, on standard error if that is a terminal."""
+    console = screen.err()
+    if quiet or not console.is_terminal:
+        yield lambda label: None
+        return
+    with console.status("reading") as status:
+        done = 0
+
+        def tell(label: str) -> None:
+            nonlocal done
+            status.update(f"{screen.text(label)} [dim]({done} measured)[/]")
+            done += 1
+
+        yield tell
+
+
+def _show(found: Connection) -> None:
+    console = screen.out()
+    for number, task in enumerate(found.tasks):
+        pairs = found.barriers[task]
+        metric = next(iter(pairs.values())).curve.metric
+        if number:
+            console.print()
+        console.print(f"[bold]{screen.text(task)}[/]: {screen.text(metric)}", soft_wrap=True)
+        console.print(_barriers(found, task))
+        for (i, j), layers in found.layers.get(task, {}).items():
+            ends = f"{found.models[i]} with one layer of {found.models[j]}"
+            console.print(f"\n[bold]{screen.text(ends)}[/]", soft_wrap=True)
+            rows = [(layer.name, *_height(layer.rise)) for layer in layers]
+            console.print(_table(("layer", "rise", "95 % interval", "at t"), rows))
+        if (plane := found.planes.get(task)) is not None:
+            low = min(value for row in plane.values for value in row)
+            console.print(f"on the plane the {plane.quantity} is {low:.4g} at its lowest; --html draws it")
+    for note in found.notes:
+        console.print(f"[dim]note:[/] {screen.text(note)}", soft_wrap=True)
+
+
+def _barriers(found: Connection, task: str) -> Table:
+    head = ("path", "barrier", "95 % interval", "at t", "above the mean", "above the higher end", "lowest", "at t")
+    rows = []
+    for one in found.barriers[task].values():
+        t, lowest = one.curve.lowest
+        others = (f"{one.curve.height('frankle').value:z.4g}", f"{one.curve.height('freeman').value:z.4g}")
+        rows.append((" → ".join(one.ends), *_height(one.height), *others, f"{lowest:.4g}", f"{t:.3g}"))
+    return _table(head, rows)
+
+
+def _height(height: Height) -> tuple[str, str, str]:
+    bounds = "-" if height.interval is None else f"{height.interval[0]:z.4g} to {height.interval[1]:z.4g}"
+    # Nothing is higher than the ends: that is so at either of them.
+    return f"{height.value:z.4g}", bounds, f"{height.t:.3g}" if height.value else "-"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for column in head:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(screen.text, row))
+    return table

@@ -1,0 +1,190 @@
+"""The room's two doors: a soup, and a sweep that is evaluated. Both choose; writing is for the caller."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from eutectic import methods, recipe
+from eutectic.checkpoint import Source
+from eutectic.checkpoint.existing import Existing
+from eutectic.checkpoint.storage import Storage
+from eutectic.errors import OutputError, Problem, RecipeError
+from eutectic.evaluate import Loader, Score, Settings, task_of
+from eutectic.evaluate.doors import Kept, cache_of, tasks_of
+from eutectic.plan import make_plan
+from eutectic.plan.inputs import Opener
+from eutectic.recipe import Recipe, Variant
+from eutectic.run.merged import MergedSource
+from eutectic.search.ingredients import Pot
+from eutectic.search.keep import constraints_of
+from eutectic.search.log import log_to
+from eutectic.search.scoring import Scorer
+from eutectic.search.soup import Choice, SoupOptions, Step, choose
+from eutectic.search.tune import Candidate, Tuning, tune
+
+OnScore = Callable[[str, str, Score], None]
+
+
+def choose_soup(
+    checkpoints: Any,
+    options: SoupOptions,
+    opener: Opener,
+    *,
+    task: Any = None,
+    held_out: Sequence[Any] = (),
+    settings: Settings | None = None,
+    cache: Kept = True,
+    out: str | os.PathLike[str] | None = None,
+    log: str | os.PathLike[str] | None = None,
+    dtype: str | None = None,
+    on_start: Callable[[str, str], None] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> Choice:
+    """Chooses the ingredients of a soup, or their weights.
+
+    Args:
+        checkpoints: see `Pot`.
+        options: how to choose.
+        opener: opens a model.
+        task: what to choose by.
+        held_out: tasks that have no say.
+        settings: how to evaluate.
+        cache: whether scores are kept and found again, or the folder for them.
+        out: where the soup will be written, if it is to be.
+        log: a file for every step, one JSON object a line.
+        dtype: of the soup.
+        on_start: called with the labels of model and task before each that is measured.
+        on_step: called with each step.
+
+    Raises `EutecticError`; what can be known before a weight is read, before one is.
+    """
+    if isinstance(held_out, str | os.PathLike | Mapping):
+        held_out = [held_out]
+    chosen_by = None if task is None else task_of(task)
+    others = tasks_of(held_out) if held_out else []
+    scorer = Scorer(_settings(settings, checkpoints), cache_of(cache), on_start)
+    pot = Pot(checkpoints, opener, out=out, dtype=dtype)
+    try:
+        with log_to(log) if log is not None else nullcontext(None) as write:
+
+            def told(step: Step) -> None:
+                if write is not None:
+                    write(step.as_json())
+                if on_step is not None:
+                    on_step(step)
+
+            return choose(pot, options, chosen_by, others, scorer, told)
+    finally:
+        scorer.run.loader.forget()
+        pot.close()
+
+
+def tune_recipe(
+    variants: Sequence[Variant],
+    opener: Opener,
+    *,
+    tasks: Sequence[Any],
+    keep: Sequence[str] = (),
+    settings: Settings | None = None,
+    cache: Kept = True,
+    on_start: Callable[[str, str], None] | None = None,
+    on_score: OnScore | None = None,
+) -> Tuning:
+    """Scores every merge of a sweep and chooses one.
+
+    Args:
+        variants: the merges.
+        opener: opens a model.
+        tasks: what to measure; the first is the target.
+        keep: constraints, as `general <= base + 0.02`.
+        settings: how to evaluate.
+        cache: as for `choose_soup`.
+        on_start: as for `choose_soup`.
+        on_score: called with the labels of model and task and the score.
+
+    Raises `EutecticError`; what can be known before a weight is read, before one is.
+    """
+    if isinstance(tasks, str | os.PathLike | Mapping):
+        tasks = [tasks]
+    wanted = tasks_of(tasks) if tasks else []
+    models = [entry.model for variant in variants[:1] for entry in variant.recipe.models]
+    scorer = Scorer(_settings(settings, models), cache_of(cache), on_start)
+    with _opened(variants, opener) as (candidates, base):
+        try:
+            return tune(
+                candidates,
+                base,
+                wanted,
+                lambda names: constraints_of(keep, names, has_base=base is not None),
+                scorer,
+                on_score,
+            )
+        finally:
+            scorer.run.loader.forget()
+
+
+@contextmanager
+def _opened(variants: Sequence[Variant], opener: Opener) -> Iterator[tuple[list[Candidate], Source | None]]:
+    """The merges of a sweep, planned and not computed, and their base; they share their open models."""
+    found: dict[Any, Source] = {}
+
+    def shared(model: Any, folder: str | None) -> Source:
+        key = (model if isinstance(model, str) else id(model), folder)
+        if key not in found:
+            found[key] = opener(model, folder)
+        return found[key]
+
+    try:
+        candidates = [
+            Candidate(one.label, one.choices, MergedSource(make_plan(one.recipe, shared), one.label))
+            for one in variants
+        ]
+        first = variants[0].recipe if variants else None
+        base: Source | None = None
+        if first is not None and first.base is not None:
+            if isinstance(first.base, Recipe):
+                base = MergedSource(make_plan(first.base, shared), "base")
+            else:
+                base = shared(first.base, first.folder)
+        yield candidates, base
+    finally:
+        for source in found.values():
+            source.close()
+
+
+def variants_of(source: Any, overrides: Sequence[str]) -> list[Variant]:
+    """The merges of a recipe that sweeps parameters."""
+    return recipe.load_sweep(source, overrides=overrides, methods=methods)
+
+
+def refuse_place(out: str | os.PathLike[str], storage: Storage, *, replace: bool) -> None:
+    """Raises before long work what would be raised after it for an output folder (W401, W405).
+
+    A folder that a merge wrote may be this very merge, which is seen once it is chosen.
+    """
+    path = os.path.realpath(out)
+    if not storage.exists(os.path.dirname(path)):
+        problem = Problem("W405", f"the folder {os.path.dirname(path)} does not exist", path, "make it first")
+        raise OutputError(problem)
+    if not storage.exists(path):
+        return
+    folder = storage.is_dir(path)
+    if folder and (not storage.listdir(path) or replace or Existing(path, storage).manifest):
+        return
+    what = "exists" if folder else "exists and is not a folder"
+    raise RecipeError(Problem("W401", what, path, "choose another name"))
+
+
+def _settings(settings: Settings | None, models: Any) -> Settings:
+    """The settings, or the default ones, with which mixtures of live modules are run in a copy of the first."""
+    if settings is not None:
+        return settings
+    if isinstance(models, str | os.PathLike | Mapping):
+        return Settings()
+    live = (model for model in models if callable(getattr(model, "state_dict", None)) and callable(model))
+    first = next(live, None)
+    return Settings() if first is None else Settings(loader=Loader(lambda: copy.deepcopy(first)))
