@@ -58,6 +58,7 @@ from eutectic.report.verify import verify as verify
 from eutectic.run import blocks
 from eutectic.run import budget as budgeting
 from eutectic.run.budget import Budget
+from eutectic.run.budget import largest as largest
 from eutectic.run.merged import MergedSource
 from eutectic.run.refusals import check_device as check_device
 from eutectic.search import CODES as SEARCH_CODES
@@ -262,10 +263,10 @@ def sweep(
             Run(planned, os.path.join(place, label), options, storage, len(plans)) for label, planned in plans.items()
         ]
         if on_plan:
-            on_plan(list(plans), runs[0].plan, runs[0].budget, runs[0].notes)
+            on_plan(list(plans), runs[0].plan, largest([run.budget for run in runs]), runs[0].notes)
         choices = {variant.label: variant.choices for variant in variants}
         with SweepFolder(place, choices, storage) as folder:
-            merges = execute(runs, progress)
+            merges = execute(runs, progress, folder.write)
     finally:
         for planned in plans.values():
             planned.close()
@@ -282,7 +283,18 @@ def plan_sweep(
 
 def _plans(variants: Sequence[recipe.Variant], storage: Storage) -> dict[str, Plan]:
     opener = _shared(lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage))
-    return {variant.label: make_plan(variant.recipe, opener) for variant in variants}
+    plans: dict[str, Plan] = {}
+    problems: dict[Problem, None] = {}
+    for variant in variants:
+        try:
+            plans[variant.label] = make_plan(variant.recipe, opener)
+        except RecipeError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        for planned in plans.values():
+            planned.close()
+        raise RecipeError(list(problems))
+    return plans
 
 
 def _shared(opener: Callable[[Any, str | None], Source]) -> Callable[[Any, str | None], Source]:

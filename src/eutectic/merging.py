@@ -20,8 +20,9 @@ from eutectic.errors import InterruptedMergeError, NumericError, OutputError, Pr
 from eutectic.kernels.digests import block_digest, digest_of
 from eutectic.plan import Plan
 from eutectic.report.manifest import manifest_of
-from eutectic.run.budget import DEFAULT_MEMORY, Budget, make_budget, resident_bytes
+from eutectic.run.budget import DEFAULT_MEMORY, Budget, largest, make_budget, resident_bytes
 from eutectic.run.engine import Engine, Lane
+from eutectic.run.groups import Work
 from eutectic.run.measure import measured
 from eutectic.run.merged import loader_for
 from eutectic.run.refusals import check_device, refuse_overlap, refuse_reference, sources_in
@@ -35,7 +36,8 @@ SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to run, as opposed to what to compute. The bytes of the weights do not depend on any but `shard_bytes`.
+    """How to run, as opposed to what to compute. The bytes of the weights depend on none of these, but for the last
+    bit of sums over a tensor, which `device` and `reference` add in another order.
 
     Attributes:
         threads: workers, None for all cores; the memory bound may allow fewer.
@@ -156,8 +158,13 @@ class Run:
         )
 
 
-def execute(runs: Sequence[Run], progress: Callable[[int], None] | None) -> list[Merge]:
-    """Makes every output in one pass over the inputs that they share. Raises as `api.merge` does."""
+def execute(
+    runs: Sequence[Run], progress: Callable[[int], None] | None, on_open: Callable[[], None] = lambda: None
+) -> list[Merge]:
+    """Makes every output in one pass over the inputs that they share. Raises as `api.merge` does.
+
+    `on_open` is called once every output has its place.
+    """
     started = monotonic()
     first = runs[0]
     options = first.options
@@ -172,6 +179,7 @@ def execute(runs: Sequence[Run], progress: Callable[[int], None] | None) -> list
                     due.append(run)
                 except AlreadyCompleteError:
                     run.already_complete = True
+            on_open()
             if due:
                 finished = _work(due, loader, stop, progress)
                 for source in loader.sources:
@@ -193,27 +201,16 @@ def execute(runs: Sequence[Run], progress: Callable[[int], None] | None) -> list
 
 def _work(runs: Sequence[Run], loader: Any, stop: Stop, progress: Callable[[int], None] | None) -> bool:
     """Runs the engine; False if it was stopped."""
-    budget, options = max((run.budget for run in runs), key=lambda one: one.least_bytes), runs[0].options
+    budget, options = largest([run.budget for run in runs]), runs[0].options
     if progress:
         progress(sum(run.plan.jobs[job].spec.nbytes for run in runs for job in run.output.records))
-    lanes = []
-    for run in runs:
-        work = measured(
-            run.plan,
-            loader,
-            device=options.device,
-            reference=options.reference,
-            threads=budget.threads,
-            hold_bytes=budget.hold_bytes,
-            stop=stop.event,
-        )
-        lanes.append(Lane(work, run.output, set(run.output.records)))
+    shared: dict[str, Any] = {"threads": budget.threads, "hold_bytes": budget.hold_bytes, "stop": stop.event}
+    works = [Work(run.plan, options.device, options.reference) for run in runs]
+    works = measured(works, loader, **shared)
+    lanes = [Lane(work, run.output, set(run.output.records)) for work, run in zip(works, runs, strict=True)]
     if stop.event.is_set():
         return False
-    engine = Engine(
-        lanes, loader, threads=budget.threads, hold_bytes=budget.hold_bytes, stop=stop.event, progress=progress
-    )
-    return engine.run()
+    return Engine(lanes, loader, progress=progress, **shared).run()
 
 
 def make(
@@ -248,8 +245,8 @@ def checked(options: Options | None, out: str | os.PathLike[str]) -> Options:
 class SweepFolder:
     """The folder that the merges of a sweep stand in, with a table of the values that each has.
 
-    Made on entry; where no merge got so far as to leave anything, it is gone after a failure. `notes` says what an
-    earlier sweep left there.
+    Looked at and made on entry; where no merge got so far as to leave anything, it is gone after a failure. `notes`
+    says what an earlier sweep left there.
 
     Raises `RecipeError` (W401) where something else stands, `OutputError` (W405) where it cannot be written.
     """
@@ -261,21 +258,28 @@ class SweepFolder:
 
     def __enter__(self) -> Self:
         try:
-            earlier = self._earlier()
-            stale = {label: earlier[label] for label in earlier if self._stands(label) and label not in self._choices}
-            if stale:
-                self.notes.append(f"{self._path} keeps {listed(list(stale))} of an earlier sweep")
+            self._earlier()
             if not self._storage.exists(self._path):
                 self._storage.mkdir(self._path)
-            table = json.dumps({**stale, **self._choices}, indent=1) + "\n"
-            self._storage.write_file(self._table, table.encode())
         except OSError as error:
             raise OutputError(self._unwritable(error)) from error
         return self
 
+    def write(self) -> None:
+        """Writes the table. Called when every merge has its place: a sweep that is refused changes nothing."""
+        try:
+            earlier = self._earlier()
+            stale = {label: earlier[label] for label in earlier if self._stands(label) and label not in self._choices}
+            if stale:
+                self.notes.append(f"{self._path} keeps {listed(list(stale))} of an earlier sweep")
+            table = json.dumps({**stale, **self._choices}, indent=1) + "\n"
+            self._storage.write_file(self._table, table.encode())
+        except OSError as error:
+            raise OutputError(self._unwritable(error)) from error
+
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is not None and self._storage.listdir(self._path) == [SWEEP]:
+            if kind is not None and set(self._storage.listdir(self._path)) <= {SWEEP}:
                 self._storage.remove_tree(self._path)
         except OSError as error:
             raise OutputError(self._unwritable(error)) from error
@@ -287,13 +291,15 @@ class SweepFolder:
         hint = "choose another name"
         if not self._storage.is_dir(self._path):
             raise RecipeError(Problem("W401", "exists and is not a folder", self._path, hint))
-        if not self._storage.listdir(self._path):
+        own = {name for label in self._choices for name in (label, f"{label}.partial")}
+        if own.issuperset(self._storage.listdir(self._path)):
+            # Nothing, or work of this sweep that was stopped before it had a table.
             return {}
         try:
             found = json.loads(self._storage.read_bytes(self._table, 1 << 24))
         except (OSError, ValueError):
             found = None
-        if not isinstance(found, dict):
+        if not isinstance(found, dict) or not all(isinstance(values, dict) for values in found.values()):
             raise RecipeError(Problem("W401", "exists and is no folder of a sweep", self._path, hint))
         return found
 
@@ -308,7 +314,9 @@ class SweepFolder:
 def fingerprint_of(planned: Plan, options: Options, files: Companions) -> str:
     """SHA-256 of what decides every byte of the output: the weights, their division into files, the files beside."""
     digests = {name: digest_of([block_digest(data)]) for name, data in sorted(files.files.items())}
-    text = f"{planned.fingerprint} {options.shard_bytes} {options.nonfinite} {json.dumps(digests)}"
+    # Forms of a method may differ in the last bit of sums over a tensor, so that none resumes the work of another.
+    form = f"{'reference ' if options.reference else ''}{'' if options.device == 'cpu' else 'cuda '}"
+    text = f"{form}{planned.fingerprint} {options.shard_bytes} {options.nonfinite} {json.dumps(digests)}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

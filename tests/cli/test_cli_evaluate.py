@@ -40,6 +40,14 @@ def test_one_model_has_no_differences(run: Run) -> None:
     assert "less the best" not in lines[1] and lines[2].split()[0] == "a"
 
 
+def test_other_tokens_are_pointed_out(run: Run, here: Path) -> None:
+    path = here / "b" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"type": "WhitespaceSplit"', '"type": "BertPreTokenizer"'))
+    (here / "text.jsonl").write_text(json.dumps({"text": "w5,w6 w7"}) + "\n" + json.dumps({"text": "w5 w6"}) + "\n")
+    said = run("evaluate", "a", "b", "--task", "task.yml").stdout
+    assert "other items" in said and "`metric: bits_per_byte` compares them" in said
+
+
 def test_json(run: Run, here: Path) -> None:
     result = run("evaluate", "a", "b", "--task", "task.yml", "--json", "--limit", 5, "--seed", 2, "--batch", 3)
     assert (result.exit_code, result.stderr) == (0, "")

@@ -94,6 +94,18 @@ def test_one_text_has_its_windows_for_items() -> None:
     assert score("a", Perplexity("text.txt", block=16, metric="bits_per_byte")).interval is None
 
 
+def test_a_limit_of_one_text_is_on_its_windows() -> None:
+    whole = score("a", Perplexity("text.txt", block=16))
+    few = score("a", Perplexity("text.txt", block=16), limit=3)
+    assert len(few.items) == 3 and all(np.isclose(whole.items, item, rtol=0.02).any() for item in few.items)
+    share = few.details["tokens"] / whole.details["tokens"]
+    assert few.details["bytes"] == pytest.approx(share * whole.details["bytes"])
+
+
+def test_a_limit_of_one_document_of_many_is_on_documents() -> None:
+    assert len(score("a", Perplexity("text.jsonl", block=16), limit=1).items) == 1
+
+
 def oracle_choices(model: Any) -> list[tuple[list[float], int, list[str]]]:
     """The log-likelihood of each choice after its question."""
     found = []

@@ -109,6 +109,11 @@ def test_changed_tensors_are_seen(here: Path) -> None:
     assert first.value == eutectic.evaluate("a", task, cache=False).value
     state["lm_head.weight"] *= 2
     assert measure(source, task, run).value != first.value
+    recipe = {"merge_method": "linear", "models": [state, "b"]}
+    with eutectic.merged(recipe) as merge:
+        before = measure(merge, task, run)
+        state["lm_head.weight"] *= 2
+        assert measure(merge, task, run).value != before.value
 
 
 def test_a_live_module_stays_as_it_is(here: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,17 @@ def test_functions(here: Path) -> None:
         ("call:mine", "E902 function: must be module:function, not 'mine'"),
     ):
         assert refusal(lambda call=call: eutectic.evaluate("a", call)).startswith(said)
+
+
+def test_functions_in_two_folders(here: Path) -> None:
+    """Of the same module's name, as files beside task files tend to be."""
+    for number in (1, 2):
+        (here / f"f{number}").mkdir()
+        (here / f"f{number}" / "mine.py").write_text(f"def f(source):\n    return {number}.0\n")
+        (here / f"f{number}" / "t.yml").write_text("task: call\nfunction: mine:f\n")
+    before = list(sys.path)
+    assert [eutectic.evaluate("a", f"f{number}/t.yml").value for number in (1, 2)] == [1.0, 2.0]
+    assert sys.path == before
 
 
 def test_a_task_of_ones_own(here: Path) -> None:

@@ -216,3 +216,86 @@ def test_mistakes(models, post, keys, message):
     with pytest.raises(EutecticError) as caught:
         merged(home, post, **keys)
     assert message in str(caught.value)
+
+
+def test_steps_that_do_nothing_change_no_bit(models):
+    """`slerp` gives θ in float32, and θ₀ + (θ - θ₀) is not always θ."""
+    home, _ = models
+    recipe = {
+        "merge_method": "slerp",
+        "base_model": str(home / "base"),
+        "models": [str(home / "two")],
+        "parameters": {"t": 0.4},
+    }
+    steps = [{"norm_guard": {"factor": 100}}, {"lines": {"alpha": 1.0, "beta": 0.0}}, {"svc": {"spectral": False}}]
+    plain, found = eutectic.merged(recipe), eutectic.merged({**recipe, "post": steps})
+    assert all(torch.equal(plain[name], found[name]) for name in plain)
+
+
+@pytest.mark.parametrize("step", [{"lines": {"beta": 0.0}}, {"norm_guard": {"scope": "model", "factor": 0.1}}])
+def test_a_broken_tensor_does_not_switch_a_factor_off(step, tmp_path):
+    generator = torch.Generator().manual_seed(2)
+    base = {name: torch.randn(64, 64, generator=generator) for name in ("good", "bad")}
+    tuned = [{name: t + 0.1 * torch.randn(t.shape, generator=generator) for name, t in base.items()} for _ in range(2)]
+
+    def made(names, spoilt, out):
+        models = [{name: one[name].clone() for name in names} for one in (base, *tuned)]
+        if spoilt:
+            models[1]["bad"][0, 0] = torch.nan
+        recipe = {"merge_method": "task_arithmetic", "parameters": {"weight": 1.0}, "post": [step]}
+        eutectic.merge(
+            {**recipe, "base_model": models[0], "models": models[1:]}, out, options=Options(nonfinite="count")
+        )
+        return eutectic.open(str(out))["good"]
+
+    assert torch.equal(made(["good", "bad"], True, tmp_path / "a"), made(["good"], False, tmp_path / "b"))
+
+
+def test_what_only_the_unguarded_change_overflows_is_merged(tmp_path):
+    base = {"w": torch.zeros(8, 8, dtype=torch.float16), "v": torch.ones(8, 8, dtype=torch.float16)}
+    far = {"w": torch.full((8, 8), 40000.0, dtype=torch.float16), "v": base["v"]}
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": base,
+        "models": [far],
+        "parameters": {"weight": 1.0, "lambda": 3.0},
+        "post": [{"norm_guard": {"scope": "model"}}],
+    }
+    eutectic.merge(recipe, tmp_path / "out")
+    assert torch.allclose(eutectic.open(str(tmp_path / "out"))["w"].float(), far["w"].float(), rtol=1e-3)
+
+
+def test_a_sweep_measures_all_its_merges_in_one_pass(models, tmp_path, monkeypatch):
+    from eutectic.run import measure
+
+    home, _ = models
+    passes = []
+    real = measure.Engine.__init__
+
+    def counted(self, lanes, *args, **keywords):
+        passes.append(len(lanes))
+        real(self, lanes, *args, **keywords)
+
+    monkeypatch.setattr(measure.Engine, "__init__", counted)
+    recipe = {
+        "merge_method": "ties",
+        "base_model": str(home / "base"),
+        "models": [str(home / "one"), str(home / "two")],
+        "parameters": {"weight": 1.0, "lambda": {"sweep": [0.5, 1.0, 2.0]}},
+        "post": [{"norm_guard": {"scope": "model"}}],
+    }
+    plans = eutectic.plan_sweep(recipe)
+    assert "norm_guard over the whole model: one more pass over the inputs first" in next(iter(plans.values())).notes
+    eutectic.sweep(recipe, tmp_path / "out")
+    assert passes == [3, 3]
+
+
+def test_filters_of_steps_know_tied_names(tmp_path):
+    from eutectic.testing import tiny_llama
+
+    base = tiny_llama(tmp_path / "base", tied=True)
+    tuned = tiny_llama(tmp_path / "tuned", base=base, seed=2)
+    step = {"svc": {"spectral": [{"filter": "lm_head", "value": False}, {"value": True}]}}
+    recipe = {"merge_method": "task_arithmetic", "base_model": base, "models": [tuned], "post": [step]}
+    with eutectic.plan(recipe) as planned:
+        assert any("'lm_head' has no effect" in note for note in planned.notes)

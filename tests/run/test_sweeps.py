@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import eutectic
+from eutectic import api
 from eutectic.api import Options
 from eutectic.checkpoint.extents import FileSource
 from eutectic.errors import EutecticError, InterruptedMergeError
@@ -210,7 +211,7 @@ def test_a_sweep_goes_only_where_a_sweep_or_nothing_is(models, tmp_path):
         ("mine", "no folder of a sweep"),
         ("file", "not a folder"),
     ):
-        with pytest.raises(EutecticError, match=f"W401 .*{message}"):
+        with pytest.raises(EutecticError, match=rf"W401 .*{message}"):
             eutectic.sweep(swept, tmp_path / name)
     (tmp_path / "empty").mkdir()
     assert not eutectic.sweep(swept, tmp_path / "empty").notes
@@ -235,3 +236,56 @@ def test_a_sweep_that_fails_at_once_leaves_nothing(models, tmp_path):
     with pytest.raises(EutecticError, match="N501"):
         eutectic.sweep(swept, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_merges_that_are_made_in_other_pieces_keep_their_sums(tmp_path):
+    """Inner products are added block by block; a neighbour that needs whole tensors must not change that."""
+    generator = torch.Generator().manual_seed(8)
+    start = torch.randn(1500, 1100, generator=generator, dtype=torch.float64)
+    made = [
+        start,
+        *(start + 0.1 * torch.randn(start.shape, generator=generator, dtype=torch.float64) for _ in range(3)),
+    ]
+    folders = []
+    for number, tensor in enumerate(made):
+        (tmp_path / f"m{number}").mkdir()
+        write_safetensors(tmp_path / f"m{number}" / "model.safetensors", {"w": tensor})
+        folders.append(str(tmp_path / f"m{number}"))
+    swept = recipe(folders, "model_stock", filter_wise={"sweep": [False, True]})
+    done = eutectic.sweep(swept, tmp_path / "out", options=Options(memory=4 << 30))
+    for label, merged in done.merges.items():
+        expected = alone(swept, done.choices[label], tmp_path / f"alone {label}")
+        assert contents(merged.path)["model.safetensors"] == expected["model.safetensors"]
+        assert not eutectic.verify(merged.path).problems
+
+
+def test_a_refused_sweep_leaves_the_table_as_it_was(models, tmp_path):
+    eutectic.sweep(recipe(models, "ties", weight=1.0, density={"sweep": [0.2, 0.5]}), tmp_path / "out")
+    before = (tmp_path / "out" / "sweep.json").read_bytes()
+    other = recipe(models, "ties", weight=1.0, density={"sweep": [0.5, 0.7]}, **{"lambda": 0.5})
+    with pytest.raises(EutecticError, match="W401"):
+        eutectic.sweep(other, tmp_path / "out")
+    assert (tmp_path / "out" / "sweep.json").read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["density=0.2", "density=0.5", "sweep.json"]
+    with pytest.raises(EutecticError, match="this folder holds a sweep; verify each"):
+        eutectic.verify(tmp_path / "out")
+
+
+def test_all_refused_merges_are_named_and_so_are_names_that_are_too_long(models, tmp_path):
+    swept = recipe(models, "consensus_ta", k={"sweep": [1, 3, 4]})
+    with pytest.raises(EutecticError) as caught:
+        eutectic.sweep(swept, tmp_path / "out")
+    assert "3 of 2 models" in str(caught.value) and "4 of 2 models" in str(caught.value)
+    entries = [{"model": f"m{i}", "parameters": {"weight": {"sweep": [0.5]}}} for i in range(9)]
+    with pytest.raises(EutecticError, match="R128 .*names would be too long"):
+        eutectic.plan_sweep({**recipe(models, "task_arithmetic"), "models": entries})
+
+
+def test_the_plan_of_a_sweep_needs_what_its_largest_merge_needs(models):
+    swept = recipe(models, "nuslerp", nuslerp_flatten={"sweep": [True, False]})
+    plans = eutectic.plan_sweep(swept)
+    budgets = [api.budget_for(planned, Options(), 2) for planned in plans.values()]
+    assert budgets[1].least_bytes > budgets[0].least_bytes
+    assert api.largest(budgets) is budgets[1]
+    for planned in plans.values():
+        planned.close()

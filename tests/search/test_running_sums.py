@@ -71,6 +71,17 @@ def test_in_whatever_order_ingredients_are_taken(dtype: str) -> None:
             same(mixed, plain)
 
 
+def test_of_sums_that_depend_on_the_order() -> None:
+    """What cancels leaves 3 or nothing, by the order: the merge's own order decides."""
+    rows = ([2.0**60, 3.0], [1.0, 2.0**-50], [-(2.0**60), -3.0])
+    models = [MemorySource(f"m{i}", {"w": torch.tensor(row)}) for i, row in enumerate(rows)]
+    for order in permutations(range(3)):
+        pot = pot_of(models)
+        pot.keep(order[:2])
+        mixed = pot.mix(order)
+        same(mixed, MergedSource(mixed.plan))
+
+
 def test_of_models_in_different_dtypes() -> None:
     models = [MemorySource(f"m{i}", tensors(i, dtype)) for i, dtype in enumerate(DTYPES)]
     pot = pot_of(models)

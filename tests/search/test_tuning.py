@@ -65,19 +65,7 @@ def test_ranges_are_decimal(start: int, count: int, step: int, scale: int) -> No
 
 @pytest.mark.parametrize(
     "over",
-    [
-        "t",
-        "t=",
-        "t=1:0:0.1",
-        "t=0:1:0",
-        "t=0:1:-1",
-        "t=0:1",
-        "t=0:nan:1",
-        "t=0:inf:1",
-        "t=a:b:c",
-        "t=0:1:1e-9",
-        "=0:1:1",
-    ],
+    ["t", "t=", "=0:1:1", "t=1:0:1", "t=0:1:0", "t=0:1:-1", "t=0:1", "t=0:nan:1", "t=0:inf:1", "t=a:b:c", "t=0:1:1e-9"],
 )
 def test_no_ranges(over: str) -> None:
     with pytest.raises(RecipeError, match=r"S805|R140"):

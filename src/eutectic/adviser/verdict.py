@@ -130,8 +130,10 @@ def _towards_the_base(found: Comparison, sums: Sums) -> list[str]:
             f"the cosine of their changes is {cosine}; by size, {opposed} of what two of them change is opposed"
         )
         told.append(f"their largest changes overlap by {overlap} (by chance: {chance})")
-    ranks = _span([sums.rank(k) for k in range(sums.models)], percent)
-    return [*told, f"the effective rank of their changes is {ranks} of the possible"]
+    ranks = [rank for k in range(sums.models) if (rank := sums.rank(k)) is not None]
+    if ranks:
+        told.append(f"the effective rank of their changes is {_span(ranks, percent)} of the possible")
+    return told
 
 
 def _cautions(found: Comparison, sums: Sums) -> list[str]:
@@ -148,6 +150,11 @@ def _cautions(found: Comparison, sums: Sums) -> list[str]:
         said.append(f"bfloat16 is too coarse for half a change added to the base: {text} rounds away; write float32")
     if same := [label for k, label in each if not sums.changed[k]]:
         said.append(f"{listed(same)} equals the base in every matrix: it adds nothing")
+    first = 0 if found.base.label is None else 1  # the row of the first model
+    pairs = [(a, b) for a, b in found.pairs() if sums.distance(first + a, first + b) == 0]
+    twins = [f"{found.models[a]} and {found.models[b]}" for a, b in pairs]
+    if twins and first and not same:
+        said.append(f"nothing tells {listed(twins)} apart: list one of them")
     return said
 
 
@@ -160,12 +167,13 @@ def _with_base(found: Comparison, sums: Sums) -> Iterable[tuple[str, str]]:
         yield "wise_ft", "one fine-tune and its base: a point on the way often keeps more of both"
         yield "task_arithmetic", "the same, as a weight between 0 and 1"
         return
-    if cosines and min(cosines) >= ALIKE:
+    alike = bool(cosines) and min(cosines) >= ALIKE
+    if alike:
         yield "linear", "the changes point in one direction, as of one run or one task: average them"
         yield "model_stock", "sets the way to the base by the angle between the models"
     swept = "around 0.5, the average" if count == 2 else f"from {1 / count:.2g}, the average, to 0.5"
     yield "task_arithmetic", f"the safest on language models (arXiv:2511.21437); sweep lambda {swept}"
-    if max(changes) >= HEAVY:
+    if max(changes) >= HEAVY and not alike:
         yield "model_stock", "pulls back towards the base what the models disagree about: for changes this heavy"
     if _collide(found, sums):
         yield "ties", "large changes collide, and the signs disagree; on fleets of language models it has cost points"

@@ -90,6 +90,9 @@ def _show(found: Evaluation) -> None:
             console.print()
         console.print(f"[bold]{screen.text(name)}[/]: {screen.text(first.metric)} ({order} is better)", soft_wrap=True)
         console.print(_table(found, name))
+        if any(gap is None and label != found.best(name) for label, gap in found.to_best(name).items()):
+            said = "some models have other tokens, so their scores are not of the same items"
+            console.print(f"[yellow]note[/] {said}; perplexity with `metric: bits_per_byte` compares them")
     if found.cached:
         console.print(f"[dim]{found.cached} of these scores were known; --no-cache measures anew[/]")
 

@@ -44,7 +44,7 @@ def plan(
         else:
             plans = {"": api.plan(recipe, overrides=changes, seed=seed, dtype=dtype)}
         first = next(iter(plans.values()))
-        budget = api.budget_for(first, chosen, len(plans))
+        budget = api.largest([api.budget_for(planned, chosen, len(plans)) for planned in plans.values()])
         notes = [*first.notes, *api.beside(first).notes]
         if json:
             found = {label: as_json(planned, budget, notes) for label, planned in plans.items()}
@@ -156,7 +156,7 @@ def _how(planned: Plan, budget: Budget) -> Iterator[tuple[str, str]]:
     yield "reads", values.shown(planned.bytes_in)
     yield "writes", values.shown(planned.bytes_out)
     threads = f"{budget.threads} thread{'s' * (budget.threads > 1)}"
-    least = f"; needs {budget.least_bytes >> 20} MiB at least"
+    least = f"; needs {-(-budget.least_bytes >> 20)} MiB at least"
     yield "memory", f"peak about {budget.peak_bytes >> 20} MiB with {threads}{least}"
     unused = "" if planned.method.random else f" (not used by {planned.method.name})"
     yield "seed", f"{planned.seed}{unused}"

@@ -117,13 +117,14 @@ def _curves(known: Mapping[float, Sequence[Score]]) -> list[dict[str, Curve]]:
 
 
 def _between(known: Mapping[float, Sequence[Score]]) -> list[float]:
-    """The middles of the gaps beside each task's maximum."""
+    """The middles of the gaps beside each task's maximum: beside the first and the last of them, as of both ends."""
     ts = sorted(known)
     wanted = set()
     for curves in _curves(known):
         excess = (curves.get("loss") or curves["error"]).excess()
-        top = excess.index(max(excess))
-        wanted |= {(ts[i] + ts[i + 1]) / 2 for i in (top - 1, top) if 0 <= i < len(ts) - 1}
+        tops = [at for at, value in enumerate(excess) if value == max(excess)]
+        gaps = {gap for top in (tops[0], tops[-1]) for gap in (top - 1, top) if 0 <= gap < len(ts) - 1}
+        wanted |= {(ts[gap] + ts[gap + 1]) / 2 for gap in gaps}
     return sorted(wanted - known.keys())
 
 

@@ -102,6 +102,6 @@ def _checked(value: Any, step: int) -> Tensor:
         message = f"must return one number that depends on the weights, not {kind}"
         raise RecipeError(Problem("L815", message, "loss", "use torch.func.functional_call(module, weights, inputs)"))
     if not torch.isfinite(value):
-        message = f"step {step} has the loss {float(value)}"
+        message = f"step {step} has the loss {float(value.detach())}"
         raise NumericError(Problem("E908", message, "loss", "take a smaller `rate`"))
     return value

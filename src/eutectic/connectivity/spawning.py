@@ -61,7 +61,8 @@ def instability(
         start: trains from the beginning for so many steps and returns the state: weights, optimiser, whatever
             `finish` needs. Step 0 is the initialisation.
         finish: trains a state to the end, with a seed for everything that is noise (the order of data, augmentation),
-            and returns the model, as for `eutectic.open`. Each child gets a copy of the state of its own.
+            and returns the model, as for `eutectic.open`. Each child gets a deep copy of the state of its own. (A
+            scheduler of torch keeps hold of its first optimiser when it is copied: leave it out and set the rate.)
         loss: as for `barrier`.
         steps: when to spawn.
         seeds: of the two children.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any, ClassVar
 
 import numpy as np
@@ -56,7 +58,7 @@ class Call(Checked):
 
     def check(self, source: Source, run: Settings) -> None:
         """See `Task.check`."""
-        self._found()
+        _ = self._found
         if self.takes == "module":
             run.loader.check_module(source)
         elif self.takes != "source":
@@ -64,7 +66,7 @@ class Call(Checked):
 
     def score(self, source: Source, run: Settings) -> Score:
         """See `Task.score`."""
-        function = self._found()
+        function = self._found
         try:
             if self.takes == "source":
                 found = function(source)
@@ -84,25 +86,37 @@ class Call(Checked):
         run.tell(1.0)
         return score_of(self, source, run, items)
 
+    @cached_property
     def _found(self) -> Callable[[Any], Any]:
         """The function. Raises `RecipeError` (E911) where it cannot be imported."""
-        if callable(self.function):
-            found: Callable[[Any], Any] = self.function
-            return found
+        if not isinstance(self.function, str):
+            return self.function
         module, _, name = self.function.partition(":")
-        sys.path.insert(0, os.path.abspath(self.folder))
+        folder = os.path.abspath(self.folder)
+        sys.path.insert(0, folder)
         try:
-            thing: Any = importlib.import_module(module)
+            thing: Any = _imported(module, os.path.join(folder, f"{module}.py"))
             for part in name.split("."):
                 thing = getattr(thing, part)
         except Exception as error:
             message = f"{self.function!r} cannot be imported: {type(error).__name__}: {error}"
             raise RecipeError(Problem("E911", message, "function", f"it was looked for in {self.folder!r}")) from error
         finally:
-            sys.path.pop(0)
+            sys.path.remove(folder)
         if not callable(thing):
             raise RecipeError(Problem("E911", f"{self.function!r} is a {type(thing).__name__}, not a function"))
-        return thing  # type: ignore[no-any-return]
+        found: Callable[[Any], Any] = thing
+        return found
+
+
+def _imported(module: str, path: str) -> Any:
+    """The module in a file, whatever other module of that name was imported before; else the installed one."""
+    spec = spec_from_file_location(module, path) if os.path.isfile(path) else None
+    if spec is None or spec.loader is None:
+        return import_module(module)
+    made = module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
 
 
 def _kind(takes: str) -> Kind:

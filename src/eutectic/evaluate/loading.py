@@ -15,6 +15,8 @@ from eutectic.checkpoint.companions import companions
 from eutectic.errors import CheckpointError, Problem, RecipeError, listed
 from eutectic.evaluate.content import digest_of_bytes, digest_of_json, files_of
 from eutectic.lazy import LazyModule
+from eutectic.run.merged import MergedSource
+from eutectic.run.refusals import sources_in
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +43,8 @@ class Loader:
     """Makes a module of a source, and keeps the last one: several tasks load a model once.
 
     The next source of the same architecture and names is copied into the module that is there, so a search over
-    merges builds it once. A module is good until the next is asked for.
+    merges builds it once. A module is good until the next is asked for; whoever gets
+    one leaves its tensors alone.
     """
 
     def __init__(self, module: Callable[[], Any] | None = None, tokenizer: Any = None) -> None:
@@ -126,8 +129,7 @@ class Loader:
 
     def _loaded(self, source: Source, kind: Kind, device: str, dtype: str | None) -> torch.nn.Module:
         wanted = (kind, device, dtype)
-        # Tensors in memory may have been changed since.
-        if self._kept and self._kept[0] is source and self._kept[1] == wanted and not isinstance(source, MemorySource):
+        if self._kept and self._kept[0] is source and self._kept[1] == wanted and _is_fixed(source):
             assert self._built is not None
             return self._built[1]
         self._kept = None
@@ -160,7 +162,7 @@ class Loader:
                 module, report = made.from_pretrained(
                     None, config=config, state_dict=dict(source), dtype=dtype or "auto", output_loading_info=True
                 )
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, ImportError) as error:
             message = f"{source.label!r} does not fit {made.__name__}: {str(error).splitlines()[0]}"
             hint = "do config.json and the weights belong together? `eutectic inspect` shows the shapes"
             raise CheckpointError(Problem("E905", message, hint=hint)) from error
@@ -221,6 +223,12 @@ def _tokenizer_of(files: Mapping[str, bytes], label: str) -> Any:
             said = str(error).strip().splitlines()
             message = f"the tokenizer of {label!r} cannot be read: {said[0] if said else type(error).__name__}"
             raise CheckpointError(Problem("E906", message)) from error
+
+
+def _is_fixed(source: Source) -> bool:
+    """Whether its tensors stay what they are: those of files do, tensors in memory may have been changed since."""
+    inputs = sources_in(source.plan) if isinstance(source, MergedSource) else [source]
+    return all(one.files() is not None for one in inputs)
 
 
 def _is_path(thing: Any) -> bool:

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eutectic.checkpoint import Source
 from eutectic.errors import Problem, RecipeError
@@ -76,10 +77,17 @@ class Perplexity(DataTask):
         """See `Task.score`."""
         numbers = run.chosen(len(self.documents))
         windows = self._windows(Language(source, run), numbers)
+        size = np.array([len(self.documents[i].encode()) for i in numbers], np.float64)
+        several = numbers if len(self.documents) > 1 else None
+        if several is None:
+            # Of one document its windows are the items, so these are what is limited; the bytes go with the tokens.
+            several = run.chosen(len(windows))
+            before = _scored(windows).sum()
+            windows = [windows[i] for i in several]
+            size = size * (_scored(windows).sum() / before)
         with run.loader.module(source, "causal", device=run.device, dtype=self.dtype) as model:
             found = log_likelihoods(model, [row for _, row in windows], run.batch, run.tell)
-        tokens = np.array([len(row.tokens) - row.first for _, row in windows], np.float64)
-        size = np.array([len(self.documents[i].encode()) for i in numbers], np.float64)
+        tokens = _scored(windows)
         owner = np.array([item for item, _ in windows])
         total = -np.bincount(owner, found, len(numbers))
         scored = np.bincount(owner, tokens, len(numbers))
@@ -89,13 +97,12 @@ class Perplexity(DataTask):
             "tokens": float(math.fsum(scored)),
             "bytes": float(math.fsum(size)),
         }
-        weights = tokens if len(numbers) == 1 else scored
         if self.metric == "bits_per_byte":
             # A document is the unit: its bytes cannot be divided among windows of tokens.
             items = np.asarray(total / size / math.log(2))
             return score_of(self, source, run, items, weights=size, details=details, numbers=numbers)
-        items = np.asarray(-found / tokens if len(numbers) == 1 else total / scored)
-        several = numbers if len(numbers) > 1 else None
+        one = len(self.documents) == 1
+        items, weights = (np.asarray(-found / tokens), tokens) if one else (np.asarray(total / scored), scored)
         return score_of(self, source, run, items, weights=weights, scale="exp", details=details, numbers=several)
 
     def _windows(self, language: Language, numbers: list[int]) -> list[tuple[int, Row]]:
@@ -114,6 +121,10 @@ class Perplexity(DataTask):
                 for row in windows_of(tokens, self.block, self.stride or self.block, max(1, len(language.start)))
             ]
         return found
+
+
+def _scored(windows: list[tuple[int, Row]]) -> NDArray[np.float64]:
+    return np.array([len(row.tokens) - row.first for _, row in windows], np.float64)
 
 
 def windows_of(tokens: list[int], block: int, stride: int, first: int = 1) -> Iterator[Row]:

@@ -8,8 +8,8 @@ singular values below about 1e-8 of the largest, is rounding noise in such delta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from eutectic.kernels.sums import one_a_model
 from eutectic.lazy import LazyModule
@@ -62,6 +62,11 @@ def matrices_in(shape: Sequence[int]) -> tuple[int, int, int] | None:
         return None
     count, rows, columns = shape if len(shape) == 3 else (1, shape[0], math.prod(shape[1:]))
     return (count, rows, columns) if count and rows > 1 and columns > 1 else None
+
+
+def left_out(parameters: Mapping[str, Any]) -> bool:
+    """Whether a tensor is averaged, as its recipe says `spectral: false`."""
+    return not parameters["spectral"]
 
 
 def by_matrix(

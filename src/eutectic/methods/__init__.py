@@ -23,6 +23,7 @@ from eutectic.methods.nearswap import nearswap as nearswap
 from eutectic.methods.nuslerp import nuslerp as nuslerp
 from eutectic.methods.passthrough import passthrough as passthrough
 from eutectic.methods.pcb import pcb as pcb
+from eutectic.methods.posts import AUTO as AUTO
 from eutectic.methods.posts import POSTS as POSTS
 from eutectic.methods.posts import PostProcessor as PostProcessor
 from eutectic.methods.posts import steps as steps

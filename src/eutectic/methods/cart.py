@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from eutectic.kernels.matrices import Tasks, by_matrix, low_rank, singular
+from eutectic.kernels.matrices import Tasks, by_matrix, left_out, low_rank, singular
 from eutectic.kernels.trim import kept_count
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, Range, method
@@ -78,8 +77,4 @@ def _stream(jobs):  # type: ignore[no-untyped-def]
     return mean_streams.TaskMean(jobs, scaled=False)
 
 
-def _averaged(given: Mapping[str, Any]) -> bool:
-    return not given["spectral"]
-
-
-cart.stream(_stream, when=_averaged)
+cart.stream(_stream, when=left_out)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from eutectic.kernels.matrices import RESOLVED, Tasks, by_matrix, nearest_orthonormal, singular
+from eutectic.kernels.matrices import RESOLVED, Tasks, by_matrix, left_out, nearest_orthonormal, singular
 from eutectic.kernels.trim import kept_count
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, Range, method
@@ -27,8 +26,8 @@ def iso_c(deltas: Tensor, *, weight: PerModel = 1.0, lambda_: float = 1.0, spect
     **What it does.** Marczak et al. 2025 (Iso-C). With Σ wᵢτᵢ = UΣVᵀ a matrix becomes θ₀ + λ σ̄ UVᵀ, where
     σ̄ is the mean singular value. Tensors that are no matrix get λ times the mean.
 
-    **When to use it.** True specialists of one base, of which a plain sum serves only the strongest; the best published
-    results for LoRA fine-tunes too. The authors choose λ on held-out data, and values around 1.5 did well. On fleets of
+    **When to use it.** True specialists of one base, of which a plain sum serves only the strongest; good published
+    results for LoRA fine-tunes too, whose factors were kept apart. The authors choose λ on held-out data, and values around 1.5 did well. On fleets of
     generic LLM fine-tunes it has done harm where task arithmetic did not; compare both.
 
     **Parameters.** `weight`: scale of a model's task vector; a model of weight 0 is left out and not counted. `lambda`:
@@ -37,8 +36,12 @@ def iso_c(deltas: Tensor, *, weight: PerModel = 1.0, lambda_: float = 1.0, spect
 
     **Differs from the paper.** Weights are an extension. The mean is over the r singular values above 2⁻²² of the
     largest, and only those directions are levelled. The authors' code takes min(m, n) of both: where the sum has a
-    lower rank, as of LoRA fine-tunes, it fills up with arbitrary directions and divides by their number. λ to compare
-    is then r/min(m, n) times theirs.
+    lower rank it fills up with arbitrary directions and divides by their number.
+
+    **Mind what was stored.** A fine-tune in a checkpoint is θ₀ + τ rounded to the grid of θ₀, and the rounding noise
+    has full rank: of LoRA fine-tunes merged into a 16-bit base, and of small changes in float32, every direction is
+    resolved, and levelling lifts the noise with the rest. λ for such models is not that for exact low-rank changes;
+    choose it on held-out data, with `norm_guard` as a cap.
 
     **Cost.** One eigendecomposition of the smaller side of a matrix, in float64: about 0.2 s for 1024 × 1024 and 2 s
     for 2048 × 8192 on one core. A sweep over `lambda` computes it once.
@@ -116,9 +119,5 @@ def _stream(jobs):  # type: ignore[no-untyped-def]
     return mean_streams.TaskMean(jobs)
 
 
-def _averaged(given: Mapping[str, Any]) -> bool:
-    return not given["spectral"]
-
-
-iso_c.stream(_stream, when=_averaged)
-iso_cts.stream(_stream, when=_averaged)
+iso_c.stream(_stream, when=left_out)
+iso_cts.stream(_stream, when=left_out)

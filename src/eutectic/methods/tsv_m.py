@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from eutectic.kernels.matrices import Tasks, by_matrix, nearest_orthonormal, singular
+from eutectic.kernels.matrices import Tasks, by_matrix, left_out, nearest_orthonormal, singular
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, method
 
@@ -78,8 +77,4 @@ def _stream(jobs):  # type: ignore[no-untyped-def]
     return mean_streams.TaskMean(jobs)
 
 
-def _averaged(given: Mapping[str, Any]) -> bool:
-    return not given["spectral"]
-
-
-tsv_m.stream(_stream, when=_averaged)
+tsv_m.stream(_stream, when=left_out)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from eutectic.kernels.least_squares import exponential, landweber, own_rows, participation, share_of
-from eutectic.kernels.matrices import Tasks, by_matrix
+from eutectic.kernels.matrices import Tasks, by_matrix, left_out
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, Range, method
 
@@ -140,10 +140,6 @@ def _stream(jobs):  # type: ignore[no-untyped-def]
     return mean_streams.TaskMean(jobs)
 
 
-def _averaged(given: Mapping[str, Any]) -> bool:
-    return not given["spectral"]
-
-
-wudi.stream(_stream, when=_averaged)
-swudi.stream(_stream, when=_averaged)
-aswudi.stream(_stream, when=_averaged)
+wudi.stream(_stream, when=left_out)
+swudi.stream(_stream, when=left_out)
+aswudi.stream(_stream, when=left_out)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
-from eutectic.errors import Problem
+from eutectic.errors import Problem, did_you_mean
+from eutectic.names import matcher
 from eutectic.recipe import Place, Recipe
 
 # Models of different sizes differ in every tensor: a dozen of them say it.
@@ -34,6 +36,21 @@ class Findings:
     def say_at(self, place: Place, code: str, message: str, hint: str = "") -> None:
         """Notes a problem that stands at a known place of the recipe."""
         self._problems.append(Problem(code, message, place.path, hint, place.file, place.line, place.column))
+
+    def check_filters(
+        self, filters: Iterable[tuple[str, Place]], floats: Sequence[str], ties: Mapping[str, str]
+    ) -> None:
+        """Every filter matches a tensor that is merged (P303), or at least one that is tied to such a tensor."""
+        parts = sorted({part for name in floats for part in name.split(".")})
+        for pattern, place in filters:
+            matches = matcher(pattern)
+            if any(map(matches, floats)):
+                continue
+            if tied := next(filter(matches, ties), None):
+                why = f"{tied} is tied to {ties[tied]}, which is merged once"
+                self.notes.append(f"the filter {pattern!r} has no effect: {why}")
+                continue
+            self.say_at(place, "P303", f"the filter {pattern!r} matches no tensor", did_you_mean(pattern, parts))
 
     @property
     def problems(self) -> list[Problem]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eutectic.errors import did_you_mean, listed
+from eutectic.errors import listed
 from eutectic.kernels.sums import cancelled
 from eutectic.methods import Method
-from eutectic.names import Depths, matcher
+from eutectic.names import Depths
 from eutectic.plan.findings import Findings
 from eutectic.plan.model import Job
 from eutectic.recipe import ModelEntry, Recipe, Setting
@@ -49,18 +49,8 @@ class Parameters:
 
     def check_filters(self, floats: Sequence[str], ties: Mapping[str, str]) -> None:
         """Every filter matches a tensor that is merged (P303), or at least one that is tied to such a tensor."""
-        parts = sorted({part for name in floats for part in name.split(".")})
-        for setting in self._settings():
-            for pattern, place in setting[1].filters:
-                matches = matcher(pattern)
-                if any(map(matches, floats)):
-                    continue
-                if tied := next(filter(matches, ties), None):
-                    why = f"{tied} is tied to {ties[tied]}, which is merged once"
-                    self._findings.notes.append(f"the filter {pattern!r} has no effect: {why}")
-                    continue
-                message = f"the filter {pattern!r} matches no tensor"
-                self._findings.say_at(place, "P303", message, did_you_mean(pattern, parts))
+        for _, setting in self._settings():
+            self._findings.check_filters(setting.filters, floats, ties)
 
     def check(self, jobs: Sequence[Job]) -> None:
         """What only shows when all tensors have their values: P305, P306."""

@@ -74,8 +74,10 @@ class _Planner:
     def plan(self) -> Plan:
         self._check_layers()
         floats = [name for name in self.names if any(dtypes.is_float(s.dtype) for s in self._specs(self._has(name)))]
-        self.parameters.check_filters(floats, self.ties)
-        self.posts.check_filters(floats)
+        # Names that config.json ties to a tensor count, stored or not.
+        tied = {alias: name for item in self.inputs for alias, name in item.implied.items()} | self.ties
+        self.parameters.check_filters(floats, tied)
+        self.posts.check_filters(floats, tied)
         jobs = [job for name in self.names if (job := self._job(name)) is not None]
         self._report_groups()
         if not any(job.action == "merge" for job in jobs) and not self.findings.problems:

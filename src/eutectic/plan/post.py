@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eutectic.methods import POSTS, Method
-from eutectic.names import Depths, layer_of, matcher
+from eutectic.methods import AUTO, POSTS, Method
+from eutectic.names import Depths, layer_of
 from eutectic.plan.findings import Findings
 from eutectic.plan.model import BoundStep
-from eutectic.recipe import Recipe
+from eutectic.recipe import PostStep, Recipe
 
 
 class Posts:
@@ -24,6 +24,11 @@ class Posts:
         if recipe.post and recipe.scope == "model":
             hint = "use `scope: tensor` for the method; steps have a scope of their own"
             findings.say("P312", "steps after a method that ranks the whole model are not supported", hint, "post")
+
+        measuring = [step.name for step in recipe.post if _measures(step)]
+        if measuring:
+            passes = "one more pass" if len(measuring) == 1 else f"{len(measuring)} more passes"
+            findings.notes.append(f"{' and '.join(measuring)} over the whole model: {passes} over the inputs first")
 
     def bind(self, name: str) -> tuple[BoundStep, ...]:
         """Every step for one tensor."""
@@ -41,14 +46,12 @@ class Posts:
             bound.append(BoundStep(step.name, step.scope, values))
         return tuple(bound)
 
-    def check_filters(self, floats: Sequence[str]) -> None:
+    def check_filters(self, floats: Sequence[str], ties: Mapping[str, str]) -> None:
         """Every filter matches a tensor that is merged (P303); what is measured over the model is one value (P306)."""
         for number, step in enumerate(self._recipe.post):
             for param, setting in step.parameters.items():
                 where = f"post[{number}].{step.name}.{param}"
-                for pattern, place in setting.filters:
-                    if not any(map(matcher(pattern), floats)):
-                        self._findings.say_at(place, "P303", f"the filter {pattern!r} matches no tensor")
+                self._findings.check_filters(setting.filters, floats, ties)
                 required = POSTS[step.name].params[param].required
                 if required and not setting.covers_all:
                     hint = "end its list with an entry without a filter"
@@ -56,3 +59,8 @@ class Posts:
                 whole = step.scope == "model" or (step.name == "lines" and param == "alpha")
                 if whole and setting.constant is None:
                     self._findings.say("P306", f"{param} is one value for the whole model", "", where)
+
+
+def _measures(step: PostStep) -> bool:
+    alpha = step.parameters.get("alpha")
+    return step.scope == "model" or (step.name == "lines" and (alpha is None or alpha.constant == AUTO))

@@ -7,6 +7,7 @@ from eutectic.recipe.load import load_sweep as load_sweep
 from eutectic.recipe.model import Model as Model
 from eutectic.recipe.model import ModelEntry as ModelEntry
 from eutectic.recipe.model import Place as Place
+from eutectic.recipe.model import PostStep as PostStep
 from eutectic.recipe.model import Recipe as Recipe
 from eutectic.recipe.model import label_of as label_of
 from eutectic.recipe.model import same_model as same_model

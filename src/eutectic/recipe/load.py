@@ -22,6 +22,8 @@ from eutectic.recipe.sweep import axes_of, variants_of
 MAX_BYTES = 1_000_000
 MAX_RECIPES = 100
 MAX_RECIPE_DEPTH = 20
+# Of a sweep's folders: file systems take 255 bytes, and `.partial` is added while one is made.
+MAX_LABEL = 200
 _SUFFIXES = (".yml", ".yaml", ".json")
 _NO_RECIPE = "a recipe is a YAML file; `eutectic inspect` shows what a model holds"
 
@@ -84,6 +86,10 @@ def load_sweep(
         recipe = again.read(last, Node(last, last.data).place) if last is not None else None
         if recipe is not None:
             found.append(Variant(label, choices, recipe))
+        if len(label.encode()) > MAX_LABEL:
+            hint = "sweep fewer parameters at once"
+            faults.add("R128", final.place(axes[-1].trail), "the folders' names would be too long", hint)
+            break
     if faults:
         raise faults.error()
     return found

@@ -17,8 +17,8 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # The second way to tell series apart, once the colours repeat and on paper.
 _DASHES = ("none", "7 4", "9 3 2 3")
 _STYLE = """
-.curves { --ink: #1b1f24; --faint: #d5dae0; max-width: 100%; height: auto; }
-@media (prefers-color-scheme: dark) { .curves { --ink: #e6e9ed; --faint: #3a414a; } }
+.curves { --ink: #1b1f24; --faint: #d5dae0; background: #fff; max-width: 100%; height: auto; }
+@media (prefers-color-scheme: dark) { .curves { --ink: #e6e9ed; --faint: #3a414a; background: #15181c; } }
 .curves text { font: 11px ui-monospace, monospace; fill: var(--ink); } .curves .title { font-weight: 600; }
 .curves .grid { stroke: var(--faint); } .curves .axis { stroke: var(--ink); fill: none; }
 """

@@ -11,7 +11,7 @@ from typing import Any
 
 from eutectic import dtypes, methods, recipe
 from eutectic.checkpoint import REAL, FileSource, Source, Storage, open_folder, open_source
-from eutectic.checkpoint.existing import MANIFEST
+from eutectic.checkpoint.existing import MANIFEST, SWEEP
 from eutectic.errors import CheckpointError, EutecticError, Problem, listed
 from eutectic.kernels.digests import block_digest, digest_of, tensor_digest
 from eutectic.plan import Plan, make_plan
@@ -118,6 +118,8 @@ def _read(folder: str, storage: Storage) -> tuple[dict[str, Any], bool]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         hint = "name a folder that `eutectic merge` made"
+        if storage.exists(os.path.join(folder, SWEEP)):
+            hint = "this folder holds a sweep; verify each of the folders in it"
         raise CheckpointError(Problem("V701", f"no readable manifest: {reason}", "", hint, path)) from error
     if not _is_manifest(found):
         raise CheckpointError(Problem("V701", "this is no manifest of a merge", "", "was it edited?", path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from eutectic.errors import Problem, ResourceError
@@ -51,6 +51,11 @@ class Budget:
     hold_bytes: int
     peak_bytes: int
     least_bytes: int
+
+
+def largest(budgets: Sequence[Budget]) -> Budget:
+    """The budget of several plans that are done at once: that of the one which needs most."""
+    return max(budgets, key=lambda budget: budget.least_bytes)
 
 
 def resident_bytes() -> int:

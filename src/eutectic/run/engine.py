@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from eutectic.kernels.digests import digest_of
 from eutectic.kernels.streams import Block
 from eutectic.run.blocks import Loader, Made
-from eutectic.run.groups import Group, Unit, Work
+from eutectic.run.groups import Group, Unit, Work, is_whole
 
 _NOTHING: NDArray[Any] = np.empty(0, np.uint8)
 
@@ -48,6 +48,7 @@ class _Active:
     """A group on its way: what is still to be handed out, and how much is still being worked on."""
 
     group: Group
+    lanes: list[int]
     waiting: deque[Unit] = field(default_factory=deque)
     pending: int = 0
 
@@ -76,14 +77,18 @@ class Engine:
     ) -> None:
         self._lanes, self._loader, self._plan = lanes, loader, lanes[0].work.plan
         self._threads = threads
-        self._done = frozenset.intersection(*(frozenset(lane.done) for lane in lanes))
-        self._queue = deque(jobs for jobs in self._plan.groups() if any(job not in self._done for job in jobs))
+        self._queue = deque(
+            (jobs, numbers)
+            for jobs in self._plan.groups()
+            for numbers in self._alike(jobs)
+            if any(job not in self._lanes[number].done for job in jobs for number in numbers)
+        )
         self._active: list[_Active] = []
         self._change = threading.Condition()
         self._stop = stop or threading.Event()
         self._failure: BaseException | None = None
         self._hold_left = hold_bytes
-        self._held: dict[tuple[int, int], tuple[Block, NDArray[np.uint8]]] = {}
+        self._held: dict[tuple[int, int, int], tuple[Block, NDArray[np.uint8]]] = {}
         self._progress = progress or (lambda nbytes: None)
 
     def run(self) -> bool:
@@ -122,8 +127,8 @@ class Engine:
                         active.pending += 1
                         return active, active.waiting.popleft()
                 if self._queue:
-                    group = Group([lane.work for lane in self._lanes], self._queue.popleft())
-                    active = _Active(group)
+                    jobs, numbers = self._queue.popleft()
+                    active = _Active(Group([self._lanes[number].work for number in numbers], jobs), numbers)
                     self._active.append(active)
                     self._hand_out(active)
                 elif not self._active:
@@ -144,10 +149,10 @@ class Engine:
                 group.fold()
                 continue
             for job in group.jobs:
-                if job not in self._done and self._plan.jobs[job].spec.numel == 0:
-                    for number in self._open_lanes(group, job):
-                        self._record(self._lanes[number], job, [])
-            active.waiting.extend(unit for unit in group.units if unit.job not in self._done)
+                if self._plan.jobs[job].spec.numel == 0:
+                    for place in self._open_lanes(active, job):
+                        self._record(self._lanes[active.lanes[place]], job, [])
+            active.waiting.extend(unit for unit in group.units if self._open_lanes(active, unit.job))
             if not active.waiting:
                 self._active.remove(active)
             return
@@ -164,11 +169,11 @@ class Engine:
                 self._change.notify_all()
 
     def _reduce(self, active: _Active, unit: Unit) -> None:
-        place = (unit.job, unit.index)
+        place = (id(active), unit.job, unit.index)
         held = self._held.get(place)
         block = held[0] if held else self._loader.load(unit)
         active.group.reduce(block)
-        if held is None and self._loader.holdable(unit) and unit.job not in self._done:
+        if held is None and self._loader.holdable(unit) and self._open_lanes(active, unit.job):
             buffer = self._loader.keep()
             with self._change:
                 fits = self._hold_left >= buffer.nbytes
@@ -178,16 +183,24 @@ class Engine:
             else:
                 self._loader.give_back(buffer)
 
-    def _open_lanes(self, group: Group, job: int) -> list[int]:
-        return [number for number in group.order if job not in self._lanes[number].done]
+    def _alike(self, jobs: list[int]) -> list[list[int]]:
+        """Lanes that take these jobs in the same pieces: sums over a tensor are added block by block."""
+        pieces: dict[bool, list[int]] = {}
+        for number, lane in enumerate(self._lanes):
+            pieces.setdefault(any(is_whole(lane.work, job) for job in jobs), []).append(number)
+        return list(pieces.values())
+
+    def _open_lanes(self, active: _Active, job: int) -> list[int]:
+        """Which of the group's streams still have to make a job, in the order in which they combine."""
+        return [place for place in active.group.order if job not in self._lanes[active.lanes[place]].done]
 
     def _make(self, active: _Active, unit: Unit) -> None:
-        held = self._held.pop((unit.job, unit.index), None)
-        lanes = self._open_lanes(active.group, unit.job)
-        for number, made in zip(
-            lanes, self._loader.make(active.group, unit, held[0] if held else None, lanes), strict=True
+        held = self._held.pop((id(active), unit.job, unit.index), None)
+        places = self._open_lanes(active, unit.job)
+        for place, made in zip(
+            places, self._loader.make(active.group, unit, held[0] if held else None, places), strict=True
         ):
-            lane = self._lanes[number]
+            lane = self._lanes[active.lanes[place]]
             lane.sink.write(unit.job, unit.first, made.bits)
             self._progress(made.bits.nbytes)
             with self._change:

@@ -74,6 +74,8 @@ class Group:
 
     def __init__(self, works: Sequence[Work], jobs: list[int]) -> None:
         self.jobs = jobs
+        # Whether what is made is thrown away: then it need not fit the output's dtype.
+        self.measures = works[0].tally is not None
         plan = works[0].plan
         merged = plan.jobs[jobs[0]].action == "merge"
         self.streams = [_stream(work, jobs) for work in works] if merged else []

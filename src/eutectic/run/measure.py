@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from eutectic.plan import Plan
+from eutectic.plan import BoundStep, Plan
 from eutectic.run.blocks import Loader
 from eutectic.run.engine import Engine, Lane
 from eutectic.run.groups import Work
@@ -25,33 +25,42 @@ class _Nowhere:
 
 
 def measured(
-    plan: Plan,
+    works: Sequence[Work],
     loader: Loader,
     *,
-    device: str = "cpu",
-    reference: bool = False,
     threads: int = 1,
     hold_bytes: int = 0,
     stop: threading.Event | None = None,
-    on_pass: Callable[[str], None] | None = None,
-) -> Work:
-    """The work of a plan, with the factor of every step that measures the whole model.
+) -> list[Work]:
+    """Each work with the factor of every step that measures the whole model, all measured in the same passes.
 
-    The norms are added in the order of the jobs and blocks, so the factors do not depend on threads. `on_pass` is
-    called with the step's name before each pass. After `stop` the factors are not complete.
+    The norms are added in the order of the jobs and blocks, so the factors do not depend on threads. After `stop` they
+    are not complete.
     """
-    work = Work(plan, device, reference)
-    steps = next((job.post for job in plan.jobs if job.post), ())
-    for number, step in enumerate(steps):
-        if not step.measures_model:
-            continue
-        if on_pass:
-            on_pass(step.name)
-        tally = Tally()
+    found = list(works)
+    while due := {number: place for number, work in enumerate(found) if (place := _next(work)) is not None}:
+        tallies = {number: Tally() for number in due}
         lanes = [
-            Lane(replace(work, tally=tally), _Nowhere(), [i for i, j in enumerate(plan.jobs) if j.action == "copy"])
+            Lane(replace(found[number], tally=tally), _Nowhere(), _copies(found[number].plan))
+            for number, tally in tallies.items()
         ]
         if not Engine(lanes, loader, threads=threads, hold_bytes=hold_bytes, stop=stop).run():
-            return work
-        work = replace(work, factors={**work.factors, number: factor_of(step, tally.model_norms())})
-    return work
+            break
+        for number, place in due.items():
+            factor = factor_of(_steps(found[number])[place], tallies[number].model_norms())
+            found[number] = replace(found[number], factors={**found[number].factors, place: factor})
+    return found
+
+
+def _steps(work: Work) -> tuple[BoundStep, ...]:
+    return next((job.post for job in work.plan.jobs if job.post), ())
+
+
+def _next(work: Work) -> int | None:
+    """The place of the first step whose factor has yet to be measured."""
+    steps = enumerate(_steps(work))
+    return next((place for place, step in steps if step.measures_model and place not in work.factors), None)
+
+
+def _copies(plan: Plan) -> list[int]:
+    return [number for number, job in enumerate(plan.jobs) if job.action == "copy"]

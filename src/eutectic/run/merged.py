@@ -83,7 +83,7 @@ class MergedSource(Source):
             if (kept := self._groups.get(jobs[0])) is not None:
                 return kept
             if self._work is None:
-                self._work = measured(self.plan, self._loader, reference=self._reference)
+                (self._work,) = measured([Work(self.plan, reference=self._reference)], self._loader)
             group = Group([self._work], jobs)
             while group.pending:
                 for unit in group.wanted():

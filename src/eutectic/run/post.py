@@ -31,6 +31,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._parts: dict[tuple[int, int], NDArray[np.float64]] = {}
+        self._models = 1
 
     def add(self, place: tuple[int, int], change: Floats, deltas: Sequence[Floats]) -> None:
         """Takes one block; called from any thread."""
@@ -38,7 +39,7 @@ class Tally:
         found = np.zeros((2 + len(deltas), 1, 1))
         for vector, square in zip((change, total, *deltas), found, strict=True):
             fused_geometry.gram_of_weights((vector,), square)
-        self._parts[place] = found.reshape(-1)
+        self._parts[place], self._models = found.reshape(-1), len(deltas)
 
     def norms(self) -> dict[int, NDArray[np.float64]]:
         """The norms by job, added in the order of the blocks."""
@@ -49,8 +50,9 @@ class Tally:
         return {job: np.sqrt(total) for job, total in sums.items()}
 
     def model_norms(self) -> NDArray[np.float64]:
-        """The norms over all jobs."""
-        return np.sqrt(sum((norms**2 for _, norms in sorted(self.norms().items())), np.zeros(1)))
+        """The norms over all jobs but those with NaN or infinity, which would spoil the factor of every tensor."""
+        finite = [norms for _, norms in sorted(self.norms().items()) if np.isfinite(norms).all()]
+        return np.sqrt(sum((norms**2 for norms in finite), np.zeros(2 + self._models)))
 
 
 def factor_of(step: BoundStep, norms: NDArray[np.float64]) -> float:
@@ -126,11 +128,22 @@ class PostProcessed(Stream):
         self._inner.take(other._inner)
 
     def combine(self, block: Block, out: Bits) -> None:
-        base, change, deltas = self._changed(block, self._end)
         if self._tally is not None:
+            _, change, deltas = self._changed(block, self._end)
             self._tally.add((self._numbers[block.job], block.index), change, deltas)
-        # Where nothing changes the base stays bit for bit: adding zero would turn -0.0 into 0.0.
-        fused.convert(np.where(change == 0, base, base + change), out)
+        elif not self._acts(block.job):
+            self._inner.combine(block, out)
+        else:
+            base, change, _ = self._changed(block, self._end)
+            # Where nothing changes the base stays bit for bit: adding zero would turn -0.0 into 0.0.
+            fused.convert(np.where(change == 0, base, base + change), out)
+
+    def _acts(self, job: int) -> bool:
+        """Whether any step does anything to this tensor. If none does, no bit may change."""
+        return any(
+            bool(step.parameters["spectral"]) if step.name == "svc" else self._factor(job, number, step) != 1.0
+            for number, step in enumerate(self._posts[job])
+        )
 
     def _changed(self, block: Block, end: int) -> tuple[Floats, Floats, list[Floats]]:
         """The base, the change after the steps before `end`, and the models' own changes."""

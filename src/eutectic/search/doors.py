@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from eutectic import methods, recipe
@@ -21,7 +21,7 @@ from eutectic.recipe import Recipe, Variant
 from eutectic.run.merged import MergedSource
 from eutectic.search.ingredients import Pot
 from eutectic.search.keep import constraints_of
-from eutectic.search.log import log_to
+from eutectic.search.log import Log
 from eutectic.search.scoring import Scorer
 from eutectic.search.soup import Choice, SoupOptions, Step, choose
 from eutectic.search.tune import Candidate, Tuning, tune
@@ -69,11 +69,10 @@ def choose_soup(
     scorer = Scorer(_settings(settings, checkpoints), cache_of(cache), on_start)
     pot = Pot(checkpoints, opener, out=out, dtype=dtype)
     try:
-        with log_to(log) if log is not None else nullcontext(None) as write:
+        with Log(log) as written:
 
             def told(step: Step) -> None:
-                if write is not None:
-                    write(step.as_json())
+                written.write(step.as_json())
                 if on_step is not None:
                     on_step(step)
 

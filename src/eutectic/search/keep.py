@@ -7,6 +7,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from eutectic.errors import Problem, RecipeError, did_you_mean
 from eutectic.evaluate import Score
@@ -55,11 +56,11 @@ class Constraint:
         return score.details[self.metric]
 
     def limit(self, base: Mapping[str, Score] | None) -> float:
-        """The bound as a number."""
+        """The bound as a number. Added in decimal: 0.7 keeps `base - 0.1` where the base has 0.8."""
         if not self.relative:
             return self.bound
         assert base is not None, "refused before"
-        return self.value(base) + self.bound
+        return float(Decimal(repr(self.value(base))) + Decimal(repr(self.bound)))
 
     def holds(self, scores: Mapping[str, Score], base: Mapping[str, Score] | None) -> bool:
         """Whether a model's scores keep it."""

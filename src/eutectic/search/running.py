@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,12 @@ from eutectic.lazy import LazyModule
 from eutectic.plan import Job, Plan
 from eutectic.run.merged import MergedSource
 
-fused: Any = LazyModule("eutectic.kernels.fused")
+if TYPE_CHECKING:
+    from eutectic.kernels import fused_running
+else:
+    fused_running = LazyModule("eutectic.kernels.fused_running")
 
+Bits = NDArray[Any]
 # Bits of the numbers' own precision, the leading one included.
 _PRECISION = {"bfloat16": 8, "float16": 11, "float32": 24}
 # Of a sum in float64, and the range of exponents an entry has seen.
@@ -36,9 +40,8 @@ class RunningSum:
     def __init__(self, plan: Plan) -> None:
         """The sum of nothing yet, for the tensors that a merge averages in float32."""
         self._names = _summable(plan)
-        self._totals: dict[str, NDArray[np.float64]] = {}
-        self._low: dict[str, NDArray[np.uint8]] = {}
-        self._high: dict[str, NDArray[np.uint8]] = {}
+        # Sum, smallest and largest exponent.
+        self._parts: dict[str, tuple[Bits, Bits, Bits]] = {}
         self._precision: dict[str, int] = {}
         self.count = 0
 
@@ -51,50 +54,43 @@ class RunningSum:
     def add(self, plan: Plan, newest: Source) -> None:
         """Adds an input of a merge, which is read once. Tensors that it made too wide for a sum are given up."""
         self._names &= _summable(plan)
-        for name in self._totals.keys() - self._names:
-            del self._totals[name], self._low[name], self._high[name]
+        for name in self._parts.keys() - self._names:
+            del self._parts[name]
         for job in plan.jobs:
-            if job.name not in self._names:
-                continue
-            for start in range(0, max(job.spec.numel, 1), BLOCK):
-                stop = min(start + BLOCK, job.spec.numel)
-                self._extend(job, *_row(plan, job, newest, start, stop), start, stop)
+            if job.name in self._names:
+                self._extend(plan, job, newest)
         self.count += 1
+
+    def _extend(self, plan: Plan, job: Job, newest: Source) -> None:
+        if self.count == 0:
+            numel = job.spec.numel
+            self._parts[job.name] = (np.empty(numel), np.empty(numel, np.uint8), np.empty(numel, np.uint8))
+        for start in range(0, job.spec.numel, BLOCK):
+            stop = min(start + BLOCK, job.spec.numel)
+            row, precision = _row(plan, job, newest, start, stop)
+            fused_running.extend(row, self.count == 0, *(part[start:stop] for part in self._parts[job.name]))
+            self._precision[job.name] = max(self._precision.get(job.name, 0), precision)
 
     def holds(self, name: str) -> bool:
         """Whether there is a sum of that tensor."""
-        return name in self._totals
+        return name in self._parts
 
-    def _extend(self, job: Job, row: NDArray[np.float32], precision: int, start: int, stop: int) -> None:
-        name = job.name
-        low, high = _exponents(row)
-        if self.count == 0:
-            if start == 0:
-                self._totals[name] = np.empty(job.spec.numel)
-                self._low[name] = np.empty(job.spec.numel, np.uint8)
-                self._high[name] = np.empty(job.spec.numel, np.uint8)
-            self._totals[name][start:stop] = row
-            self._low[name][start:stop], self._high[name][start:stop] = low, high
-        else:
-            self._totals[name][start:stop] += row
-            np.minimum(self._low[name][start:stop], low, out=self._low[name][start:stop])
-            np.maximum(self._high[name][start:stop], high, out=self._high[name][start:stop])
-        self._precision[name] = max(self._precision.get(name, 0), precision)
+    def mean_with(self, name: str, row: Bits, precision: int, start: int, out: Bits) -> bool:
+        """Writes the mean of the sum and one ingredient more, rounded as `linear` does; False if it may not be exact.
 
-    def mean_with(
-        self, name: str, row: NDArray[np.float32], precision: int, start: int, stop: int
-    ) -> NDArray[np.float32] | None:
-        """The mean of the sum and one ingredient more, rounded as `linear` does; None where it may not be exact."""
-        low, high = _exponents(row)
-        low = np.minimum(self._low[name][start:stop], low)
-        high = np.maximum(self._high[name][start:stop], high)
+        Args:
+            name: of the tensor.
+            row: entries of the ingredient.
+            precision: bits of its numbers.
+            start: number of the first of these entries.
+            out: takes the stored bits.
+        """
         count = self.count + 1
+        parts = (part[start : start + len(row)] for part in self._parts[name])
+        reach = fused_running.mean_with(row, *parts, float(count), out)
         # |Σ| < count · 2^(high + 1), and every partial sum is a multiple of 2^(low - precision + 1).
-        room = 53 - max(precision, self._precision[name]) - (count - 1).bit_length()
-        if np.any(high.astype(np.int16) - low > room):
-            return None
-        mean: NDArray[np.float32] = ((self._totals[name][start:stop] + row) / float(count)).astype(np.float32)
-        return mean
+        room = 53 - max(precision, self._precision.get(name, 0)) - (count - 1).bit_length()
+        return int(reach) <= room
 
 
 class RunningMean(MergedSource):
@@ -123,18 +119,16 @@ class RunningMean(MergedSource):
         for first in range(start, stop, BLOCK):
             last = min(first + BLOCK, stop)
             part = out[(first - start) * itemsize : (last - start) * itemsize]
-            mean = None
-            if (job := self._summed.get(name)) is not None:
-                row, precision = _row(self.plan, job, self._newest, first, last)
-                # The merge refuses what is not finite, with a message.
-                if np.isfinite(row).all():
-                    mean = self._total.mean_with(name, row, precision, first, last)
-            if mean is None:
+            if (job := self._summed.get(name)) is None or not self._from_sum(job, first, last, part):
                 super().read_into(name, first, last, part)
-                continue
-            stored: NDArray[Any] = np.empty(len(mean), STORED[self.specs[name].dtype])
-            fused.convert(mean, stored)
-            part[:] = stored.view(np.uint8).data
+
+    def _from_sum(self, job: Job, start: int, stop: int, out: memoryview) -> bool:
+        row, precision = _row(self.plan, job, self._newest, start, stop)
+        stored: Bits = np.empty(stop - start, STORED[job.spec.dtype])
+        if not self._total.mean_with(job.name, row, precision, start, stored):
+            return False
+        out[:] = stored.view(np.uint8).data
+        return True
 
 
 def _summable(plan: Plan) -> set[str]:
@@ -143,21 +137,10 @@ def _summable(plan: Plan) -> set[str]:
     return {job.name for job, work in pairs if job.action == "merge" and work == "float32"}
 
 
-def _row(plan: Plan, job: Job, wanted: Source, start: int, stop: int) -> tuple[NDArray[np.float32], int]:
-    """Entries of one input in float32, which holds all that narrower dtypes do, and their own precision in bits."""
+def _row(plan: Plan, job: Job, wanted: Source, start: int, stop: int) -> tuple[Bits, int]:
+    """Entries of one input as stored, and the precision of its numbers in bits."""
     number, name = next((i, name) for i, name in job.inputs if plan.inputs[i].source is wanted)
     dtype = plan.inputs[number].specs[name].dtype
-    stored: NDArray[Any] = np.empty(stop - start, STORED[dtype])
-    wanted.read_into(name, start, stop, stored.view(np.uint8).data)
-    row: NDArray[np.float32] = np.empty(stop - start, np.float32)
-    fused.convert(stored, row)
+    row: Bits = np.empty(stop - start, STORED[dtype])
+    wanted.read_into(name, start, stop, row.view(np.uint8).data)
     return row, _PRECISION[dtype]
-
-
-def _exponents(row: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Each entry's exponent, biased, for the lower and the upper end of a range; zero widens neither."""
-    found = (row.view(np.uint32) >> np.uint32(23) & np.uint32(0xFF)).astype(np.uint8)
-    # Denormals are multiples of what the smallest normal numbers are multiples of.
-    found = np.maximum(found, 1)
-    zero = row == 0
-    return np.where(zero, np.uint8(255), found), np.where(zero, np.uint8(0), found)
