@@ -30,6 +30,7 @@ FAMILIES = {
     "A": "Comparing",
     "T": "Averaging along a run",
     "E": "Evaluating",
+    "L": "Between models",
     "X": "Asking for help",
 }
 

@@ -64,7 +64,7 @@ def test_json(run: Run) -> None:
         ("connect a nowhere --task task.yml", 1, "C200 'nowhere' does not exist"),
         ("connect a b --task tsk.yml", 2, "did you mean 'task.yml'?"),
         ("connect a b --task task.yml --html out.txt", 2, "A802 --html"),
-        ("connect a b --task task.yml --device cuda:99", 2, "M60"),
+        ("connect a b --task task.yml --device cuda:99", 1, "M602"),
     ],
 )
 def test_mistakes(run: Run, command: str, code: int, said: str) -> None:

@@ -215,7 +215,7 @@ def test_a_sweep_goes_only_where_a_sweep_or_nothing_is(models, tmp_path):
             eutectic.sweep(swept, tmp_path / name)
     (tmp_path / "empty").mkdir()
     assert not eutectic.sweep(swept, tmp_path / "empty").notes
-    with pytest.raises(EutecticError, match="W401 .*holds a sweep"):
+    with pytest.raises(EutecticError, match=r"W401 .*holds a sweep"):
         eutectic.merge(recipe(models, "ties", weight=1.0), tmp_path / "empty", options=Options(replace=True))
 
 
@@ -277,7 +277,7 @@ def test_all_refused_merges_are_named_and_so_are_names_that_are_too_long(models,
         eutectic.sweep(swept, tmp_path / "out")
     assert "3 of 2 models" in str(caught.value) and "4 of 2 models" in str(caught.value)
     entries = [{"model": f"m{i}", "parameters": {"weight": {"sweep": [0.5]}}} for i in range(9)]
-    with pytest.raises(EutecticError, match="R128 .*names would be too long"):
+    with pytest.raises(EutecticError, match=r"R128 .*names would be too long"):
         eutectic.plan_sweep({**recipe(models, "task_arithmetic"), "models": entries})
 
 

@@ -118,6 +118,15 @@ def test_a_candidate_reads_one_model() -> None:
     assert [one.read for one in models] == [1050] * 4 + [2100]
 
 
+def test_a_candidate_outlives_the_sum() -> None:
+    models = [MemorySource(f"m{i}", tensors(i, "bfloat16")) for i in range(3)]
+    pot = pot_of(models)
+    pot.keep([0])
+    mixed = pot.mix([0, 1])
+    pot.keep([0, 2])
+    same(mixed, MergedSource(mixed.plan))
+
+
 def test_integers_are_the_best_ingredients() -> None:
     models = [{"w": torch.full((3,), float(i)), "steps": torch.tensor(i)} for i in (5, 7, 9)]
     pot = pot_of([MemorySource(f"m{i}", one) for i, one in enumerate(models)])

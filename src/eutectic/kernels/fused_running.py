@@ -34,7 +34,7 @@ def extend(row: Any, first: bool, total: Any, low: Any, high: Any) -> None:
 
 
 @compiled
-def mean_with(row: Any, total: Any, low: Any, high: Any, count: float, out: Any) -> int:
+def mean_with(row: Any, total: Any, low: Any, high: Any, count: float, out: Any) -> Any:
     """out = (total + row) / count, rounded as `combine_weights` does; the widest range of exponents of any entry.
 
     NaN and infinity have the exponent 255, which no sum has room for.

@@ -27,8 +27,9 @@ def iso_c(deltas: Tensor, *, weight: PerModel = 1.0, lambda_: float = 1.0, spect
     σ̄ is the mean singular value. Tensors that are no matrix get λ times the mean.
 
     **When to use it.** True specialists of one base, of which a plain sum serves only the strongest; good published
-    results for LoRA fine-tunes too, whose factors were kept apart. The authors choose λ on held-out data, and values around 1.5 did well. On fleets of
-    generic LLM fine-tunes it has done harm where task arithmetic did not; compare both.
+    results for LoRA fine-tunes too, whose factors were kept apart. The authors choose λ on held-out data, and
+    values around 1.5 did well. On fleets of generic LLM fine-tunes it has done harm where task arithmetic did not;
+    compare both.
 
     **Parameters.** `weight`: scale of a model's task vector; a model of weight 0 is left out and not counted. `lambda`:
     scale of the whole. `spectral`: `false` averages a tensor instead; what a matrix is, and how to leave out embedding

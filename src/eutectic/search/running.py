@@ -110,6 +110,7 @@ class RunningMean(MergedSource):
         """
         super().__init__(plan, label)
         self._total, self._newest = total, newest
+        self._count = total.count
         names = _summable(plan)
         self._summed = {job.name: job for job in plan.jobs if job.name in names and total.holds(job.name)}
 
@@ -119,7 +120,9 @@ class RunningMean(MergedSource):
         for first in range(start, stop, BLOCK):
             last = min(first + BLOCK, stop)
             part = out[(first - start) * itemsize : (last - start) * itemsize]
-            if (job := self._summed.get(name)) is None or not self._from_sum(job, first, last, part):
+            # Once the sum has gone on without it, a candidate reads all of its inputs.
+            job = self._summed.get(name) if self._total.count == self._count else None
+            if job is None or not self._from_sum(job, first, last, part):
                 super().read_into(name, first, last, part)
 
     def _from_sum(self, job: Job, start: int, stop: int, out: memoryview) -> bool:
