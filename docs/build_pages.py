@@ -30,6 +30,7 @@ FAMILIES = {
     "A": "Comparing",
     "T": "Averaging along a run",
     "E": "Evaluating",
+    "S": "Soups and sweeps",
     "L": "Between models",
     "X": "Asking for help",
 }
@@ -73,7 +74,8 @@ def source_page() -> str:
         rows.append((f"`{path.relative_to(root).as_posix()}`", plain(about.split("\n", 1)[0])))
     head = (
         "# The source\n\nOne line a file, from the file itself. Imports go one way, and a test keeps them so: "
-        "cli → api → merging → report → adviser, averaging, evaluate → run → plan → recipe, methods, checkpoint → kernels, names, errors."
+        "cli → api → merging → report → search → connectivity → adviser, averaging, evaluate → run → plan → recipe, "
+        "methods, checkpoint → kernels, names, errors."
     )
     return f"{head}\n\n{table(('file', 'what is in it'), rows)}\n"
 

@@ -77,7 +77,7 @@ def test_foreign_names_reach_no_terminal(run: Run, here: Path) -> None:
         ("compare a b --threads 0", 2, "Invalid value for '--threads'"),
         ("cite", 2, "Missing argument"),
         ("cite no.yml", 2, "R101"),
-        ("cite a", 2, "R101"),
+        ("cite a", 1, "V701"),
     ],
 )
 def test_mistakes(run: Run, command: str, code: int, said: str) -> None:

@@ -125,6 +125,30 @@ def test_pooling_as_the_model_says(
     assert found.value == eutectic.evaluate("e1", Similarity("pairs.tsv", pooling=pooling), cache=False).value
 
 
+@pytest.mark.parametrize("damage", ["", "{", "[]", "3", "{}", '["x"]'])
+def test_damaged_settings_of_pooling_are_none(encoders: Path, damage: str) -> None:
+    (encoders / "e1" / "1_Pooling").mkdir()
+    for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
+        (encoders / "e1" / name).write_text(damage)
+    found = eutectic.evaluate("e1", Similarity("pairs.tsv"), cache=False)
+    assert found.value == eutectic.evaluate("e1", Similarity("pairs.tsv", pooling="mean"), cache=False).value
+
+
+def test_an_encoder_whose_positions_begin_at_two(encoders: Path) -> None:
+    config = transformers.RobertaConfig(
+        vocab_size=96, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=34, pad_token_id=1,
+    )  # fmt: skip
+    transformers.RobertaModel(config).save_pretrained(encoders / "r")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (encoders / "r" / file).write_bytes((encoders / "a" / file).read_bytes())
+    write_lines(
+        encoders / "long.jsonl",
+        ({"sentence1": "w5 " * (30 + i * 7), "sentence2": "w6 w7", "score": i} for i in range(5)),
+    )
+    assert np.isfinite(eutectic.evaluate("r", Similarity("long.jsonl"), cache=False).value)
+
+
 def test_long_sentences_are_cut_where_the_encoder_ends(encoders: Path) -> None:
     write_lines(
         encoders / "long.jsonl",

@@ -27,6 +27,8 @@ else:
     torch = LazyModule("torch")
 
 RESAMPLES = 1000
+# Their positions begin at 2, so two of `max_position_embeddings` are never used.
+_COUNTED_FROM_TWO = ("roberta", "xlm-roberta", "camembert", "mpnet")
 _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
@@ -108,7 +110,7 @@ class Similarity(DataTask):
     def _embeddings(self, source: Source, run: Settings, texts: Sequence[str]) -> NDArray[np.float64]:
         """One vector a text, sentences of like lengths together, padded on the right and masked."""
         tokenizer, pooling = run.loader.tokenizer(source), self._pooling(source)
-        longest = _longest(source, run.loader.config(source, "encoder"))
+        longest = _longest(source, run.loader.config(source, "encoder"), tokenizer)
         tokens = [tokenizer(text, verbose=False, **longest)["input_ids"] for text in texts]
         order = sorted(range(len(texts)), key=lambda i: -len(tokens[i]))
         found: list[Any] = [None] * len(texts)
@@ -136,15 +138,15 @@ class Similarity(DataTask):
         if self.pooling != "auto":
             return self.pooling
         files = files_of(source)
-        kinds = [str(part.get("type", "")).rpartition(".")[2] for part in _json(files.get("modules.json", b"[]"))]
-        own: dict[str, Any] = next(
-            (_json(data) for name, data in files.items() if name.endswith("_Pooling/config.json")), {}
-        )
-        modes = [key.removeprefix("pooling_mode_") for key, value in own.items() if value is True]
-        modes = [mode for mode in modes if mode in ("cls_token", "mean_tokens", "max_tokens") or "_tokens" in mode]
-        modes = modes or [f"{own['pooling_mode']}_tokens"] if "pooling_mode" in own else modes
+        parts = _json(files.get("modules.json", b"[]"), list)
+        kinds = [str(part.get("type")).rpartition(".")[2] for part in parts if isinstance(part, dict)]
+        pooled = [_json(data, dict) for name, data in files.items() if name.endswith("_Pooling/config.json")]
+        own: dict[str, Any] = pooled[0] if pooled else {}
+        # `pooling_mode_mean_tokens: true`, or `pooling_mode: mean` in newer ones.
+        flags = [key.removeprefix("pooling_mode_") for key, value in own.items() if value is True]
+        modes = [flag for flag in flags if "_token" in flag] or [str(own[key]) for key in own if key == "pooling_mode"]
         strange = [kind for kind in kinds if kind not in _MODULES]
-        if strange or modes not in ([], ["cls_token"], ["cls_tokens"], ["mean_tokens"]):
+        if strange or modes not in ([], ["cls_token"], ["cls"], ["mean_tokens"], ["mean"]):
             what = ", ".join(strange or modes)
             message = f"the sentence-transformers config of {source.label!r} has {what}, which is not understood here"
             raise CheckpointError(Problem("E905", message, "pooling", "set pooling: mean or cls"))
@@ -164,19 +166,23 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((last - (counts - 1) / 2)[place.reshape(-1)])
 
 
-def _longest(source: Source, config: Any) -> dict[str, Any]:
+def _longest(source: Source, config: Any, tokenizer: Any) -> dict[str, Any]:
     """How encoders cut long sentences: at the length they were trained for."""
-    own = _json(files_of(source).get("sentence_bert_config.json", b"{}"))
-    limits = [own.get("max_seq_length"), getattr(config, "max_position_embeddings", None)]
-    known = [limit for limit in limits if isinstance(limit, int)]
-    return {"truncation": True, "max_length": min(known)} if known else {}
+    own = _json(files_of(source).get("sentence_bert_config.json", b"{}"), dict).get("max_seq_length")
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and getattr(config, "model_type", "") in _COUNTED_FROM_TWO:
+        positions -= 2
+    limits = [limit for limit in (own, positions, tokenizer.model_max_length) if isinstance(limit, int)]
+    return {"truncation": True, "max_length": min(limits)} if limits and min(limits) < 10**9 else {}
 
 
-def _json(data: bytes) -> Any:
+def _json(data: bytes, kind: type) -> Any:
+    """What a small file says; nothing where it is damaged or something else."""
     try:
-        return json.loads(data)
+        found = json.loads(data)
     except ValueError:
-        return {}
+        return kind()
+    return found if isinstance(found, kind) else kind()
 
 
 def _pair(row: Row) -> Row:

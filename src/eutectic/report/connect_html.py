@@ -37,7 +37,7 @@ def path_chart(barriers: Sequence[Barrier], quantity: str) -> str:
     for task, curve in known:
         series.append(Series(f"{task}: {curve.metric}", _points(curve)))
         ends = [Point(curve.t[at], curve.values[at]) for at in (0, -1)]
-        series.append(Series("between the ends", ends, "rule"))
+        series.append(Series(f"{task}: between its ends", ends, "rule"))
     first, last = barriers[0].ends
     return chart(f"{quantity} from {first} to {last}", series, x=f"share of {last}", y=quantity)
 
