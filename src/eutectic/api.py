@@ -18,6 +18,7 @@ from eutectic.checkpoint import REAL, Source, Storage, torchfile
 from eutectic.checkpoint import codes as checkpoint_codes
 from eutectic.choosing import Soup as Soup
 from eutectic.choosing import Tuned as Tuned
+from eutectic.choosing import Watch as Watch
 from eutectic.choosing import soup as soup
 from eutectic.choosing import tune as tune
 from eutectic.connectivity import CODES as CONNECTIVITY_CODES

@@ -8,16 +8,32 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from eutectic import averaging, checkpoint, methods, recipe, search
-from eutectic.checkpoint import REAL, Source, Storage
+from eutectic.checkpoint import REAL, Source
 from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate import Score, Settings
 from eutectic.evaluate.doors import Kept
 from eutectic.merging import Merge, OnPlan, Options, checked, make
-from eutectic.plan import Plan, make_plan
+from eutectic.plan import make_plan
 from eutectic.recipe import Recipe
 
-# What is told while a search runs: the labels of model and task before each score that is measured.
-OnStart = Callable[[str, str], None]
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Functions that are called while a search runs.
+
+    Attributes:
+        on_start: with the labels of model and task, before each score that is measured.
+        on_step: with each mixture that a soup tried.
+        on_score: with the labels of model and task and the score, of each merge of a sweep.
+        on_plan: of the merge that is written; see `merge`.
+        progress: of the merge that is written; see `merge`.
+    """
+
+    on_start: Callable[[str, str], None] | None = None
+    on_step: Callable[[search.Step], None] | None = None
+    on_score: Callable[[str, str, Score], None] | None = None
+    on_plan: OnPlan | None = None
+    progress: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +69,7 @@ def soup(
     log: str | os.PathLike[str] | None = None,
     dtype: str | None = None,
     options: Options | None = None,
-    on_start: OnStart | None = None,
-    on_step: Callable[[search.Step], None] | None = None,
-    on_plan: OnPlan | None = None,
-    progress: Callable[[int], None] | None = None,
-    storage: Storage = REAL,
+    watch: Watch | None = None,
 ) -> Soup:
     """Averages those of many fine-tunes whose average scores best. Resumes: known scores come from the cache.
 
@@ -77,41 +89,22 @@ def soup(
         log: a file for every step; by default `out.soup.jsonl`, and none without `out`.
         dtype: of the output; by default that of the checkpoints.
         options: threads, memory bound, and so on, of the merge that writes.
-        on_start: called with the labels of model and task before each score that is measured.
-        on_step: called with each mixture that was tried.
-        on_plan: see `merge`.
-        progress: see `merge`.
-        storage: see `merge`.
+        watch: functions that are called meanwhile.
 
     Raises `RecipeError` (S801, S802, S803, S804) for what cannot be, `OutputError` (S809) for the log, and what
     `evaluate` and `merge` raise.
     """
     chosen_by = search.SoupOptions(method, tie_break, by, epochs, rate)
-    opener = _opener(storage)
-    if out is not None:
-        options = checked(options, out)
-        search.refuse_place(out, storage, replace=options.replace)
-        log = f"{os.fspath(out).rstrip('/')}.soup.jsonl" if log is None else log
+    watch, options = watch or Watch(), _checked(options, out)
+    if out is not None and log is None:
+        log = f"{os.fspath(out).rstrip('/')}.soup.jsonl"
+    given: dict[str, Any] = {"task": task, "held_out": held_out, "settings": settings, "cache": cache, "dtype": dtype}
     choice = search.choose_soup(
-        checkpoints,
-        chosen_by,
-        opener,
-        task=task,
-        held_out=held_out,
-        settings=settings,
-        cache=cache,
-        out=out,
-        log=log,
-        dtype=dtype,
-        on_start=on_start,
-        on_step=on_step,
+        checkpoints, chosen_by, _open, out=out, log=log, on_start=watch.on_start, on_step=watch.on_step, **given
     )
     if out is None:
         return Soup(choice)
-    planned = make_plan(recipe.load(choice.recipe, methods=methods), opener)
-    if note := averaging.statistics_note(job.name for job in planned.jobs if job.action == "merge"):
-        planned = replace(planned, notes=(*planned.notes, note))
-    return Soup(choice, make(planned, out, options or Options(), on_plan, progress, storage))
+    return Soup(choice, _written(recipe.load(choice.recipe, methods=methods), out, options, watch))
 
 
 def tune(
@@ -125,11 +118,7 @@ def tune(
     settings: Settings | None = None,
     cache: Kept = True,
     options: Options | None = None,
-    on_start: OnStart | None = None,
-    on_score: Callable[[str, str, Score], None] | None = None,
-    on_plan: OnPlan | None = None,
-    progress: Callable[[int], None] | None = None,
-    storage: Storage = REAL,
+    watch: Watch | None = None,
 ) -> Tuned:
     """Scores every merge of a sweep without writing it, and chooses the best that keeps what must be kept.
 
@@ -144,31 +133,16 @@ def tune(
         settings: how to evaluate.
         cache: whether scores are kept and found again, or the folder for them.
         options: threads, memory bound, and so on, of the merge that writes.
-        on_start: called with the labels of model and task before each score that is measured.
-        on_score: called with the labels of model and task and the score.
-        on_plan: see `merge`.
-        progress: see `merge`.
-        storage: see `merge`.
+        watch: functions that are called meanwhile.
 
     `eutectic.sweep` writes all of them and measures none. Raises `RecipeError` (S803, S805, S806, S807; S808 if `out`
     is given and no merge keeps the constraints), and what `evaluate` and `merge` raise.
     """
-    if out is not None:
-        options = checked(options, out)
-        search.refuse_place(out, storage, replace=options.replace)
+    watch, options = watch or Watch(), _checked(options, out)
     changes = [overrides] if isinstance(overrides, str) else list(overrides)
     variants = search.variants_of(source, [*changes, *search.overrides_of(over)])
-    opener = _opener(storage)
-    found = search.tune_recipe(
-        variants,
-        opener,
-        tasks=tasks,
-        keep=keep,
-        settings=settings,
-        cache=cache,
-        on_start=on_start,
-        on_score=on_score,
-    )
+    given: dict[str, Any] = {"tasks": tasks, "keep": keep, "settings": settings, "cache": cache}
+    found = search.tune_recipe(variants, _open, on_start=watch.on_start, on_score=watch.on_score, **given)
     chosen = next((one.recipe for one in variants if one.label == found.best), None)
     if out is None:
         return Tuned(found, chosen)
@@ -177,9 +151,24 @@ def tune(
         message = f"none of {len(found.choices)} merges keeps {', '.join(found.keep)}"
         hint = f"{nearest} fails {', '.join(found.failed[nearest])}; without OUT the table shows all"
         raise RecipeError(Problem("S808", message, "keep", hint))
-    planned: Plan = make_plan(chosen, opener)
-    return Tuned(found, chosen, make(planned, out, options or Options(), on_plan, progress, storage))
+    return Tuned(found, chosen, _written(chosen, out, options, watch))
 
 
-def _opener(storage: Storage) -> Callable[[Any, str | None], Source]:
-    return lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage)
+def _checked(options: Options | None, out: str | os.PathLike[str] | None) -> Options:
+    """The options of the merge that is written, if one is; what can be told of its place is told now."""
+    if out is None:
+        return options or Options()
+    options = checked(options, out)
+    search.refuse_place(out, REAL, replace=options.replace)
+    return options
+
+
+def _written(chosen: Recipe, out: str | os.PathLike[str], options: Options, watch: Watch) -> Merge:
+    planned = make_plan(chosen, _open)
+    if note := averaging.statistics_note(job.name for job in planned.jobs if job.action == "merge"):
+        planned = replace(planned, notes=(*planned.notes, note))
+    return make(planned, out, options, watch.on_plan, watch.progress, REAL)
+
+
+def _open(model: Any, folder: str | None) -> Source:
+    return checkpoint.open_source(model, folder=folder)

@@ -84,3 +84,17 @@ def test_mistakes(run: Run, here: Path, code: str, arguments: list[str]) -> None
     result = run(*arguments)
     assert result.exit_code in (1, 2) and code in result.stderr
     assert not (here / "out").exists() and not (here / "out.soup.jsonl").exists()
+
+
+@pytest.mark.parametrize("method", ["uniform", "pruned", "learned"])
+def test_a_report_of_each_kind(run: Run, here: Path, method: str) -> None:
+    result = run("soup", "a", "b", "out", "--task", "dev.yml", "--method", method, "--epochs", "1", "--html", "s.html")
+    assert (result.exit_code, result.stderr) == (0, "")
+    page = (here / "s.html").read_text()
+    assert page.count("<svg") == 1 and ("epoch" in page) is (method == "learned")
+
+
+def test_a_uniform_soup_without_a_task(run: Run, here: Path) -> None:
+    result = run("soup", "a", "b", "out", "--method", "uniform", "--html", "s.html")
+    assert result.exit_code == 0 and "uniform soup: 2 of 2 checkpoints" in result.stdout
+    assert "<svg" not in (here / "s.html").read_text() and not (here / "out.soup.jsonl").exists()

@@ -16,6 +16,7 @@ from souping import Net, items
 from torch import Tensor
 
 import eutectic
+from eutectic.api import Watch
 from eutectic.checkpoint import Source
 from eutectic.errors import EutecticError, NumericError, OutputError, RecipeError
 from eutectic.evaluate import Call, Classification, Loader, Settings, Task
@@ -182,7 +183,7 @@ def test_written_it_is_linear_of_the_accepted(tmp_path: Path, monkeypatch: pytes
         return -float((source["lm_head.weight"].double() - goal).square().sum())
 
     seen = []
-    done = eutectic.soup("m*", "out", task=Call(near), cache=False, on_step=seen.append)
+    done = eutectic.soup("m*", "out", task=Call(near), cache=False, watch=Watch(on_step=seen.append))
     assert sorted(done.choice.ingredients) == ["m2", "m4"]
     lines = [json.loads(line) for line in Path("out.soup.jsonl").read_text().splitlines()]
     assert lines == json.loads(json.dumps([step.as_json() for step in seen]))
@@ -211,11 +212,11 @@ def test_a_search_resumes_from_known_scores(tmp_path: Path, monkeypatch: pytest.
         measured.append(model)
 
     with pytest.raises(KeyboardInterrupt):
-        eutectic.soup("m*", "out", task=task, cache="kept", on_start=told, on_step=stop_after_four)
+        eutectic.soup("m*", "out", task=task, cache="kept", watch=Watch(on_start=told, on_step=stop_after_four))
     assert len(measured) == 4 and not Path("out").exists()
-    first = eutectic.soup("m*", "out", task=task, cache="kept", on_start=told)
+    first = eutectic.soup("m*", "out", task=task, cache="kept", watch=Watch(on_start=told))
     assert len(measured) == 5
-    again = eutectic.soup("m*", "out", task=task, cache="kept", on_start=told)
+    again = eutectic.soup("m*", "out", task=task, cache="kept", watch=Watch(on_start=told))
     assert len(measured) == 5 and again.choice.as_json() == first.choice.as_json()
     # The score of a running sum is the score of the merge.
     assert first.choice.score is not None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def evaluate(
     models: Annotated[
         list[str],
-        typer.Argument(help="Models and recipes: a recipe's merge is evaluated unwritten.", metavar="MODEL|RECIPE..."),
+        typer.Argument(help="Models and recipes: a recipe's merge is evaluated unwritten.", metavar="MODEL..."),
     ],
     task: Annotated[
         list[str],

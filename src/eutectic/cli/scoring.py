@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eutectic.cli import screen
+from eutectic.cli import screen, values
+from eutectic.cli.merge import Told
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from eutectic.api import Options, Watch
     from eutectic.evaluate import Settings
+    from eutectic.plan import Plan
+    from eutectic.run.budget import Budget
 
 Device = Annotated[str, typer.Option("--device", help="Where models are evaluated: cpu, cuda or cuda:N.")]
 Batch = Annotated[int, typer.Option(min=1, help="Items a forward pass.")]
@@ -23,6 +27,9 @@ Cache = Annotated[
     str | None, typer.Option(help="Where scores are kept.", metavar="DIR", show_default="~/.cache/eutectic/scores")
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Measure anew, and keep nothing.")]
+Html = Annotated[str | None, typer.Option(help="Write a report with curves.", metavar="FILE")]
+ShardSize = Annotated[str, typer.Option(help="Largest output file.", metavar="SIZE")]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace OUT if it exists.")]
 
 
 def settings(device: str, batch: int, limit: int | None, seed: int) -> Settings:
@@ -37,32 +44,40 @@ def kept(cache: str | None, no_cache: bool) -> str | bool:
     return False if no_cache else cache or True
 
 
-class Watched:
-    """Says on a terminal which score is being measured."""
+def writing(threads: int | None, memory: str, shard_size: str, replace: bool) -> Options:
+    """How to write the chosen merge, as the options say."""
+    from eutectic import api
 
-    def __init__(self, status: Any) -> None:
-        self._status = status
-
-    def start(self, model: str, task: str) -> None:
-        """The score of a model in a task is about to be measured."""
-        if self._status is not None:
-            self._status.update(screen.text(f"{task} of {model}"))
-
-    def stop(self) -> None:
-        """Nothing more is measured."""
-        if self._status is not None:
-            self._status.stop()
+    return api.Options(
+        threads=threads,
+        memory=values.size(memory, "--memory"),
+        shard_bytes=values.size(shard_size, "--shard-size"),
+        replace=replace,
+    )
 
 
 @contextmanager
-def watched(*, hidden: bool) -> Iterator[Watched]:
-    """A line on standard error while scores are measured, if that is a terminal."""
+def watched(*, hidden: bool) -> Iterator[Watch]:
+    """Says on a terminal which score is being measured, and then shows the merge that is written."""
+    from eutectic import api
+
     console = screen.err()
-    if hidden or not console.is_terminal:
-        yield Watched(None)
-        return
-    with console.status("reading the data") as status:
-        yield Watched(status)
+    with ExitStack() as bars:
+        told = Told(bars, hidden=hidden)
+        if hidden or not console.is_terminal:
+            yield api.Watch(on_plan=told.of_plan, progress=told.of_bytes)
+            return
+        status = bars.enter_context(console.status("reading the data"))
+
+        def planned(plan: Plan, budget: Budget, notes: Sequence[str]) -> None:
+            status.stop()
+            told.of_plan(plan, budget, notes)
+
+        yield api.Watch(
+            on_start=lambda model, task: status.update(screen.text(f"{task} of {model}")),
+            on_plan=planned,
+            progress=told.of_bytes,
+        )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eutectic.cli import options, scoring, screen, values
-from eutectic.cli.merge import Told, as_json, show
+from eutectic.cli import options, scoring, screen
+from eutectic.cli.merge import as_json, show
 
 if TYPE_CHECKING:
+    from eutectic.api import Soup
     from eutectic.search import Choice
 
 
@@ -31,37 +31,41 @@ class Parts(StrEnum):
     layer = "layer"
 
 
+Checkpoints = Annotated[
+    list[str], typer.Argument(help="Fine-tunes of one base, or patterns: 'runs/*'.", metavar="CHECKPOINT...")
+]
+Out = Annotated[str, typer.Argument(help="Folder to make.", metavar="OUT")]
+Chooser = Annotated[
+    str | None,
+    typer.Option("--task", "--eval", help="Choose by this task: a file, or KIND:DATA.", metavar="TASK"),
+]
+HeldOut = Annotated[
+    list[str] | None,
+    typer.Option(help="Compare on this task, which has no say in the choice. Repeatable.", metavar="TASK"),
+]
+TieBreak = Annotated[
+    str | None,
+    typer.Option(help="A loss that decides between equal scores, as nll (greedy, pruned).", metavar="METRIC"),
+]
+Log = Annotated[
+    str | None,
+    typer.Option(help="Every step, one JSON object a line.", metavar="FILE", show_default="OUT.soup.jsonl"),
+]
+
+
 def soup(
-    checkpoints: Annotated[
-        list[str], typer.Argument(help="Fine-tunes of one base, or patterns: 'runs/*'.", metavar="CHECKPOINT...")
-    ],
-    out: Annotated[str, typer.Argument(help="Folder to make.", metavar="OUT")],
-    task: Annotated[
-        str | None,
-        typer.Option("--task", "--eval", help="Choose by this task: a file, or KIND:DATA.", metavar="TASK"),
-    ] = None,
+    checkpoints: Checkpoints,
+    out: Out,
+    task: Chooser = None,
     method: Annotated[Kind, typer.Option(help="How ingredients are chosen.")] = Kind.greedy,
-    held_out: Annotated[
-        list[str] | None,
-        typer.Option(help="Compare on this task, which has no say in the choice. Repeatable.", metavar="TASK"),
-    ] = None,
-    tie_break: Annotated[
-        str | None,
-        typer.Option(help="A loss that decides between equal scores, as nll (greedy, pruned).", metavar="METRIC"),
-    ] = None,
-    by: Annotated[Parts, typer.Option(help="Weights of a learned soup: of models, or of models and layers.")] = (
-        Parts.model
-    ),
+    held_out: HeldOut = None,
+    tie_break: TieBreak = None,
+    by: Annotated[Parts, typer.Option(help="What has weights of its own in a learned soup.")] = Parts.model,
     epochs: Annotated[int, typer.Option(min=1, help="Passes of a learned soup over the task's data.")] = 5,
     rate: Annotated[float, typer.Option(help="Learning rate of a learned soup.")] = 0.05,
-    log: Annotated[
-        str | None,
-        typer.Option(help="Every step, one JSON object a line.", metavar="FILE", show_default="OUT.soup.jsonl"),
-    ] = None,
-    html: Annotated[
-        str | None, typer.Option(help="Write a report with the score by ingredients.", metavar="FILE")
-    ] = None,
-    eval_device: scoring.Device = "cpu",
+    log: Log = None,
+    html: scoring.Html = None,
+    device: scoring.Device = "cpu",
     batch: scoring.Batch = 8,
     limit: scoring.Limit = None,
     seed: scoring.Seed = 0,
@@ -70,8 +74,8 @@ def soup(
     dtype: options.DType = None,
     threads: options.Threads = None,
     memory: options.Memory = "1GiB",
-    shard_size: Annotated[str, typer.Option(help="Largest output file.", metavar="SIZE")] = "5GB",
-    replace: Annotated[bool, typer.Option("--replace", help="Replace OUT if it exists.")] = False,
+    shard_size: scoring.ShardSize = "5GB",
+    replace: scoring.Replace = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -81,48 +85,35 @@ def soup(
 
         if html is not None:
             api.check_report_place(html)
-        chosen = api.Options(
-            threads=threads,
-            memory=values.size(memory, "--memory"),
-            shard_bytes=values.size(shard_size, "--shard-size"),
-            replace=replace,
-        )
-        hidden = quiet or json
-        with ExitStack() as bars:
-            told = Told(bars, hidden=hidden)
-            watched = bars.enter_context(scoring.watched(hidden=hidden))
-
-            def planned(*arguments: Any) -> None:
-                watched.stop()
-                told.of_plan(*arguments)
-
+        chosen_by = {"task": task, "method": method.value, "held_out": held_out or [], "tie_break": tie_break}
+        learned = {"by": by.value, "epochs": epochs, "rate": rate}
+        with scoring.watched(hidden=quiet or json) as watch:
             done = api.soup(
                 checkpoints,
                 out,
-                task=task,
-                method=method.value,
-                held_out=held_out or [],
-                tie_break=tie_break,
-                by=by.value,
-                epochs=epochs,
-                rate=rate,
-                settings=scoring.settings(eval_device, batch, limit, seed),
+                settings=scoring.settings(device, batch, limit, seed),
                 cache=scoring.kept(cache, no_cache),
                 log=log,
                 dtype=dtype,
-                options=chosen,
-                on_start=watched.start,
-                on_plan=planned,
-                progress=told.of_bytes,
+                options=scoring.writing(threads, memory, shard_size, replace),
+                watch=watch,
+                **chosen_by,  # type: ignore[arg-type]
+                **learned,  # type: ignore[arg-type]
             )
-        assert done.merge is not None
-        if html is not None:
-            api.write_soup_report(done.choice, html)
-        if json:
-            screen.print_json({**done.choice.as_json(), "merge": as_json(done.merge)})
-        elif not quiet:
-            _show(done.choice)
-            show(done.merge)
+        _report(done, html, json=json, quiet=quiet)
+
+
+def _report(done: Soup, html: str | None, *, json: bool, quiet: bool) -> None:
+    from eutectic import api
+
+    assert done.merge is not None
+    if html is not None:
+        api.write_soup_report(done.choice, html)
+    if json:
+        screen.print_json({**done.choice.as_json(), "merge": as_json(done.merge)})
+    elif not quiet:
+        _show(done.choice)
+        show(done.merge)
 
 
 def _show(choice: Choice) -> None:

@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eutectic.cli import options, scoring, screen, values
-from eutectic.cli.merge import Told, as_json, show
+from eutectic.cli import options, scoring, screen
+from eutectic.cli.merge import as_json, show
 
 if TYPE_CHECKING:
     from eutectic.search import Tuning
 
 
+Out = Annotated[
+    str | None, typer.Argument(help="Folder for the chosen merge; without it nothing is written.", metavar="[OUT]")
+]
+Over = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Values to try: parameters.t=0:1:0.1 or 'parameters.t=[0.1, 0.3]'. Repeatable.", metavar="KEY=VALUES"
+    ),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task", "--eval", help="A task file, or KIND:DATA; the first is the target. Repeatable.", metavar="TASK"
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(help="What must hold of the chosen: 'TASK <= base + 0.02'. Repeatable.", metavar="CONDITION"),
+]
+
+
 def sweep(
     recipe: options.Recipe,
-    out: Annotated[
-        str | None, typer.Argument(help="Folder for the chosen merge; without it nothing is written.", metavar="[OUT]")
-    ] = None,
-    over: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Values to try: parameters.t=0:1:0.1 or 'parameters.t=[0.1, 0.3]'. Repeatable.", metavar="KEY=VALUES"
-        ),
-    ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--task", "--eval", help="A task file, or KIND:DATA; the first is the target. Repeatable.", metavar="TASK"
-        ),
-    ] = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(help="What must hold of the chosen: 'TASK <= base + 0.02'. Repeatable.", metavar="CONDITION"),
-    ] = None,
-    html: Annotated[str | None, typer.Option(help="Write a report with curves.", metavar="FILE")] = None,
+    out: Out = None,
+    over: Over = None,
+    task: Tasks = None,
+    keep: Keep = None,
+    html: scoring.Html = None,
     set_: options.Set = None,
-    eval_device: scoring.Device = "cpu",
+    device: scoring.Device = "cpu",
     batch: scoring.Batch = 8,
     limit: scoring.Limit = None,
     seed: scoring.Seed = 0,
@@ -45,8 +50,8 @@ def sweep(
     no_cache: scoring.NoCache = False,
     threads: options.Threads = None,
     memory: options.Memory = "1GiB",
-    shard_size: Annotated[str, typer.Option(help="Largest output file.", metavar="SIZE")] = "5GB",
-    replace: Annotated[bool, typer.Option("--replace", help="Replace OUT if it exists.")] = False,
+    shard_size: scoring.ShardSize = "5GB",
+    replace: scoring.Replace = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -56,21 +61,7 @@ def sweep(
 
         if html is not None:
             api.check_report_place(html)
-        chosen = api.Options(
-            threads=threads,
-            memory=values.size(memory, "--memory"),
-            shard_bytes=values.size(shard_size, "--shard-size"),
-            replace=replace,
-        )
-        hidden = quiet or json
-        with ExitStack() as bars:
-            told = Told(bars, hidden=hidden)
-            watched = bars.enter_context(scoring.watched(hidden=hidden))
-
-            def planned(*arguments: Any) -> None:
-                watched.stop()
-                told.of_plan(*arguments)
-
+        with scoring.watched(hidden=quiet or json) as watch:
             done = api.tune(
                 recipe,
                 out,
@@ -78,18 +69,15 @@ def sweep(
                 tasks=task or [],
                 keep=keep or [],
                 overrides=set_ or [],
-                settings=scoring.settings(eval_device, batch, limit, seed),
+                settings=scoring.settings(device, batch, limit, seed),
                 cache=scoring.kept(cache, no_cache),
-                options=chosen,
-                on_start=watched.start,
-                on_plan=planned,
-                progress=told.of_bytes,
+                options=scoring.writing(threads, memory, shard_size, replace),
+                watch=watch,
             )
         if html is not None:
             api.write_tuning_report(done.found, html)
         if json:
-            merged = None if done.merge is None else as_json(done.merge)
-            screen.print_json({**done.found.as_json(), "merge": merged})
+            screen.print_json({**done.found.as_json(), "merge": as_json(done.merge) if done.merge else None})
         elif not quiet:
             _show(done.found)
             if done.merge is not None:

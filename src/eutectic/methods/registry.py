@@ -6,7 +6,8 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from eutectic.errors import Problem, RecipeError
@@ -344,7 +345,7 @@ def method(
 def get(name: str) -> Method | None:
     """The method of that name, built in or from the entry-point group `eutectic.methods`; None if there is none."""
     if name not in _METHODS:
-        for point in entry_points(group="eutectic.methods"):
+        for point in _offered():
             if point.name == name:
                 point.load()
     return _METHODS.get(name)
@@ -352,4 +353,10 @@ def get(name: str) -> Method | None:
 
 def names() -> list[str]:
     """Every method's name, built in ones and those that installed packages offer."""
-    return sorted({*_METHODS, *(point.name for point in entry_points(group="eutectic.methods"))})
+    return sorted({*_METHODS, *(point.name for point in _offered())})
+
+
+@cache
+def _offered() -> tuple[EntryPoint, ...]:
+    """What installed packages offer. Looking for it takes longer than reading a recipe, and a search reads hundreds."""
+    return tuple(entry_points(group="eutectic.methods"))

@@ -192,14 +192,6 @@ def choose(
         chosen, weights, score = recipes[options.method](ranked)
     scores = {} if task is None else {i: tasting.single[i] for i in everyone}
     best = max(scores, key=lambda i: tasting.merit(scores[i]), default=None)
-    found = {
-        one.name: {
-            "soup": scorer(pot.mix(chosen, weights), one),
-            **({} if best is None else {"best": scorer(pot.alone(best), one)}),
-            "uniform": scorer(pot.mix(everyone), one),
-        }
-        for one in held_out
-    }
     labels = tuple(pot.labels)
     return Choice(
         options.method,
@@ -210,8 +202,20 @@ def choose(
         tuple(tasting.steps),
         score,
         None if best is None else labels[best],
-        found,
+        _compared(pot, scorer, held_out, chosen, weights, best),
     )
+
+
+def _compared(
+    pot: Pot, scorer: Scorer, tasks: Sequence[Task], chosen: list[int], weights: Weights | None, best: int | None
+) -> dict[str, dict[str, Score]]:
+    """The soup, its best ingredient and the uniform soup on data that had no say; model by model, as loading costs."""
+    models = {"soup": pot.mix(chosen, weights), "uniform": pot.mix(range(len(pot.models)))}
+    if best is not None:
+        models["best"] = pot.alone(best)
+    scores = {name: {task.name: scorer(model, task) for task in tasks} for name, model in models.items()}
+    order = [name for name in ("soup", "best", "uniform") if name in scores]
+    return {task.name: {name: scores[name][task.name] for name in order} for task in tasks}
 
 
 class _Tasting:
