@@ -5,83 +5,84 @@ The one place where the layers are joined.
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eutectic import adviser, averaging, checkpoint, dtypes, methods, recipe
-from eutectic.adviser import Comparison as Comparison
-from eutectic.adviser import compare as compare
-from eutectic.checkpoint import REAL, Source, Storage, torchfile
-from eutectic.checkpoint import codes as checkpoint_codes
-from eutectic.choosing import Soup as Soup
-from eutectic.choosing import Tuned as Tuned
-from eutectic.choosing import Watch as Watch
-from eutectic.choosing import soup as soup
-from eutectic.choosing import tune as tune
-from eutectic.connectivity import CODES as CONNECTIVITY_CODES
-from eutectic.connectivity import Connection as Connection
-from eutectic.connectivity import connect as connect
+from eutectic import averaging, checkpoint, dtypes, methods, recipe
+from eutectic.checkpoint import REAL, Source, Storage
 from eutectic.errors import Problem, RecipeError, did_you_mean
-from eutectic.evaluate import CODES as EVALUATE_CODES
-from eutectic.evaluate import Evaluation as Evaluation
-from eutectic.evaluate import Score as Score
-from eutectic.evaluate import evaluate as evaluate
-from eutectic.evaluate import evaluate_models as evaluate_models
 from eutectic.merging import Merge as Merge
 from eutectic.merging import OnPlan, Run, SweepFolder, checked, execute, make
 from eutectic.merging import Options as Options
 from eutectic.merging import beside as beside
 from eutectic.merging import budget_for as budget_for
-from eutectic.plan import CODES as PLAN_CODES
 from eutectic.plan import Plan, make_plan
 from eutectic.recipe import Recipe
-from eutectic.report import pages
-from eutectic.report import verify as verifying
-from eutectic.report.citations import Citation as Citation
-from eutectic.report.citations import cite as cite
-from eutectic.report.compare_html import write_report as write_report
-from eutectic.report.connect_html import write_connection as write_connection
-from eutectic.report.html import check_report_place as check_report_place
-from eutectic.report.pages import example as example
-from eutectic.report.pages import first_line as first_line
-from eutectic.report.pages import method_named as method_named
-from eutectic.report.pages import method_page as method_page
-from eutectic.report.pages import step_named as step_named
-from eutectic.report.pages import step_page as step_page
-from eutectic.report.search_html import write_soup_report as write_soup_report
-from eutectic.report.search_html import write_tuning_report as write_tuning_report
-from eutectic.report.verify import Verification as Verification
 from eutectic.report.verify import read_manifest
 from eutectic.report.verify import verify as verify
-from eutectic.run import blocks
-from eutectic.run import budget as budgeting
 from eutectic.run.budget import Budget
 from eutectic.run.budget import largest as largest
 from eutectic.run.merged import MergedSource
 from eutectic.run.refusals import check_device as check_device
-from eutectic.search import CODES as SEARCH_CODES
+
+if TYPE_CHECKING:
+    from eutectic.adviser import Comparison as Comparison
+    from eutectic.adviser import compare as compare
+    from eutectic.choosing import Soup as Soup
+    from eutectic.choosing import Tuned as Tuned
+    from eutectic.choosing import Watch as Watch
+    from eutectic.choosing import soup as soup
+    from eutectic.choosing import tune as tune
+    from eutectic.codes import CODES as CODES
+    from eutectic.connectivity import Connection as Connection
+    from eutectic.connectivity import connect as connect
+    from eutectic.evaluate import Evaluation as Evaluation
+    from eutectic.evaluate import Score as Score
+    from eutectic.evaluate import evaluate as evaluate
+    from eutectic.evaluate import evaluate_models as evaluate_models
+    from eutectic.report.citations import Citation as Citation
+    from eutectic.report.citations import cite as cite
+    from eutectic.report.compare_html import write_report as write_report
+    from eutectic.report.connect_html import write_connection as write_connection
+    from eutectic.report.html import check_report_place as check_report_place
+    from eutectic.report.pages import example as example
+    from eutectic.report.pages import first_line as first_line
+    from eutectic.report.pages import method_named as method_named
+    from eutectic.report.pages import method_page as method_page
+    from eutectic.report.pages import step_named as step_named
+    from eutectic.report.pages import step_page as step_page
+    from eutectic.report.search_html import write_soup_report as write_soup_report
+    from eutectic.report.search_html import write_tuning_report as write_tuning_report
+    from eutectic.report.verify import Verification as Verification
+
+# Doors to rooms that a merge does not enter: opened at first use, so that a merge starts sooner.
+_ROOMS = {
+    "eutectic.adviser": ("Comparison", "compare"),
+    "eutectic.choosing": ("Soup", "Tuned", "Watch", "soup", "tune"),
+    "eutectic.codes": ("CODES",),
+    "eutectic.connectivity": ("Connection", "connect"),
+    "eutectic.evaluate": ("Evaluation", "Score", "evaluate", "evaluate_models"),
+    "eutectic.report.citations": ("Citation", "cite"),
+    "eutectic.report.compare_html": ("write_report",),
+    "eutectic.report.connect_html": ("write_connection",),
+    "eutectic.report.html": ("check_report_place",),
+    "eutectic.report.pages": ("example", "first_line", "method_named", "method_page", "step_named", "step_page"),
+    "eutectic.report.search_html": ("write_soup_report", "write_tuning_report"),
+    "eutectic.report.verify": ("Verification",),
+}
+_DOORS = {name: room for room, names in _ROOMS.items() for name in names}
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
-# Every problem's code: title and explanation.
-CODES: dict[str, tuple[str, str]] = {
-    **recipe.CODES,
-    **checkpoint_codes.CODES,
-    **torchfile.CODES,
-    **PLAN_CODES,
-    **blocks.CODES,
-    **budgeting.CODES,
-    **verifying.CODES,
-    **pages.CODES,
-    **adviser.CODES,
-    **EVALUATE_CODES,
-    **CONNECTIVITY_CODES,
-    **SEARCH_CODES,
-    **averaging.CODES,
-}
+
+def __getattr__(name: str) -> Any:
+    if name not in _DOORS:
+        raise AttributeError(f"module 'eutectic.api' has no attribute {name!r}")
+    return getattr(importlib.import_module(_DOORS[name]), name)
 
 
 def load_recipe(
@@ -330,6 +331,8 @@ def verify_bytes(out: str | os.PathLike[str], *, stored_only: bool = False) -> i
 
 def explain(code: str) -> tuple[str, str]:
     """Title and explanation of a problem's code. Raises `RecipeError` (X902) for an unknown one."""
+    from eutectic.codes import CODES
+
     if (found := CODES.get(code.upper())) is None:
         raise RecipeError(Problem("X902", f"there is no code {code!r}", hint=did_you_mean(code.upper(), CODES)))
     return found
