@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -228,6 +228,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="METHOD")
     parser.add_argument("--rounds", type=int, default=5, help="of ours and of the yardstick (5); mergekit runs once")
     parser.add_argument("--no-peer", action="store_true", help="leave mergekit out even where it is found")
+    few = {"nargs": "+", "choices": RECIPES, "default": list(RECIPES), "metavar": "METHOD"}
+    parser.add_argument("--peer-methods", **few, help="run mergekit for these alone: it takes minutes for some (all)")
     parser.add_argument("--rss", action="store_true", help="also peak memory at a quarter of the size")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run to FILE")
     given = parser.parse_args()
@@ -252,7 +254,9 @@ def main() -> None:
     scratch.mkdir(exist_ok=True)
     folder = checkpoints(given.dir, given.size)
     bench = Bench(folder, scratch, measure.our_command(), None if given.no_peer else peers.find())
-    results = measured(bench, [RECIPES[method] for method in given.methods], given.rounds)
+    recipes = [RECIPES[method] for method in given.methods]
+    recipes = [replace(r, peer=r.peer and r.method in given.peer_methods) for r in recipes]
+    results = measured(bench, recipes, given.rounds)
     facts = measure.machine(cores)
     if bench.peer:
         facts["mergekit"] = f"{bench.peer.version} (torch {bench.peer.torch})"
