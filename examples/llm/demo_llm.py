@@ -17,8 +17,8 @@ from pathlib import Path
 
 from dequantise import dequantise
 from domains import DOMAINS, GUARD
-from evaluate import perplexities
 from finetune import finetune
+from perplexity import perplexities
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
