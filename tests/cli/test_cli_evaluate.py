@@ -76,7 +76,7 @@ def test_where_scores_are_kept(run: Run, here: Path) -> None:
     ("command", "code", "said"),
     [
         ("evaluate a", 2, "Missing option '--task'"),
-        ("evaluate --task task.yml", 2, "Missing argument 'MODEL|RECIPE...'"),
+        ("evaluate --task task.yml", 2, "Missing argument 'MODEL...'"),
         ("evaluate a --task nothing", 2, "E901 --task: 'nothing' is no task"),
         ("evaluate a --task choise:x", 2, "did you mean 'choice'?"),
         ("evaluate a --task perplexity:text.jsonl", 2, "E907 block: 'a' takes 128 tokens"),
