@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import eutectic
 from eutectic.averaging import update_bn
-from eutectic.connectivity import barrier, connect, probe
+from eutectic.connectivity import barrier, connect
 from eutectic.errors import CheckpointError, EutecticError, NumericError, RecipeError
-from eutectic.evaluate import Call, Classification, Loader, Settings
+from eutectic.evaluate import Call, Classification, Loader, Settings, evaluation
 from eutectic.testing import tiny_llama
 
 
@@ -152,7 +152,7 @@ def test_known_scores_are_not_measured_again(models: Path, monkeypatch: pytest.M
     def never(*_: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(probe, "measure", never)
+    monkeypatch.setattr(evaluation, "measure", never)
     again = barrier(models / "a", models / "b", models / "t.yml", points=3, refine=1)
     assert again.as_json() == first.as_json()
     with pytest.raises(AssertionError, match="measured again"):

@@ -10,9 +10,10 @@ from eutectic.checkpoint import Source
 from eutectic.connectivity.heights import DEFINITIONS, Curve, Height, curves_of
 from eutectic.connectivity.mixing import Path, straight
 from eutectic.connectivity.opening import opened, settings_for
-from eutectic.connectivity.probe import Kept, Probe
+from eutectic.connectivity.probe import Probe
 from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate import Score, Settings
+from eutectic.evaluate.doors import Kept
 
 POINTS, REFINE = 25, 3
 

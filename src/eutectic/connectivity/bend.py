@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from eutectic.connectivity.barriers import POINTS, REFINE, Barrier, check_points, measured
 from eutectic.connectivity.mixing import bezier, bezier_shares, mixture
 from eutectic.connectivity.opening import opened, settings_for
-from eutectic.connectivity.probe import Kept, Probe
+from eutectic.connectivity.probe import Probe
 from eutectic.errors import NumericError, Problem, RecipeError
 from eutectic.evaluate import Settings
+from eutectic.evaluate.doors import Kept
 from eutectic.lazy import LazyModule
 from eutectic.run.merged import MergedSource
 

@@ -14,9 +14,10 @@ from eutectic.connectivity.heights import Height
 from eutectic.connectivity.mixing import Path, averaged_statistics, layers_of, mixture, straight
 from eutectic.connectivity.opening import opened, settings_for
 from eutectic.connectivity.planes import Plane, check_side, measured_planes
-from eutectic.connectivity.probe import Kept, Probe
+from eutectic.connectivity.probe import Probe
 from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate import Score, Settings
+from eutectic.evaluate.doors import Kept
 
 # Of the path of one layer: the ends, the quarters and the middle. There are many layers.
 LAYER_POINTS = 5

@@ -12,9 +12,10 @@ from eutectic.adviser.opening import Opened
 from eutectic.connectivity.heights import curves_of
 from eutectic.connectivity.mixing import Path
 from eutectic.connectivity.opening import opened, settings_for
-from eutectic.connectivity.probe import Kept, Probe
+from eutectic.connectivity.probe import Probe
 from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate import Settings
+from eutectic.evaluate.doors import Kept
 
 Place = tuple[float, float]
 # How far the plane goes beyond the models, as a share of their extent.

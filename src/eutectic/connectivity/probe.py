@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,11 +9,11 @@ from eutectic.averaging.statistics import statistics_layers, update_bn
 from eutectic.checkpoint import MemorySource, Source
 from eutectic.connectivity.mixing import Path
 from eutectic.errors import Problem, RecipeError
-from eutectic.evaluate import Cache, Call, Score, Settings, Task, measure, task_of
+from eutectic.evaluate import Call, Score, Settings, Task, task_of
+from eutectic.evaluate.doors import Kept, cache_of
+from eutectic.evaluate.evaluation import recalled
 from eutectic.plan.inputs import unique_labels
 from eutectic.run.refusals import check_device
-
-Kept = str | os.PathLike[str] | bool
 
 
 class Probe:
@@ -42,7 +41,7 @@ class Probe:
         self.tasks = tuple(loss_task(task) for task in tasks)
         self.names = tuple(unique_labels(task.name for task in self.tasks))
         self._run = run
-        self._cache = (Cache() if cache else None) if isinstance(cache, bool) else Cache(cache)
+        self._cache = cache_of(cache)
         self._batches = batches
         self._tell = tell or (lambda label: None)
 
@@ -70,16 +69,7 @@ class Probe:
         self._tell(source.label)
         if self._batches is not None:
             source = self._reset(source, self._batches)
-        return [self._score(source, task) for task in self.tasks]
-
-    def _score(self, source: Source, task: Task) -> Score:
-        key = self._cache.key(source, task, self._run) if self._cache is not None else None
-        score = self._cache.get(key, task.name) if self._cache is not None and key is not None else None
-        if score is None:
-            score = measure(source, task, self._run)
-            if self._cache is not None and key is not None:
-                self._cache.put(key, score)
-        return score
+        return [recalled(source, task, self._run, self._cache)[0] for task in self.tasks]
 
     def _reset(self, source: Source, batches: Iterable[Any]) -> Source:
         """The same weights with statistics that they have themselves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from eutectic.checkpoint import Source
@@ -88,21 +89,30 @@ def evaluate_all(
     cached = 0
     for place, (label, source) in enumerate(zip(labels, sources, strict=True)):
         for number, (name, task) in enumerate(zip(names, tasks, strict=True)):
-            score = known[place][number]
-            key = cache.key(source, task, run) if cache is not None and score is None else None
-            if cache is not None and key is not None:
-                score = cache.get(key, task.name)
-            if score is not None:
+            score, kept = known[place][number], True
+            if score is None:
+                told = partial(on_start, label, name) if on_start else None
+                score, kept = recalled(source, task, run, cache, told)
+            if kept:
                 run.tell(1.0)
                 cached += 1
-            else:
-                if on_start:
-                    on_start(label, name)
-                score = measure(source, task, run)
-                if cache is not None and key is not None:
-                    cache.put(key, score)
             found[name][label] = replace(score, task=name)
     return Evaluation(labels, names, found, cached)
+
+
+def recalled(
+    source: Source, task: Task, run: Settings, cache: Cache | None, on_start: Callable[[], None] | None = None
+) -> tuple[Score, bool]:
+    """A score and whether the cache had it; if not it is measured and kept. `on_start` is called before measuring."""
+    key = cache.key(source, task, run) if cache is not None else None
+    if cache is not None and key is not None and (known := cache.get(key, task.name)) is not None:
+        return known, True
+    if on_start:
+        on_start()
+    score = measure(source, task, run)
+    if cache is not None and key is not None:
+        cache.put(key, score)
+    return score, False
 
 
 def measure(source: Source, task: Task, run: Settings) -> Score:

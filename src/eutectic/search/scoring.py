@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from eutectic.checkpoint import Source
-from eutectic.evaluate import Cache, Score, Settings, Task, measure
-from eutectic.evaluate.evaluation import refuse_early
+from eutectic.evaluate import Cache, Score, Settings, Task
+from eutectic.evaluate.evaluation import recalled, refuse_early
 
 
 class Scorer:
@@ -30,15 +31,7 @@ class Scorer:
 
     def __call__(self, source: Source, task: Task) -> Score:
         """The score of a candidate. Raises as `evaluate` does."""
-        key = self.cache.key(source, task, self.run) if self.cache is not None else None
-        if self.cache is not None and key is not None:
-            known = self.cache.get(key, task.name)
-            if known is not None:
-                return known
-        if self._on_score:
-            self._on_score(source.label, task.name)
-        found = measure(source, task, self.run)
-        self.measured += 1
-        if self.cache is not None and key is not None:
-            self.cache.put(key, found)
+        told = partial(self._on_score, source.label, task.name) if self._on_score else None
+        found, kept = recalled(source, task, self.run, self.cache, told)
+        self.measured += not kept
         return found
