@@ -86,7 +86,8 @@ def log_map(at, to):
 def karcher_oracle(x, weight):
     """On the tensors themselves, a thousand steps."""
     weight = weight / weight.sum()
-    active = [(w / weight[x.any(1)].sum(), unit(row)) for w, row in zip(weight, x, strict=True) if row.any()]
+    active = [(w, unit(row)) for w, row in zip(weight, x, strict=True) if w and row.any()]
+    active = [(w / sum(w for w, _ in active), u) for w, u in active]
     at = unit(sum((w * u for w, u in active), np.zeros(x.shape[1])))
     for _ in range(1000):
         step = sum((w * log_map(at, u) for w, u in active), np.zeros(x.shape[1]))
