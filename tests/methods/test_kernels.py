@@ -44,15 +44,14 @@ def philox(counter, key):
 
 
 def entry_word(index, key):
-    """The documented layout: halves of a word of counter 16 (i div 128) + i mod 16, plain and with its top bit."""
-    block, place = divmod(index, ENTRIES_A_BLOCK)
-    number = block * COUNTERS_A_BLOCK + place % 16
-    word, shift = place // 32, 16 * (place % 32 // 16)
-    high, low = (
-        philox((number & WORD, (number >> 32) | top, key[2], key[3]), key[:2])[word] >> shift & 0xFFFF
-        for top in (0, 1 << 31)
-    )
-    return high << 16 | low
+    """The documented layout: byte p of a word is in a counter whose two top bits are p."""
+    block, within = divmod(index, ENTRIES_A_BLOCK)
+    number, found = block * COUNTERS_A_BLOCK + within % 128 // 8, 0
+    for place in range(4):
+        words = philox((number & WORD, (number >> 32) | place << 30, key[2], key[3]), key[:2])
+        low, high = words[:2] if within < 128 else words[2:]
+        found = found << 8 | (low | high << 32) >> 8 * (index % 8) & 0xFF
+    return found
 
 
 # Philox
@@ -75,8 +74,8 @@ def test_the_oracle_gives_the_published_words(counter, key, words):
 
 
 def test_counter_zero_of_key_zero_gives_the_published_words():
-    high = [word >> 16 for word in random_words(128, (0, 0, 0, 0)).tolist()]
-    words = [f"{high[32 * k + 16]:04x}{high[32 * k]:04x}" for k in range(4)]
+    highest = [word >> 24 for word in random_words(256, (0, 0, 0, 0)).tolist()]
+    words = [bytes(highest[at : at + 4][::-1]).hex() for at in (0, 4, 128, 132)]
     assert words == ["5f6fb709", "0d893f64", "4f121f81", "4f730a48"]
 
 
@@ -86,7 +85,7 @@ def test_words_follow_the_documented_layout(key, index):
     assert random_words(index + 1, key)[index] == entry_word(index, key)
 
 
-@pytest.mark.parametrize("count", [0, 1, 127, 128, 129, 1000])
+@pytest.mark.parametrize("count", [0, 1, 127, 128, 255, 256, 257, 1000])
 def test_fewer_words_are_a_prefix_of_more(count):
     key = Rng(3, "name", ("a",)).key(0)
     assert torch.equal(random_words(count, key), random_words(2000, key)[:count])
@@ -133,7 +132,7 @@ def test_masks_of_other_keys_are_independent(other):
             assert abs(int((a & b).sum()) - MILLION / 4) < 6 * math.sqrt(MILLION * 3 / 16)
 
 
-@pytest.mark.parametrize("lag", [1, 16, 64])
+@pytest.mark.parametrize("lag", [1, 8, 128, 256])
 def test_neighbours_in_a_mask_are_independent(lag):
     words = random_words(MILLION, Rng(0, "tensor", ("model",)).key(0)).numpy() / 2**32 - 0.5
     correlation = float(np.mean(words[lag:] * words[:-lag]) * 12)
@@ -288,10 +287,10 @@ def test_ends_are_exact(angle, t):
 
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.1, 1e-5, 1 - 1e-9])
 def test_compiled_masks_are_those_of_the_words(density):
-    """With half a million entries, the high half is that of the bound in about eight, and the low half decides."""
+    """With half a million entries, the highest byte is that of the bound in 2048, and the lower ones decide."""
     key, keep, count = Rng(3, "name", ("a",)).key(0), keep_threshold(density), 1 << 19
-    halves, mask = np.empty(fused.TILE, np.uint16), np.zeros(count, bool)
+    words, mask = np.empty(fused.TILE // 8, np.uint64), np.zeros(count, bool)
     for start in range(0, count, fused.TILE):
-        fused.deciding_halves(start, fused.TILE, uint32_key(key), np.uint64(keep), halves)
-        mask[start : start + fused.TILE] = halves < bound_of(keep)
+        fused.deciding_bytes(start, fused.TILE, uint32_key(key), np.uint64(keep), words)
+        mask[start : start + fused.TILE] = words.view(np.uint8) < bound_of(keep)
     assert np.array_equal(mask, (random_words(count, key) < keep).numpy())

@@ -65,19 +65,19 @@ def elect_oracle(x, weight, normalize, scale):
 
 
 def mask_oracle(count, key):
-    """Philox4x32-7 on uint64; the halves of an entry's word come from where `kernels/random.py` says."""
-    i, m = np.arange(count, dtype=np.uint64), np.uint64(2**32 - 1)
-    word, halves = (i % 128 // 32).astype(int), []
-    for top in (0, 2**31):
-        a, b = i // 128 * 16 + i % 16, i * 0 + np.uint64(top)
+    """Philox4x32-7 on uint64; the bytes of an entry's word come from where `kernels/random.py` says."""
+    i, m, words = np.arange(count, dtype=np.uint64), np.uint64(2**32 - 1), np.zeros(count, np.uint64)
+    for place in range(4):
+        a, b = i // 256 * 16 + i % 128 // 8, i * 0 + np.uint64(place << 30)
         c, d = i * 0 + np.uint64(key[2]), i * 0 + np.uint64(key[3])
         k = [np.uint64(part) for part in key[:2]]
         for _ in range(7):
             p, q = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
             a, b, c, d = (q >> 32) ^ b ^ k[0], q & m, (p >> 32) ^ d ^ k[1], p & m
             k = [k[0] + np.uint64(0x9E3779B9) & m, k[1] + np.uint64(0xBB67AE85) & m]
-        halves.append(np.choose(word, (a, b, c, d)) >> (16 * (i % 32 // 16)) & np.uint64(0xFFFF))
-    return halves[0] << 16 | halves[1]
+        half = np.where(i % 256 < 128, a | b << 32, c | d << 32)
+        words = words << 8 | half >> i % 8 * 8 & np.uint64(0xFF)
+    return words
 
 
 def dare_oracle(x, density, rescale, rng):

@@ -143,12 +143,6 @@ def _sparse(bits, origin, level):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def kept(delta: Any, word: Any, keep: Any) -> Any:
-    """The delta if its random word is below `keep`, else zero."""
-    return delta if word < keep else type(delta)(0)
-
-
-@inlined
 def scaled(delta: Any, by: Any) -> Any:
     """The delta times `by`; zero by zero, whatever it is."""
     return delta * by if by != 0 else type(delta)(0)
@@ -170,28 +164,29 @@ def weighted_entry(rows: Any, weights: Any, i: Any) -> Any:
     """Σ wₖ xₖ at entry i. Compiled code only, like those below."""
 
 
-def delta_sum(
-    origin: Any, rows: Any, weights: Any, level: Any, factor: Any, words: Any, keep: Any, i: Any, t: Any
-) -> Any:
-    """Σ wₖ δₖ at entry i; `words` None keeps all, integers `words[k, t]` decide, floats multiply."""
+def delta_sum(origin: Any, rows: Any, weights: Any, level: Any, factor: Any, made: Any, i: Any, t: Any) -> Any:
+    """Σ wₖ δₖ at entry i; `made[k, t]` multiplies δₖ, or is δₖ where `level` is None; `made` None leaves it."""
 
 
 def elected_sum(
-    origin: Any, rows: Any, weights: Any, level: Any, factor: Any, words: Any, keep: Any, i: Any, t: Any, toward: Any
+    origin: Any, rows: Any, weights: Any, level: Any, factor: Any, made: Any, i: Any, t: Any, toward: Any
 ) -> Any:
     """Σ wₖ δₖ over those with the elected sign."""
 
 
 def elected_share(
-    origin: Any, rows: Any, weights: Any, level: Any, factor: Any, words: Any, keep: Any, i: Any, t: Any, toward: Any
+    origin: Any, rows: Any, weights: Any, level: Any, factor: Any, made: Any, i: Any, t: Any, toward: Any
 ) -> Any:
     """Σ wₖ over those with the elected sign."""
+
+
+def divided(total: Any, divisor: Any) -> Any:
+    """The sum over the divisor; the sum itself where the divisor is `()`, as a division by one takes as long as any."""
 
 
 _NAMES = {
     "value_of": value_of,
     "sparse": sparse,
-    "kept": kept,
     "scaled": scaled,
     "agreeing": agreeing,
     "agreeing_weight": agreeing_weight,
@@ -204,11 +199,10 @@ def unrolled(arguments: str, term: str, rows: Any, names: dict[str, Any] = _NAME
     return eval(f"lambda {arguments}: {terms}", names)
 
 
-def _part(words: Any) -> str:
-    delta = "sparse(rows[@][i], origin, level[@])"
-    if isinstance(words, types.Array):
-        random = isinstance(words.dtype, types.Integer)
-        delta = f"kept({delta}, words[@, t], keep[@])" if random else f"scaled({delta}, words[@, t])"
+def _part(level: Any, made: Any) -> str:
+    delta = "made[@, t]" if isinstance(level, types.NoneType) else "sparse(rows[@][i], origin, level[@])"
+    if isinstance(made, types.Array) and not isinstance(level, types.NoneType):
+        delta = f"scaled({delta}, made[@, t])"
     return f"{delta} * factor[@] * weights[@]"
 
 
@@ -217,84 +211,125 @@ def _weighted_entry(rows, weights, i):  # type: ignore[no-untyped-def]
     return unrolled("rows, weights, i", "value_of(rows[@][i]) * weights[@]", rows)
 
 
-_SHARED = "origin, rows, weights, level, factor, words, keep, i, t"
+_SHARED = "origin, rows, weights, level, factor, made, i, t"
 
 
 @overload(delta_sum)
-def _delta_sum(origin, rows, weights, level, factor, words, keep, i, t):  # type: ignore[no-untyped-def]
-    return unrolled(_SHARED, _part(words), rows)
+def _delta_sum(origin, rows, weights, level, factor, made, i, t):  # type: ignore[no-untyped-def]
+    return unrolled(_SHARED, _part(level, made), rows)
 
 
 @overload(elected_sum)
-def _elected_sum(origin, rows, weights, level, factor, words, keep, i, t, toward):  # type: ignore[no-untyped-def]
-    return unrolled(f"{_SHARED}, toward", f"agreeing({_part(words)}, toward)", rows)
+def _elected_sum(origin, rows, weights, level, factor, made, i, t, toward):  # type: ignore[no-untyped-def]
+    return unrolled(f"{_SHARED}, toward", f"agreeing({_part(level, made)}, toward)", rows)
 
 
 @overload(elected_share)
-def _elected_share(origin, rows, weights, level, factor, words, keep, i, t, toward):  # type: ignore[no-untyped-def]
-    return unrolled(f"{_SHARED}, toward", f"agreeing_weight({_part(words)}, toward, weights[@])", rows)
+def _elected_share(origin, rows, weights, level, factor, made, i, t, toward):  # type: ignore[no-untyped-def]
+    return unrolled(f"{_SHARED}, toward", f"agreeing_weight({_part(level, made)}, toward, weights[@])", rows)
+
+
+@overload(divided)
+def _divided(total, divisor):  # type: ignore[no-untyped-def]
+    if isinstance(divisor, types.BaseTuple):
+        return lambda total, divisor: total
+    return lambda total, divisor: total / divisor
 
 
 # Kernels
 
 
-@compiled
-def philox(first: int, count: int, key: Any, half: Any, out: Any) -> None:
-    """One half (0 high, 1 low) of the random words of entries `first : first + count`, in `out` of uint16.
+# Left to itself LLVM calls this from a loop that then does not vectorise.
+@njit(nogil=True, error_model="numpy", inline="always")
+def philox_words(counter: Any, place: Any, key: Any) -> tuple[Any, Any]:
+    """The four words of one counter of `place`, as two 64-bit integers; see `kernels.random`."""
+    m0, m1, mask = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57), np.uint64(0xFFFFFFFF)
+    w0, w1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+    # In 64 bits throughout, as a vector instruction multiplies the low halves of 64-bit lanes.
+    x0, x1 = counter & mask, (counter >> np.uint64(32)) | (np.uint64(place) << np.uint64(30))
+    x2, x3 = np.uint64(key[2]), np.uint64(key[3])
+    k0, k1 = np.uint64(key[0]), np.uint64(key[1])
+    for _ in range(7):
+        p0, p1 = x0 * m0, x2 * m1
+        x0, x1 = ((p1 >> np.uint64(32)) ^ x1 ^ k0) & mask, p1 & mask
+        x2, x3 = ((p0 >> np.uint64(32)) ^ x3 ^ k1) & mask, p0 & mask
+        k0, k1 = (k0 + w0) & mask, (k1 + w1) & mask
+    return x0 | (x1 << np.uint64(32)), x2 | (x3 << np.uint64(32))
 
-    `first` is a multiple of 128, `out` holds whole 128s; the layout is that of `kernels.random`.
+
+@compiled
+def philox(first: int, count: int, key: Any, place: int, out: Any) -> None:
+    """Byte `place` (0 the highest) of the random words of entries `first : first + count`, in `out` of uint64.
+
+    `first` is a multiple of 256, `out` holds whole 256s; its bytes, the lowest of an integer first, are in the order of
+    the entries. The layout is that of `kernels.random`.
     """
-    m0, m1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-    w0, w1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
-    for block in range((count + 127) // 128):
-        number = np.uint64((first // 128 + block) * 16)
+    for block in range((count + 255) // 256):
+        number = np.uint64((first // 256 + block) * 16)
+        at = np.uint64(block * 32)
         for j in range(16):
-            counter = number + np.uint64(j)
-            x0 = np.uint32(counter & np.uint64(0xFFFFFFFF))
-            x1 = np.uint32((counter >> np.uint64(32)) | (np.uint64(half) << np.uint64(31)))
-            x2, x3 = key[2], key[3]
-            k0, k1 = key[0], key[1]
-            for _ in range(7):
-                p0, p1 = np.uint64(x0) * m0, np.uint64(x2) * m1
-                y0 = np.uint32(p1 >> np.uint64(32)) ^ x1 ^ k0
-                y2 = np.uint32(p0 >> np.uint64(32)) ^ x3 ^ k1
-                x1, x3 = np.uint32(p1 & np.uint64(0xFFFFFFFF)), np.uint32(p0 & np.uint64(0xFFFFFFFF))
-                x0, x2 = np.uint32(y0), np.uint32(y2)
-                k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
-            at = np.uint64(block * 128 + j)
-            for word in (x0, x1, x2, x3):
-                out[at] = np.uint16(word & np.uint32(0xFFFF))
-                out[at + np.uint64(16)] = np.uint16(word >> np.uint32(16))
-                at += np.uint64(32)
+            low, high = philox_words(number + np.uint64(j), place, key)
+            out[at + np.uint64(j)] = low
+            out[at + np.uint64(16) + np.uint64(j)] = high
+
+
+@inlined
+def random_byte(entry: Any, key: Any, place: Any) -> Any:
+    """One byte of one entry's word."""
+    within = entry % np.uint64(256)
+    counter = entry // np.uint64(256) * np.uint64(16) + within % np.uint64(128) // np.uint64(8)
+    low, high = philox_words(counter, place, key)
+    half = low if within < np.uint64(128) else high
+    return (half >> (entry % np.uint64(8) * np.uint64(8))) & np.uint64(0xFF)
+
+
+@inlined
+def below(entry: Any, key: Any, keep: Any) -> Any:
+    """Whether the rest of one entry's word is below that of `keep`, whose highest byte it shares."""
+    for place in range(1, 4):
+        own = random_byte(entry, key, place)
+        wanted = (keep >> np.uint64(24 - 8 * place)) & np.uint64(0xFF)
+        if own != wanted:
+            return own < wanted
+    return False
 
 
 @compiled
-def deciding_halves(first: int, count: int, key: Any, keep: Any, out: Any) -> None:
-    """Fills `out` with the high halves of the words; an entry is below `keep` where `out` is below `bound_of(keep)`.
+def deciding_bytes(first: int, count: int, key: Any, keep: Any, words: Any) -> None:
+    """Fills the bytes of `words` with the highest of each entry's word: it is below `keep` where its byte is below
+    `bound_of(keep)`.
 
-    Where a high half equals that of `keep`, once in 65536 entries, the low half decides: the entry becomes 0 or 65535.
+    Where the highest byte equals that of `keep`, once in 256 entries, the others decide: it becomes 0 or 255.
     """
-    philox(first, count, key, 0, out)
-    high = np.uint32(keep >> np.uint64(16))
-    low = np.uint32(keep & np.uint64(0xFFFF))
-    if low:
-        undecided = np.uint32(0)
-        for t in range(count):
-            undecided |= np.uint32(1) if out[t] == high else np.uint32(0)
-        if undecided:
-            halves = np.empty(len(out), np.uint16)
-            philox(first, count, key, 1, halves)
-            for t in range(count):
-                if out[t] == high:
-                    out[t] = 0 if halves[t] < low else 65535
+    philox(first, count, key, 0, words)
+    if keep & np.uint64(0xFFFFFF):
+        octets, high = words.view(np.uint8), np.uint8(keep >> np.uint64(24))
+        ones = np.uint64(0x0101010101010101)
+        for at in range((count + 7) // 8):
+            # A byte of zero, where the word's is `high`, borrows from its top bit.
+            differs = words[at] ^ (np.uint64(high) * ones)
+            if (differs - ones) & ~differs & (ones << np.uint64(7)):
+                for t in range(8):
+                    i = np.uint64(at) * np.uint64(8) + np.uint64(t)
+                    if octets[i] == high:
+                        octets[i] = 0 if below(np.uint64(first) + i, key, keep) else 255
 
 
 @compiled
-def combine_weights(rows: Any, weights: Any, divisor: float, out: Any) -> None:
-    """out = Σ wᵢ xᵢ / divisor."""
+def kept_deltas(base: Any, row: Any, start: int, count: int, octets: Any, bound: Any, out: Any) -> None:
+    """Deltas of entries `start : start + count`, zero where the entry's byte is not below `bound`."""
+    for t in range(count):
+        i = np.uint64(start) + np.uint64(t)
+        delta = value_of(row[i]) - value_of(base[i])
+        out[t] = delta if np.uint32(octets[t]) < bound else type(delta)(0)
+
+
+@compiled
+def combine_weights(rows: Any, weights: Any, divisor: Any, out: Any) -> None:
+    """out = Σ wᵢ xᵢ / divisor; `()` divides by one."""
     for i in range(len(out)):
         narrow = type(value_of(rows[0][i]))
-        store(out, i, narrow(weighted_entry(rows, weights, i) / divisor))
+        store(out, i, narrow(divided(weighted_entry(rows, weights, i), divisor)))
 
 
 @compiled
@@ -306,8 +341,7 @@ def consensus(
     scale: float,
     level: Any,
     factor: Any,
-    words: Any,
-    keep: Any,
+    made: Any,
     normalize: bool,
     tiny: float,
     start: int,
@@ -318,14 +352,14 @@ def consensus(
         # Unsigned, so that no index is checked for being negative and the loop vectorises.
         i = np.uint64(start) + np.uint64(t)
         origin = value_of(base[i])
-        total = delta_sum(origin, rows, weights, level, factor, words, keep, i, t)
+        total = delta_sum(origin, rows, weights, level, factor, made, i, t)
         if divisor is None:
             toward = 1.0 if total >= 0 else -1.0
-            share = elected_share(origin, rows, weights, level, factor, words, keep, i, t, toward)
-            total = elected_sum(origin, rows, weights, level, factor, words, keep, i, t, toward)
+            share = elected_share(origin, rows, weights, level, factor, made, i, t, toward)
+            total = elected_sum(origin, rows, weights, level, factor, made, i, t, toward)
             total = total / (1.0 if not normalize or abs(share) <= tiny else share)
         else:
-            total = total / divisor
+            total = divided(total, divisor)
         change = type(origin)(total * scale)
         # Where nothing changes the base stays bit for bit: adding zero would turn -0.0 into 0.0.
         store(out, i, origin if change == 0 else origin + change)
@@ -346,11 +380,11 @@ def combine_deltas(
 ) -> None:
     """out = base + scale · consensus(factorᵢ · (xᵢ - base)), deltas of magnitude below `level[k]` taken as zero.
 
-    With a `divisor` the consensus is the weighted sum over it. Without (None) it is a sign election: Σ over those whose
-    weighted delta has the sign of the whole sum, under `normalize` divided by their weights; weights that sum to at
-    most `tiny` have cancelled.
+    With a `divisor` the consensus is the weighted sum over it (`()`: the sum). Without (None) it is a sign election:
+    Σ over those whose weighted delta has the sign of the whole sum, under `normalize` divided by their weights; weights
+    that sum to at most `tiny` have cancelled.
     """
-    consensus(base, rows, weights, divisor, scale, level, factor, None, None, normalize, tiny, 0, len(out), out)
+    consensus(base, rows, weights, divisor, scale, level, factor, None, normalize, tiny, 0, len(out), out)
 
 
 @compiled
@@ -360,7 +394,6 @@ def combine_dropped(
     weights: Any,
     divisor: Any,
     scale: float,
-    level: Any,
     factor: Any,
     keys: Any,
     keep: Any,
@@ -373,14 +406,17 @@ def combine_dropped(
     """As `combine_deltas`, of those entries whose random word is below `keep[k]` (of 2³²).
 
     `bound` has `random.bound_of` each `keep`, `keys (K, 4)` are the models' keys; `first` is the flat index of entry 0,
-    a multiple of 128.
+    a multiple of 256.
     """
-    words = np.empty((len(rows), TILE), np.uint16)
+    words = np.empty(TILE // 8, np.uint64)
+    octets = words.view(np.uint8)
+    deltas = np.empty((len(rows), TILE), type(value_of(base[0])))
     for start in range(0, len(out), TILE):
         count = min(TILE, len(out) - start)
         for k in range(len(rows)):
-            deciding_halves(first + start, count, keys[k], keep[k], words[k])
-        consensus(base, rows, weights, divisor, scale, level, factor, words, bound, normalize, tiny, start, count, out)
+            deciding_bytes(first + start, count, keys[k], keep[k], words)
+            kept_deltas(base, rows[k], start, count, octets, bound[k], deltas[k])
+        consensus(base, rows, weights, divisor, scale, None, factor, deltas, normalize, tiny, start, count, out)
 
 
 def scores(base: Any, row: Any, start: int, count: int, out: Any) -> None:
@@ -518,18 +554,20 @@ def kept_sums(base: Any, rows: Any, level: Any, sums: Any) -> None:
 @compiled
 def dropped_sums(base: Any, rows: Any, first: int, keys: Any, keep: Any, bound: Any, sums: Any) -> None:
     """Adds to `sums[K, 2]` Σ|xₖ - base| of all entries and of those that a random drop keeps."""
-    words = np.empty(TILE, np.uint16)
+    words = np.empty(TILE // 8, np.uint64)
+    octets = words.view(np.uint8)
+    deltas = np.empty(TILE, type(value_of(base[0])))
     for k in range(len(rows)):
         row = rows[k]
         lanes = np.zeros((2, LANES), np.float64)
         for start in range(0, len(base), TILE):
             count = min(TILE, len(base) - start)
-            deciding_halves(first + start, count, keys[k], keep[k], words)
+            deciding_bytes(first + start, count, keys[k], keep[k], words)
+            kept_deltas(base, row, start, count, octets, bound[k], deltas)
             for t in range(count):
                 i = np.uint64(start) + np.uint64(t)
-                size = abs(value_of(row[i]) - value_of(base[i]))
-                lanes[0, t % LANES] += size
-                lanes[1, t % LANES] += size if words[t] < bound[k] else type(size)(0)
+                lanes[0, t % LANES] += abs(value_of(row[i]) - value_of(base[i]))
+                lanes[1, t % LANES] += abs(deltas[t])
         sums[k, 0] += lanes[0].sum()
         sums[k, 1] += lanes[1].sum()
 

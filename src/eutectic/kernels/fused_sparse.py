@@ -208,14 +208,19 @@ def multiples(ranked: Any, bounds: Any, first: int, key: Any, divides: bool, out
         last = np.uint64(r * length + length - 1)
         for j in range(length):
             bound[last - (ranked[r, j] & np.uint64(0xFFFFFFFF))] = bounds[j]
-    # Random words come in whole groups of 128 entries.
-    ahead = first % 128
-    halves = np.empty((ahead + len(out) + 127) // 128 * 128, np.uint16)
-    philox(first - ahead, ahead + len(out), key, 0, halves)
+    # Random words come in whole groups of 256 entries.
+    ahead = first % 256
+    count = (ahead + len(out) + 255) // 256 * 256
+    words = np.empty((2, count // 8), np.uint64)
+    for place in range(2):
+        philox(first - ahead, count, key, place, words[place])
+    high, low = words[0].view(np.uint8), words[1].view(np.uint8)
     for t in range(len(out)):
         i = np.uint64(t)
+        at = np.uint64(ahead) + i
+        word = (np.uint32(high[at]) << np.uint32(8)) | np.uint32(low[at])
         whole = type(out[0])(65536) / type(out[0])(bound[i]) if divides else type(out[0])(1)
-        out[i] = whole if halves[np.uint64(ahead) + i] < bound[i] else type(out[0])(0)
+        out[i] = whole if word < bound[i] else type(out[0])(0)
 
 
 @compiled
@@ -249,4 +254,4 @@ def combine_multiplied(
     out: Any,
 ) -> None:
     """As `fused.combine_deltas`, of deltas that are first multiplied by `by[K]`, where zero drops them."""
-    consensus(base, rows, weights, divisor, scale, level, factor, by, None, normalize, tiny, 0, len(out), out)
+    consensus(base, rows, weights, divisor, scale, level, factor, by, normalize, tiny, 0, len(out), out)

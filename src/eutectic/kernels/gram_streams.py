@@ -32,10 +32,10 @@ class Combination(Stream):
         if shares == (1.0,) and len(block.rows) == 1 and block.bits.dtype == out.dtype:
             out[:] = block.bits[0]
         elif len(block.rows) == len(shares):
-            fused.combine_weights(block.rows, shares, 1.0, out)
+            fused.combine_weights(block.rows, shares, (), out)
         else:
             none, one = (block.floats(0),) * len(shares), (block.floats(1),) * len(shares)
-            fused.combine_deltas(block.base, block.models, shares, 1.0, 1.0, none, one, False, 0.0, out)
+            fused.combine_deltas(block.base, block.models, shares, (), 1.0, none, one, False, 0.0, out)
 
 
 class GramCombination(Combination):

@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
-# Each entry has a 32-bit word. Its high half is half `h` of word `w` of counter 16 (i div 128) + i mod 16, where
-# w = (i mod 128) div 32 and h = (i mod 32) div 16: 128 entries share 16 counters, so that one vector instruction serves
-# 16 of them. Its low half is that of the counters with the top bit set; it is only computed where the high half does
-# not decide. Part of the output format; never change it.
-ENTRIES_A_BLOCK = 128
+# Each entry has a 32-bit word, made byte by byte. Byte p (0 the highest) of entry i is byte i mod 8 of 64-bit half
+# (i mod 256) div 128 of counter 16 (i div 256) + (i mod 128) div 8, whose two top bits are p; the lowest byte of a half
+# is its first. So 256 entries share 16 counters, which vector instructions serve side by side. The lower bytes are only
+# computed where the higher ones do not decide. Part of the output format; never change it.
+ENTRIES_A_BLOCK = 256
 COUNTERS_A_BLOCK = 16
-LOW_HALVES = 1 << 63
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -59,31 +58,35 @@ def keep_threshold(density: float) -> int:
 
 
 def bound_of(keep: int) -> int:
-    """What the high half of a word is below if the word is below `keep`, equal halves being settled beforehand."""
-    high = keep >> 16
-    return max(high, 1) if keep & 0xFFFF else high
+    """What the highest byte of a word is below if the word is below `keep`, equal bytes being settled beforehand."""
+    high = keep >> 24
+    return max(high, 1) if keep & 0xFFFFFF else high
 
 
 def random_words(count: int, key: tuple[int, int, int, int], device: torch.device | str = "cpu") -> Tensor:
     """The 32-bit words of entries `0:count` as int64 in torch: the reference, and the path on a GPU."""
-    return (_halves(count, key, 0, device) << 16) | _halves(count, key, LOW_HALVES >> 32, device)
+    words = torch.zeros(count, dtype=torch.int64, device=device)
+    for place in range(4):
+        words = (words << 8) | _bytes(count, key, place, device)
+    return words
 
 
-def _halves(count: int, key: tuple[int, int, int, int], high_word: int, device: torch.device | str) -> Tensor:
-    """16 bits an entry, of the counters whose upper word has these bits set."""
+def _bytes(count: int, key: tuple[int, int, int, int], place: int, device: torch.device | str) -> Tensor:
+    """One byte of each entry's word."""
     blocks = -(-count // ENTRIES_A_BLOCK)
-    low = torch.arange(blocks * COUNTERS_A_BLOCK, dtype=torch.int64, device=device)
+    counter = torch.arange(blocks * COUNTERS_A_BLOCK, dtype=torch.int64, device=device)
     mask = 0xFFFFFFFF
-    x0, x1 = low & mask, (low >> 32) | high_word
-    x2, x3 = torch.full_like(low, key[2]), torch.full_like(low, key[3])
+    x0, x1 = counter & mask, (counter >> 32) | (place << 30)
+    x2, x3 = torch.full_like(counter, key[2]), torch.full_like(counter, key[3])
     k0, k1 = key[0], key[1]
     for _ in range(ROUNDS):
         # The 64-bit products wrap as signed integers; masks after the shift recover the unsigned halves.
         p0, p1 = x0 * _M0, x2 * _M1
         x0, x1, x2, x3 = ((p1 >> 32) & mask) ^ x1 ^ k0, p1 & mask, ((p0 >> 32) & mask) ^ x3 ^ k1, p0 & mask
         k0, k1 = (k0 + _W0) & mask, (k1 + _W1) & mask
-    halves = [half for word in (x0, x1, x2, x3) for half in (word & 0xFFFF, word >> 16)]
-    return torch.stack([half.reshape(blocks, COUNTERS_A_BLOCK) for half in halves], dim=1).reshape(-1)[:count]
+    octets = [(word >> shift) & 0xFF for word in (x0, x1, x2, x3) for shift in (0, 8, 16, 24)]
+    ordered = torch.stack(octets, dim=1).reshape(blocks, COUNTERS_A_BLOCK, 2, 8)
+    return ordered.transpose(1, 2).reshape(-1)[:count]
 
 
 def drop(deltas: Tensor, density: float | Sequence[float], rng: Rng) -> Tensor:

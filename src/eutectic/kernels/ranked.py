@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eutectic.kernels.random import Rng, random_words, uint32_key
 from eutectic.kernels.streams import Bits, Block, Stream, StreamJob
-from eutectic.kernels.sums import divisor, negligible, one_a_model
+from eutectic.kernels.sums import divisor, for_kernels, negligible, one_a_model
 from eutectic.kernels.trim import match_l1
 from eutectic.lazy import LazyModule
 
@@ -81,7 +81,7 @@ class Della(Stream):
         normalize = bool(given["normalize"])
         self._weights = tuple(one_a_model(given["weight"], models))
         # Under an election the divisor is the weight of those who agree, entry by entry.
-        self._divisor = None if elect else divisor(self._weights, normalize)
+        self._divisor = None if elect else for_kernels(divisor(self._weights, normalize))
         self._scale = float(given["lambda_"])
         self._ending = (normalize, negligible(self._weights))
         self._length = row_length(job.shape or ())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eutectic.kernels.sums import divisor, one_a_model
+from eutectic.kernels.sums import divisor, for_kernels, one_a_model
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class WeightedSum(Stream):
         self._bound = []
         for job in jobs:
             shares = one_a_model(job.parameters["weight"], job.models)
-            self._bound.append((tuple(shares), divisor(shares, job.parameters["normalize"])))
+            self._bound.append((tuple(shares), for_kernels(divisor(shares, job.parameters["normalize"]))))
 
     def combine(self, block: Block, out: Bits) -> None:
         shares, by = self._bound[block.job]

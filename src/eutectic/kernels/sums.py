@@ -16,10 +16,13 @@ else:
 
 
 def one_a_model(value: float | Sequence[float], count: int) -> list[float]:
-    """`value` as a list of `count` floats: a scalar is everybody's. Raises `ValueError` for another length."""
+    """`value` as a list of `count` floats: a scalar is everybody's. Raises `ValueError` for another length.
+
+    A value that is being learned (a tensor with a gradient) stays what it is, and the gradient flows.
+    """
     if isinstance(value, int | float):
         return [float(value)] * count
-    values = [float(v) for v in value]
+    values = [v if getattr(v, "requires_grad", False) else float(v) for v in value]
     if len(values) != count:
         raise ValueError(f"{len(values)} values for {count} models")
     return values
@@ -61,3 +64,8 @@ def divisor(weights: Sequence[float], normalize: bool) -> float:
     if abs(total) <= negligible(weights):
         raise RecipeError(Problem("R142", "the weights sum to zero, so they cannot be normalised", "weight"))
     return total
+
+
+def for_kernels(by: float) -> float | tuple[()]:
+    """A divisor as compiled kernels take it: `()` for one, as dividing costs them as much as the sum."""
+    return () if by == 1.0 else by

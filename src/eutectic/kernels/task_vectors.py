@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from eutectic.kernels.cuts import Cut, least_kept, most_left
 from eutectic.kernels.random import Rng, bound_of, keep_threshold, uint32_key
 from eutectic.kernels.streams import Bits, Block, Stream, StreamJob
-from eutectic.kernels.sums import divisor, negligible, one_a_model
+from eutectic.kernels.sums import divisor, for_kernels, negligible, one_a_model
 from eutectic.kernels.trim import kept_count, outlier_count
 from eutectic.lazy import LazyModule
 
@@ -28,7 +28,7 @@ class _Task:
     """One job's parameters as the kernels take them."""
 
     weights: tuple[float, ...]
-    divisor: float | None
+    divisor: float | tuple[()] | None
     scale: float
     normalize: bool
     tiny: float
@@ -127,14 +127,12 @@ class TaskVectors(Stream):
     def combine(self, block: Block, out: Bits) -> None:
         task = self._tasks[block.job]
         factor = tuple(block.floats(value) for value in task.factor)
-        zero = (block.floats(0),) * self._models
         shared = (task.weights, task.divisor, task.scale)
         if self._drops:
             fused.combine_dropped(
                 block.base,
                 block.models,
                 *shared,
-                zero,
                 factor,
                 task.keys,
                 task.keep,
@@ -145,6 +143,7 @@ class TaskVectors(Stream):
                 out,
             )
         elif not self._cuts:
+            zero = (block.floats(0),) * self._models
             fused.combine_deltas(block.base, block.models, *shared, zero, factor, task.normalize, task.tiny, out)
         else:
             for start, stop, level in self._stretches(block):
@@ -190,7 +189,7 @@ def _task(job: StreamJob, elect: bool) -> _Task:
     return _Task(
         weights=tuple(shares),
         # Under an election the divisor is the weight of those who agree, entry by entry.
-        divisor=None if elect else divisor(shares, normalize),
+        divisor=None if elect else for_kernels(divisor(shares, normalize)),
         scale=float(given["lambda_"]),
         normalize=normalize,
         tiny=negligible(shares),

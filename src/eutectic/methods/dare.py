@@ -66,7 +66,7 @@ def dare_linear(
     `density` defaults to 0.1 (mergekit: 1, nothing dropped). Masks come from a counter-based generator, so they do not
     depend on the order of tensors or models, on threads or on the device.
 
-    **Cost.** One pass (two with `l1`); time is bound by memory bandwidth and half a Philox word an entry and model.
+    **Cost.** One pass (two with `l1`); time is bound by memory bandwidth and a random byte an entry and model.
     """
     shares = one_a_model(weight, len(deltas))
     sparse = _drop_and_rescale(deltas, density, rescale, rng)
