@@ -94,3 +94,24 @@ def test_the_data_are_part_of_the_task(yaml: str, here: Path) -> None:
     (here / "more.jsonl").write_text((here / "choice.jsonl").read_text() * 2)
     (here / yaml).write_text(YAML.replace("DATA", str(here / "more.jsonl")))
     assert Harness(yaml).identity()["tasks"] != before["tasks"]
+
+
+def test_the_examples_before_a_question_are_part_of_the_task(yaml: str, here: Path) -> None:
+    (here / "shots.jsonl").write_text((here / "choice.jsonl").read_text())
+    both = YAML.replace("{test: DATA}", f"{{test: {here / 'choice.jsonl'}, train: {here / 'shots.jsonl'}}}")
+    (here / yaml).write_text(both + "fewshot_split: train\nnum_fewshot: 2\n")
+    before, none = Harness(yaml).identity(), Harness(yaml, num_fewshot=0).identity()
+    rows = (here / "shots.jsonl").read_text().splitlines(keepends=True)
+    (here / "shots.jsonl").write_text("".join(rows[::-1]))
+    assert Harness(yaml).identity() != before
+    assert Harness(yaml, num_fewshot=0).identity() == none
+
+
+def test_a_task_with_functions_of_its_own_is_never_known(yaml: str, here: Path) -> None:
+    (here / "helpers.py").write_text("SIGN = ' '\ndef text(doc):\n    return SIGN + doc['question']\n")
+    (here / yaml).write_text(
+        YAML.replace("DATA", str(here / "choice.jsonl")).replace('"{{question}}"', "!function helpers.text")
+    )
+    first = eutectic.evaluate("a", Harness(yaml))
+    assert Harness(yaml).identity() is None
+    assert first.items.tolist() == eutectic.evaluate("a", Harness(yaml), cache=False).items.tolist()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib import import_module
+from inspect import getfile
 from typing import Any, ClassVar
 
 import numpy as np
@@ -112,14 +113,19 @@ class Harness(Checked):
         tasks: Mapping[str, Any] = manager.load([name])["tasks"]
         return tasks
 
-    def identity(self) -> dict[str, Any]:
-        """Every option, the harness's version, and for each of its tasks the settings and a digest of the items."""
+    def identity(self) -> dict[str, Any] | None:
+        """Every option, the harness's version, and for each of its tasks the settings and a digest of its data.
+
+        None for a task with Python functions from outside the harness: nothing tells what these depend on.
+        """
+        if any(_has_code(task) for task in self._tasks.values()):
+            return None
         version = library().__version__
         tasks = {
-            name: digest_of_json([_plain(task.dump_config()), [_plain(doc) for doc in task.eval_docs]])
+            name: digest_of_json([_plain(task.dump_config()), *([_plain(doc) for doc in docs] for docs in _data(task))])
             for name, task in self._tasks.items()
         }
-        return {"task": self.kind, "version": 1, **self.options(), "lm_eval": version, "tasks": tasks}
+        return {"task": self.kind, "version": 2, **self.options(), "lm_eval": version, "tasks": tasks}
 
     def check(self, source: Source, run: Settings) -> None:
         """See `Task.check`."""
@@ -240,6 +246,31 @@ def _name_in(path: str) -> str:
         if line.startswith("task:"):
             return line.partition(":")[2].split(" #")[0].strip().strip("'\"")
     raise RecipeError(Problem("E913", "has no line `task: NAME`", "harness", "it is a YAML file of the harness", path))
+
+
+def _data(task: Any) -> Iterator[Any]:
+    """The items, and where examples are shown before each, those that they are drawn from."""
+    yield task.eval_docs
+    if task.config.num_fewshot:
+        yield task.fewshot_docs()
+
+
+def _has_code(task: Any) -> bool:
+    """Whether a task runs Python that did not come with the harness."""
+    return _is_foreign(type(task)) or _any_foreign(task.config.to_dict(keep_callable=True))
+
+
+def _any_foreign(data: Any) -> bool:
+    parts = data.values() if isinstance(data, Mapping) else data if isinstance(data, list | tuple) else []
+    return any(map(_any_foreign, parts)) or (callable(data) and _is_foreign(data))
+
+
+def _is_foreign(code: Any) -> bool:
+    home = os.path.dirname(os.path.realpath(library().__file__))
+    try:
+        return not os.path.realpath(getfile(code)).startswith(home + os.sep)
+    except TypeError:
+        return True
 
 
 def _plain(data: Any) -> Any:
