@@ -87,17 +87,14 @@ class Loader:
     def identity(self, source: Source) -> Any:
         """What decides a score beside the weights and their files: plain data, or None where nothing can tell.
 
-        A function that makes a module, and a tokenizer given as an object, cannot be told from another.
+        A live module (its forward pass may have been changed), a function that makes one, and a tokenizer given as an
+        object cannot be told from another.
         """
-        if self._factory is not None or (self._tokenizer is not None and not _is_path(self._tokenizer)):
+        objects = self._tokenizer is not None and not _is_path(self._tokenizer)
+        if isinstance(source, LiveSource) or self._factory is not None or objects:
             return None
         files = _folder_files(self._tokenizer) if self._tokenizer is not None else {}
-        known: list[Any] = [{name: digest_of_bytes(data) for name, data in files.items()}]
-        if isinstance(source, LiveSource):
-            made = type(source.module)
-            config = getattr(source.module, "config", None)
-            known += [f"{made.__module__}.{made.__qualname__}", config.to_json_string() if config is not None else ""]
-        return known
+        return {name: digest_of_bytes(data) for name, data in files.items()}
 
     def forget(self) -> None:
         """Lets the module go, and its memory."""
