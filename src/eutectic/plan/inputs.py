@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from eutectic.checkpoint import Source
+from eutectic.checkpoint import About, Source, read_about
 from eutectic.errors import CheckpointError, Problem, RecipeError
 from eutectic.methods import Method
 from eutectic.plan.model import Plan, PlanInput
@@ -19,16 +19,34 @@ Opener = Callable[[Any, str | None], Source]
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A model as written, what was found there, and its entry in the recipe; None for the base of task vectors."""
+    """A model as written, what was found there, and its entry in the recipe; None for the base of task vectors.
+
+    `beside` is what was measured of it, where the method uses that.
+    """
 
     model: Model
     entry: ModelEntry | None
     found: Source | Plan
+    beside: tuple[Source, About] | None = None
+
+    def close(self) -> None:
+        self.found.close()
+        if self.beside is not None:
+            self.beside[0].close()
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One model, its entry in the recipe (None for the base of task vectors), and its statistics, if they are used."""
+
+    model: PlanInput
+    entry: ModelEntry | None
+    statistics: PlanInput | None = None
 
 
 def open_inputs(
     recipe: Recipe, method: Method, opener: Opener, plan_nested: Callable[[Recipe, Opener], Plan]
-) -> list[tuple[PlanInput, ModelEntry | None]]:
+) -> list[Input]:
     """Every model once, the base first; models of a symmetric method in an order that is not the recipe's.
 
     Args:
@@ -52,19 +70,45 @@ def open_inputs(
         except RecipeError as error:
             requests += error.problems
         except CheckpointError as error:
-            problems += [_placed(problem, entry, recipe) for problem in error.problems]
+            problems += [_placed(problem, entry, recipe, "model") for problem in error.problems]
+        try:
+            if method.statistics and entry is not None and opened and opened[-1].entry is entry:
+                opened[-1] = replace(opened[-1], beside=_open_statistics(entry, recipe, opener))
+            elif method.statistics and entry is not None:
+                _open_statistics(entry, recipe, opener)[0].close()
+        except CheckpointError as error:
+            problems += [_placed(problem, entry, recipe, "statistics") for problem in error.problems]
     if requests or problems:
         for item in opened:
-            item.found.close()
+            item.close()
         raise RecipeError([*requests, *problems]) if requests else CheckpointError(problems)
     opened = _ordered(opened, method)
     labels = unique_labels(_label(item.found) for item in opened)
-    return [(_input(item, label, recipe), item.entry) for item, label in zip(opened, labels, strict=True)]
+    # After the models, whose labels stay what they are without statistics.
+    beside = iter(unique_labels([*labels, *(item.beside[0].label for item in opened if item.beside)])[len(labels) :])
+    found = []
+    for item, label in zip(opened, labels, strict=True):
+        model = _input(item, label, recipe)
+        statistics = None
+        if item.beside is not None:
+            source, about = item.beside
+            statistics = PlanInput(next(beside), "statistics", source=source, place=model.place, about=about)
+        found.append(Input(model, item.entry, statistics))
+    return found
 
 
-def _placed(problem: Problem, entry: ModelEntry | None, recipe: Recipe) -> Problem:
+def _open_statistics(entry: ModelEntry, recipe: Recipe, opener: Opener) -> tuple[Source, About]:
+    source = opener(entry.statistics, recipe.folder)
+    try:
+        return source, read_about(source)
+    except CheckpointError:
+        source.close()
+        raise
+
+
+def _placed(problem: Problem, entry: ModelEntry | None, recipe: Recipe, key: str) -> Problem:
     """The problem with the place in the recipe where the model is named, unless it has a place of its own."""
-    path = "base_model" if entry is None else f"{entry.place.path}.model"
+    path = "base_model" if entry is None else f"{entry.place.path}.{key}"
     place = recipe.places.get(path) or (entry.place if entry else None)
     if place is None or problem.file or problem.line is not None:
         return problem
@@ -93,9 +137,10 @@ def _wanted(recipe: Recipe, method: Method) -> list[tuple[Model, ModelEntry | No
 def _input(item: _Opened, label: str, recipe: Recipe) -> PlanInput:
     base = item.entry is None or (recipe.base is not None and same_model(item.model, recipe.base))
     role = "base" if base else "model"
+    place = next((number for number, entry in enumerate(recipe.models) if entry is item.entry), None)
     if isinstance(item.found, Plan):
-        return PlanInput(label, role, plan=item.found)
-    return PlanInput(label, role, source=item.found)
+        return PlanInput(label, role, plan=item.found, place=place)
+    return PlanInput(label, role, source=item.found, place=place)
 
 
 def _ordered(opened: list[_Opened], method: Method) -> list[_Opened]:

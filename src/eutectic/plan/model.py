@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
-from eutectic.checkpoint import Source, Spec
+from eutectic.checkpoint import About, Source, Spec
+from eutectic.kernels.layers import Layer
 from eutectic.methods import Method
 from eutectic.recipe import Recipe
 
@@ -41,7 +42,10 @@ class Job:
         action: `merge`, or `copy` (the first input's bytes; the others must be equal).
         inputs: (input number, name there) in the method's order; the base first for deltas.
         parameters: bound values by recipe name; one a model where the parameter is per model.
-        reason: why it is copied.
+        reason: why it is copied; under a method with statistics, what became of it.
+        beside: (input number, name there) of what is read besides: the statistics of each model; then, where a weight
+            and its bias are solved together, the other of the two.
+        layer: how a weight (and bias) is a matrix that goes with Gram matrices.
         post: steps that rescale the merged change, in order.
     """
 
@@ -52,16 +56,28 @@ class Job:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
     post: tuple[BoundStep, ...] = ()
+    beside: tuple[tuple[int, str], ...] = ()
+    layer: Layer | None = None
+
+    @property
+    def reads(self) -> tuple[tuple[int, str], ...]:
+        """Everything that is read."""
+        return self.inputs + self.beside
 
 
 @dataclass(frozen=True, slots=True)
 class PlanInput:
-    """One model: its stable label, its role, and either an open source or the plan of a nested recipe."""
+    """One model: its stable label, its role, and either an open source or the plan of a nested recipe.
+
+    Statistics are inputs as well, with the role `statistics` and `about` from their `statistics.json`. `place` is its position among the recipe's models; None for a base that is not one of them.
+    """
 
     label: str
     role: str
     source: Source | None = None
     plan: Plan | None = None
+    place: int | None = None
+    about: About | None = None
 
     @property
     def specs(self) -> Mapping[str, Spec]:
@@ -96,6 +112,8 @@ class PlanInput:
         """What names these weights: plain JSON data."""
         if self.plan:
             return {"label": self.label, "recipe": self.plan.recipe.to_dict(), "fingerprint": self.plan.fingerprint}
+        if self.about:
+            return {**self._open.identity(), "label": self.label, "kind": self.about.kind, "samples": self.about.samples}
         return {**self._open.identity(), "label": self.label}
 
     def close(self) -> None:
@@ -121,7 +139,7 @@ class Plan:
     Attributes:
         recipe: what was asked for.
         method: the merge method.
-        inputs: every model, the base first where there is one.
+        inputs: every model, the base first where there is one; then the statistics of each, if the method uses them.
         donor: whose config and tokenizer files are taken: an input, or the base of a method that does not merge it.
         tokenizer: the input whose tokenizer files are taken instead, if the recipe names one.
         jobs: one for each output tensor, in the order of the donor's files.
@@ -141,6 +159,11 @@ class Plan:
     dropped: tuple[tuple[str, str, str], ...]
     seed: int
     notes: tuple[str, ...]
+
+    @property
+    def models(self) -> tuple[PlanInput, ...]:
+        """The inputs without statistics."""
+        return tuple(item for item in self.inputs if item.about is None)
 
     @cached_property
     def specs(self) -> dict[str, Spec]:
@@ -173,7 +196,7 @@ class Plan:
         total = sum(
             self.inputs[i].specs[name].nbytes
             for job in self.jobs
-            for i, name in job.inputs
+            for i, name in job.reads
             if self.inputs[i].plan is None
         )
         return total + sum(nested.plan.bytes_in for nested in self.inputs if nested.plan)
@@ -190,6 +213,8 @@ class Plan:
         ]
         seed = self.seed if self.method.random else None
         decides = [NUMERICS, self.method.name, self.recipe.scope, seed, inputs, jobs, dict(self.ties)]
+        if any(job.beside for job in self.jobs):
+            decides.append([[list(job.beside), asdict(job.layer) if job.layer else None] for job in self.jobs])
         if self.recipe.post:
             decides.append([[[step.name, step.scope, dict(step.parameters)] for step in j.post] for j in self.jobs])
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -126,7 +126,7 @@ class Group:
 
 def _stream(work: Work, jobs: list[int]) -> Stream:
     plan, method = work.plan, work.plan.method
-    described = [_described(plan, number) for number in jobs]
+    described = [stream_job(plan, number) for number in jobs]
     torch_form = any(_in_torch(work, number) for number in jobs)
     if torch_form or method.streamed is None:
         stream: Stream = Reference(method, described, work.device)
@@ -187,7 +187,7 @@ def _row(plan: Plan, number: int) -> int:
     return max(shape[-1], 1) if plan.method.by_row and shape else 1
 
 
-def _described(plan: Plan, number: int) -> StreamJob:
+def stream_job(plan: Plan, number: int) -> StreamJob:
     """The job as its stream sees it; parameters under the names that the method's function has."""
     job = plan.jobs[number]
     bound = {("lambda_" if name == "lambda" else name): value for name, value in job.parameters.items()}

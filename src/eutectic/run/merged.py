@@ -92,6 +92,11 @@ class MergedSource(Source):
             self._groups[jobs[0]] = group
             return group
 
+    @property
+    def sources(self) -> list[Source]:
+        """The inputs of the plan, in its order; recipes within the recipe as live merges."""
+        return self._loader.sources
+
     def identity(self) -> dict[str, Any]:
         return {"label": self.label, "recipe": self.plan.recipe.to_dict(), "fingerprint": self.plan.fingerprint}
 

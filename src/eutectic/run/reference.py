@@ -34,7 +34,6 @@ class Reference(Stream):
         self._jobs = jobs
         self._device = device
         self._local = threading.local()
-        self._keywords = {p.name: p.name if p.name != "lambda" else "lambda_" for p in method.params.values()}
 
     @property
     def affinity(self) -> str:
@@ -59,8 +58,7 @@ class Reference(Stream):
         return stacked[0], stacked[1:] - stacked[0]
 
     def _apply(self, block: Block, job: StreamJob) -> torch.Tensor:
-        given = {keyword: job.parameters[keyword] for keyword in self._keywords.values()}
-        given |= {name: job.parameters[name] for name in ("rng", "scope") if name in job.parameters}
+        given = arguments(self._method, job)
         base, tensors = block.cache["tensors"]
         change = self._changed(block, tensors, given)
         return change if base is None else torch.where(change == 0, base, base + change)
@@ -93,6 +91,13 @@ class Reference(Stream):
         if not hasattr(self._local, "stream"):
             self._local.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         return torch.cuda.stream(self._local.stream)
+
+
+def arguments(method: Method, job: StreamJob) -> dict[str, Any]:
+    """What the method's function is called with, beside the tensors."""
+    keywords = ["lambda_" if name == "lambda" else name for name in method.params]
+    given = {keyword: job.parameters[keyword] for keyword in keywords}
+    return given | {name: job.parameters[name] for name in ("rng", "scope") if name in job.parameters}
 
 
 def _keywords(function: Any) -> list[str]:

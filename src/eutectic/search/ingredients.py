@@ -19,6 +19,8 @@ from eutectic.search.running import RunningMean, RunningSum
 
 # Of each part of the model (its pattern, "" for all that has none) one weight for each ingredient.
 Weights = Mapping[str, Sequence[float]]
+# Of a weight, so that the recipe can be read.
+DIGITS = 6
 
 
 class Pot:
@@ -113,13 +115,7 @@ class Pot:
 
         Raises `RecipeError` (S804) where no tensor has a layer number.
         """
-        found: dict[str, list[str]] = {}
-        for job in self.plan.jobs:
-            if job.action == "merge":
-                found.setdefault(_part_of(job.name) if by == "layer" else "", []).append(job.name)
-        if by == "layer" and found.keys() == {""}:
-            raise RecipeError(Problem("S804", "no tensor has a layer number in its name", "by", "use by='model'"))
-        return {**{part: names for part, names in found.items() if part}, "": found.get("", [])}
+        return parts_of(self.plan, by)
 
     def _planned(self, made: dict[str, Any]) -> Plan:
         return make_plan(recipe.load(made, methods=methods), self._open)
@@ -131,9 +127,26 @@ class Pot:
         return self._opened[key]
 
 
-def _part_of(name: str) -> str:
-    """A filter that finds the layer of a tensor; "" for what stands in none."""
-    place = layer_of(name)
+def parts_of(plan: Plan, by: str) -> dict[str, list[str]]:
+    """The merged tensors of each part that has weights of its own, by its pattern; the last is "", the rest.
+
+    `by` is `layer` or `tensor`; anything else makes one part of all. Raises `RecipeError` (S804) for `layer` where no
+    tensor has a layer number.
+    """
+    found: dict[str, list[str]] = {}
+    for job in plan.jobs:
+        if job.action == "merge":
+            found.setdefault(_part_of(job.name, by), []).append(job.name)
+    if by == "layer" and found.keys() == {""}:
+        raise RecipeError(Problem("S804", "no tensor has a layer number in its name", "by", "learn one for each model"))
+    return {**{part: names for part, names in found.items() if part}, "": found.get("", [])}
+
+
+def _part_of(name: str, by: str) -> str:
+    """A filter that finds the layer of a tensor, or the tensor itself; "" for what has none of its own."""
+    if by == "tensor":
+        return f"/^{re.escape(name)}$/"
+    place = layer_of(name) if by == "layer" else None
     if place is None:
         return ""
     stack, number = place

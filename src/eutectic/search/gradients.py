@@ -1,0 +1,136 @@
+"""A loss's gradient by the weights of a live merge: through its module, then tensor by tensor through the method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from eutectic.checkpoint import Source
+from eutectic.errors import CheckpointError, NumericError, Problem
+from eutectic.evaluate import Settings
+from eutectic.evaluate.loading import Kind
+from eutectic.lazy import LazyModule
+from eutectic.plan import Plan
+from eutectic.run.groups import stream_job
+from eutectic.run.merged import MergedSource
+from eutectic.run.reference import arguments
+from eutectic.search.objectives import Loss
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = LazyModule("torch")
+
+# Methods whose plain torch form is differentiable in `weight`, signs, trims and masks being what they are.
+METHODS = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
+# Name of a stored tensor → ∂L/∂θ.
+Gradient = Mapping[str, Any]
+HALF = ("bfloat16", "float16")
+
+
+def loss_gradient(
+    mixture: Source, losses: Sequence[Loss], kind: Kind, run: Settings, what: str
+) -> tuple[float, Gradient]:
+    """The mean of some losses of a model, and its gradient by every tensor.
+
+    Args:
+        mixture: the model.
+        losses: what is averaged.
+        kind: of the module that they want.
+        run: how to load and run it.
+        what: the data's name and the batch, for messages.
+
+    Raises `NumericError` (E908) for a loss or a gradient that is not finite, `CheckpointError` (E905) where the
+    module has no parameter that the model stores.
+    """
+    total = 0.0
+    with run.loader.module(mixture, kind, device=run.device, dtype=arithmetic(mixture)) as module:
+        with torch.inference_mode(False), torch.enable_grad():
+            module.zero_grad(set_to_none=True)
+            for loss in losses:
+                value = loss(module) / len(losses)
+                total += _finite(value, mixture, what)
+                value.backward()  # type: ignore[no-untyped-call]
+        found = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            stored = mixture.ties.get(name, name)
+            if parameter.grad is not None and stored in mixture.specs:
+                found[stored] = parameter.grad.detach()
+        module.zero_grad(set_to_none=True)
+    if not found:
+        message = "no parameter of the module has the name of a stored tensor"
+        raise CheckpointError(Problem("E905", message, what))
+    return total, found
+
+
+def arithmetic(mixture: Source) -> str | None:
+    """The dtype to run a model in: a loss in half precision would hide small differences. None: as stored."""
+    return "float32" if any(spec.dtype in HALF for spec in mixture.specs.values()) else None
+
+
+def _finite(value: torch.Tensor, mixture: Source, what: str) -> float:
+    if not torch.isfinite(value):
+        message = f"the loss of {what} is {float(value)} with {mixture.label}"
+        raise NumericError(Problem("E908", message, what, "a smaller rate, or look at the models"))
+    return float(value.detach())
+
+
+def weight_gradient(merge: MergedSource, gradient: Gradient) -> dict[str, torch.Tensor]:
+    """∂L/∂w of every merged tensor that has a gradient, `(K,)` in float64, its models in the order of the plan.
+
+    Backwards through the method's plain torch form, in which sign votes, trims and masks are constants: they are steps
+    in the weights, flat almost everywhere. The rounding of the output is passed over. One tensor of every model is in
+    memory at a time.
+    """
+    plan, sources = merge.plan, merge.sources
+    return {
+        job.name: _pulled_back(plan, sources, number, gradient[job.name])
+        for number, job in enumerate(plan.jobs)
+        if job.action == "merge" and job.name in gradient
+    }
+
+
+def _pulled_back(plan: Plan, sources: Sequence[Source], number: int, gradient: torch.Tensor) -> torch.Tensor:
+    wide = getattr(torch, plan.working[number])
+    job = plan.jobs[number]
+    rows = torch.stack([sources[i][name].to(gradient.device, wide) for i, name in job.inputs])
+    tensors = rows[1:] - rows[0] if plan.method.space == "deltas" else rows
+    with torch.enable_grad():
+        weight = torch.tensor(job.parameters["weight"], dtype=torch.float64, requires_grad=True)
+        given = arguments(plan.method, stream_job(plan, number)) | {"weight": list(weight.to(rows.device).unbind())}
+        change = plan.method.function(tensors, **given)
+        change.backward(gradient.reshape(change.shape).to(change.dtype))  # type: ignore[no-untyped-call]
+    assert weight.grad is not None
+    return weight.grad
+
+
+def by_part(plan: Plan, parts: Mapping[str, Sequence[str]], gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Gradients of tensors summed over the parts of a model that share their weights: (parts, models of the recipe).
+
+    Args:
+        plan: of the merge.
+        parts: the names of the tensors of each part; a tensor without gradient adds nothing.
+        gradients: what `weight_gradient` gives.
+    """
+    places = places_of(plan)
+    found = torch.zeros((len(parts), len(places)), dtype=torch.float64)
+    for row, names in enumerate(parts.values()):
+        for name in names:
+            if name in gradients:
+                found[row, places] += gradients[name]
+    return found
+
+
+def places_of(plan: Plan) -> list[int]:
+    """For each model in the method's order its place among the recipe's models."""
+    inputs = plan.inputs[1:] if plan.method.space == "deltas" else plan.inputs
+    return [item.place for item in inputs if item.place is not None]
+
+
+def scratch_bytes(plan: Plan) -> int:
+    """Memory that `weight_gradient` takes at most: stacked models, deltas, and what autograd keeps, of one tensor."""
+    each = 4 * (1 + ("float64" in plan.working))
+    models = len(plan.inputs)
+    largest = max((job.spec.numel for job in plan.jobs if job.action == "merge"), default=0)
+    # An entry and model: two or three copies as they are, two in float64 and two masks; and four sums.
+    return largest * (models * (3 * each + 18) + 32)
