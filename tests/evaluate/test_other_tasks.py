@@ -233,6 +233,25 @@ def test_a_classifier_of_nan(here: Path) -> None:
     assert refusal(lambda: eutectic.evaluate(net, Classification(3))).startswith("E902 loader: must give pairs")
 
 
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ((torch.ones(2, 5), torch.tensor([0, 1])), "batch 2 of 'digits' cannot be run: RuntimeError: mat1 and mat2"),
+        (torch.ones(3, 4), "batch 2 of 'digits' cannot be run: ValueError: too many values to unpack"),
+        ((torch.ones(2, 4), torch.tensor([0, -1])), "batch 2 of 'digits' has the label -1, and the module 3 classes"),
+        ((torch.ones(2, 4), torch.tensor([0, 3])), "batch 2 of 'digits' has the label 3, and the module 3 classes"),
+        ((torch.ones(2, 4), [0, 1, 2]), "batch 2 of 'digits' gives logits of shape (2, 3) for 3 labels"),
+        ((torch.ones(2, 2, 4), torch.tensor([0, 1])), "batch 2 of 'digits' gives logits of shape (2, 2, 3) for 2"),
+        ((torch.ones(2, 4), torch.eye(3)[:2]), "batch 2 of 'digits' has labels of float32 and shape (2, 3)"),
+        ((torch.ones(2, 4), torch.tensor([0.7, 1.2])), "batch 2 of 'digits' has labels of float32 and shape (2,)"),
+    ],
+)
+def test_batches_that_cannot_be_scored(here: Path, batch: Any, said: str) -> None:
+    loader = [(torch.ones(2, 4), torch.tensor([0, 2])), batch]
+    found = refusal(lambda: eutectic.evaluate(torch.nn.Linear(4, 3), Classification(loader, name="digits")))
+    assert found.startswith(f"E904 loader: {said}")
+
+
 def test_functions(here: Path) -> None:
     (here / "mine.py").write_text(
         "import numpy as np\n"
@@ -275,6 +294,20 @@ def test_functions_in_two_folders(here: Path) -> None:
     before = list(sys.path)
     assert [eutectic.evaluate("a", f"f{number}/t.yml").value for number in (1, 2)] == [1.0, 2.0]
     assert sys.path == before
+
+
+def test_a_function_beside_a_dataclass(here: Path) -> None:
+    """Which looks its own module up while it is imported."""
+    (here / "mine.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Pair:\n    left: int = 1\n    right: int = 2\n"
+        "def f(source):\n    return Pair().left + Pair().right\n"
+    )
+    before = dict(sys.modules)
+    assert eutectic.evaluate("a", "call:mine:f").value == 3
+    assert "mine" not in sys.modules.keys() - before.keys()
 
 
 def test_a_task_of_ones_own(here: Path) -> None:

@@ -156,6 +156,12 @@ def test_data_that_are_wrong(task: str, content: bytes | None, wanted: str) -> N
     assert wanted in said(lambda: eutectic.evaluate("a", task, cache=False))
 
 
+def test_a_file_of_a_similar_name_is_suggested() -> None:
+    Path("dev.jsonl").write_text('{"text": "w5"}\n')
+    assert said(lambda: eutectic.evaluate("a", "perplexity:dve.jsonl")).endswith("did you mean 'dev.jsonl'?")
+    assert "own folder" in said(lambda: eutectic.evaluate("a", "perplexity:nowhere/dev.jsonl"))
+
+
 def test_many_wrong_lines_are_counted() -> None:
     Path("d.jsonl").write_text("3\n" * 50)
     problems = said(lambda: eutectic.evaluate("a", "choice:d.jsonl", cache=False)).splitlines()

@@ -115,7 +115,15 @@ def _imported(module: str, path: str) -> Any:
     if spec is None or spec.loader is None:
         return import_module(module)
     made = module_from_spec(spec)
-    spec.loader.exec_module(made)
+    other = sys.modules.get(module)
+    # A dataclass, for one, looks its module up while it is made.
+    sys.modules[module] = made
+    try:
+        spec.loader.exec_module(made)
+    finally:
+        del sys.modules[module]
+        if other is not None:
+            sys.modules[module] = other
     return made
 
 

@@ -84,18 +84,47 @@ class Classification(Checked):
         one = next(iter(model.parameters()), None)
         device = one.device if one is not None else torch.device(run.device)
         logits, labels, count = [], [], 0
-        for inputs, wanted in self.loader:
-            positional, named = _arguments(inputs)
-            moved = [_to(value, device) for value in positional]
-            found = model(*moved, **{key: _to(value, device) for key, value in named.items()})
-            logits.append(getattr(found, "logits", found).double().cpu().numpy())
-            labels.append(np.asarray(wanted, np.int64).reshape(-1))
-            count += len(labels[-1])
+        for number, pair in enumerate(self.loader, 1):
+            found, wanted = self._answers(model, device, pair, number)
+            logits.append(found)
+            labels.append(wanted)
+            count += len(wanted)
             if run.limit is not None and count >= run.limit:
                 break
         if not count:
             raise RecipeError(Problem("E904", f"the loader of {self.name!r} gives no item", "loader"))
         return np.concatenate(logits)[: run.limit], np.concatenate(labels)[: run.limit]
+
+    def _answers(
+        self, model: torch.nn.Module, device: torch.device, pair: Any, number: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Logits and labels of one batch. Raises `RecipeError` (E904) for what gives no logit a class and label."""
+        try:
+            inputs, given = pair
+            positional, named = _arguments(inputs)
+            moved = [_to(value, device) for value in positional]
+            found = model(*moved, **{key: _to(value, device) for key, value in named.items()})
+            logits = getattr(found, "logits", found).double().cpu().numpy()
+            labels = np.asarray(given.cpu() if isinstance(given, torch.Tensor) else given)
+        except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            said = " ".join(str(error).split())
+            raise self._wrong(number, f"cannot be run: {type(error).__name__}: {said}") from error
+        if labels.dtype.kind not in "iu" or labels.ndim != 1:
+            raise self._wrong(
+                number, f"has labels of {labels.dtype} and shape {labels.shape}, not one whole number each"
+            )
+        if logits.ndim != 2 or len(logits) != len(labels):
+            raise self._wrong(
+                number, f"gives logits of shape {logits.shape} for {len(labels)} labels, not one row each"
+            )
+        strange = labels[(labels < 0) | (labels >= logits.shape[1])]
+        if len(strange):
+            raise self._wrong(number, f"has the label {strange[0]}, and the module {logits.shape[1]} classes")
+        return logits, labels.astype(np.int64)
+
+    def _wrong(self, number: int, message: str) -> RecipeError:
+        hint = "a batch is a pair of inputs and class numbers from 0, and the module gives one logit a class"
+        return RecipeError(Problem("E904", f"batch {number} of {self.name!r} {message}", "loader", hint))
 
 
 def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.float64], bins: int) -> float:

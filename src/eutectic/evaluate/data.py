@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from eutectic.errors import Problem, RecipeError
+from eutectic.errors import Problem, RecipeError, did_you_mean
 from eutectic.evaluate.content import digest_of_bytes
 from eutectic.evaluate.options import Checked, option
 from eutectic.recipe.located import shown
 
 # Told of one file; the rest is counted.
 _TOLD = 10
+_STARTS = "a task file's paths start from its own folder; on the command line from the current one"
 Row = dict[str, Any]
 
 
@@ -32,7 +33,7 @@ class DataTask(Checked):
             with open(os.path.expanduser(self.data), "rb") as file:
                 return file.read()
         except OSError as error:
-            hint = "a task file's paths start from its own folder; on the command line from the current one"
+            hint = near_file(self.data) or _STARTS
             raise RecipeError(
                 Problem("E903", f"the data cannot be read: {error.strerror}", "data", hint, self.data)
             ) from error
@@ -80,6 +81,15 @@ class DataTask(Checked):
         if problems:
             raise RecipeError(problems)
         return found
+
+
+def near_file(path: str) -> str:
+    """A hint at a file of a similar name in the same folder, or nothing."""
+    folder, name = os.path.split(os.path.expanduser(path))
+    try:
+        return did_you_mean(name, os.listdir(folder or os.curdir))
+    except OSError:
+        return ""
 
 
 def _object(line: str) -> Row:

@@ -10,6 +10,7 @@ from typing import Any
 
 from eutectic.errors import Problem, RecipeError, did_you_mean
 from eutectic.evaluate import options
+from eutectic.evaluate.data import near_file
 from eutectic.evaluate.model import Task
 from eutectic.recipe.compose import compose
 from eutectic.recipe.located import Document, Faults, Node, Place, shown
@@ -64,9 +65,8 @@ def _content(path: str) -> str:
             return file.read(_MOST + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
-        folder, name = os.path.split(path)
-        near = did_you_mean(name, os.listdir(folder or os.curdir)) if os.path.isdir(folder or os.curdir) else ""
-        raise RecipeError(Problem("E901", f"the task cannot be read: {reason}", hint=near, file=path)) from error
+        problem = Problem("E901", f"the task cannot be read: {reason}", hint=near_file(path), file=path)
+        raise RecipeError(problem) from error
 
 
 def _class(kind: str) -> Any:
