@@ -19,7 +19,7 @@ import eutectic
 from eutectic.api import Watch
 from eutectic.checkpoint import Source
 from eutectic.errors import EutecticError, NumericError, OutputError, RecipeError
-from eutectic.evaluate import Call, Classification, Loader, Settings, Task
+from eutectic.evaluate import Call, Classification, Loader, Perplexity, Settings, Task
 from eutectic.search import Choice
 from eutectic.search.learned import learn
 from eutectic.search.soup import SoupOptions
@@ -131,6 +131,32 @@ def test_held_out_data_have_no_say(fine_tunes: Models, task: Classification, set
     assert with_test.held_out["test"].keys() == {"soup", "best", "uniform"}
     merged = eutectic.merged(with_test.recipe)
     assert with_test.held_out["test"]["soup"].value == eutectic.evaluate(merged, test, module=Net, cache=False).value
+
+
+def test_held_out_data_of_one_name_are_all_measured(
+    fine_tunes: Models, task: Classification, settings: Settings
+) -> None:
+    tests = [Classification(items(seed, 48), name="test") for seed in (8, 9)]
+    found = soup_of(fine_tunes, task, settings=settings, held_out=tests).held_out
+    one, other = (soup_of(fine_tunes, task, settings=settings, held_out=[test]).held_out["test"] for test in tests)
+    assert {name: scores["soup"].value for name, scores in found.items()} == {
+        "test": one["soup"].value,
+        "test#2": other["soup"].value,
+    }
+    assert one["soup"].value != other["soup"].value and found["test#2"]["best"].task == "test#2"
+
+
+def test_data_that_choose_cannot_be_held_out(fine_tunes: Models, tmp_path: Path) -> None:
+    loader = items(7, 96)
+    again = Classification(loader, name="again", metric="cross_entropy")
+    with pytest.raises(RecipeError, match="S802 held_out: again has the data of dev, by which is chosen"):
+        soup_of(fine_tunes, Classification(loader, name="dev"), settings=Settings(loader=Loader(Net)), held_out=[again])
+    models = [tiny_llama(tmp_path / str(seed), seed=seed, layers=1) for seed in (1, 2)]
+    for name in ("dev", "copy"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "w5 w6 w7"}\n{"text": "w8 w9"}\n')
+    dev, copy = (Perplexity(str(tmp_path / f"{name}.jsonl"), block=16) for name in ("dev", "copy"))
+    with pytest.raises(RecipeError, match="S802 held_out: copy has the data of dev"):
+        soup_of(models, dev, held_out=[copy])
 
 
 @pytest.mark.parametrize("by", ["model", "layer"])

@@ -11,7 +11,8 @@ CODES: dict[str, tuple[str, str]] = {
     "S802": (
         "an option of a soup cannot be",
         "`method` is `uniform`, `greedy`, `pruned` or `learned`; all but `uniform` need a task to choose by. `by`, "
-        "`epochs` and `rate` are for `learned`, `tie_break` for `greedy` and `pruned`.",
+        "`epochs` and `rate` are for `learned`, `tie_break` for `greedy` and `pruned`. Data that the soup is chosen by "
+        "cannot be held out: what was chosen on them scores well on them by luck too.",
     ),
     "S803": (
         "the task has no such metric",

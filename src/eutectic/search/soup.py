@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
 from eutectic.errors import Problem, RecipeError, did_you_mean
 from eutectic.evaluate import Difference, Score, Task, paired
+from eutectic.plan.inputs import unique_labels
 from eutectic.search.ingredients import Pot, Weights
 from eutectic.search.learned import learn, losses_of
 from eutectic.search.scoring import Scorer
@@ -167,8 +168,8 @@ def choose(
         scorer: measures mixtures.
         on_step: called with each mixture as it is scored.
 
-    Raises `RecipeError`: S802 for a choice without a task, S803 for a tie-break that the task does not measure, S804
-    for a task that has no gradient; and what evaluation raises.
+    Raises `RecipeError`: S802 for a choice without a task and for data that are held out and chosen by, S803 for a
+    tie-break that the task does not measure, S804 for a task that has no gradient; and what evaluation raises.
     """
     tasks = [*([task] if task is not None else []), *held_out]
     if task is None and options.method != "uniform":
@@ -176,6 +177,8 @@ def choose(
     everyone = list(range(len(pot.models)))
     if tasks:
         scorer.check([*map(pot.alone, everyone), pot.mix(everyone)], tasks)
+    if task is not None:
+        _refuse_leaks(task, held_out)
     tasting = _Tasting(pot, options, task, scorer, on_step)
     chosen, weights, score = everyone, None, None
     if task is not None:
@@ -206,6 +209,23 @@ def choose(
     )
 
 
+def _refuse_leaks(task: Task, held_out: Sequence[Task]) -> None:
+    """Raises `RecipeError` (S802) for tasks on the data that the soup is chosen by, whatever they measure there."""
+    problems = [
+        Problem("S802", f"{other.name} has the data of {task.name}, by which is chosen", "held_out", "name other data")
+        for other in held_out
+        if _data_of(other) == _data_of(task)
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
+def _data_of(task: Task) -> Any:
+    """What tells a task's data from others': their digest, the loader itself, or the task itself."""
+    known = task.identity()
+    return id(getattr(task, "loader", task)) if known is None else known.get("data", known)
+
+
 def _compared(
     pot: Pot, scorer: Scorer, tasks: Sequence[Task], chosen: list[int], weights: Weights | None, best: int | None
 ) -> dict[str, dict[str, Score]]:
@@ -213,9 +233,13 @@ def _compared(
     models = {"soup": pot.mix(chosen, weights), "uniform": pot.mix(range(len(pot.models)))}
     if best is not None:
         models["best"] = pot.alone(best)
-    scores = {name: {task.name: scorer(model, task) for task in tasks} for name, model in models.items()}
+    labels = unique_labels(task.name for task in tasks)
+    scores = {
+        name: {label: replace(scorer(model, task), task=label) for label, task in zip(labels, tasks, strict=True)}
+        for name, model in models.items()
+    }
     order = [name for name in ("soup", "best", "uniform") if name in scores]
-    return {task.name: {name: scores[name][task.name] for name in order} for task in tasks}
+    return {label: {name: scores[name][label] for name in order} for label in labels}
 
 
 class _Tasting:
