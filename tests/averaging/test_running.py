@@ -335,6 +335,16 @@ def test_all_arguments_are_told_at_once():
     assert [problem.where for problem in refused.value.problems] == ["model", "decay", "start", "period", "buffers"]
 
 
+@pytest.mark.parametrize(
+    ("mark", "by"), [("ds_id", "DeepSpeed ZeRO-3"), ("placements", "DTensor"), ("_is_fsdp_managed_module", "FSDP")]
+)
+def test_a_sharded_model_is_refused(mark, by):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    setattr(model[1] if by == "FSDP" else model[1].weight, mark, True)
+    with pytest.raises(RecipeError, match=f"T707 model: is sharded by {by}: .* `eutectic average`"):
+        WeightAverage(model)
+
+
 def test_before_the_first_collection():
     average = WeightAverage(nn.Linear(1, 1), start=10)
     average.step()

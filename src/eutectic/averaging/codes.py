@@ -36,6 +36,13 @@ CODES: dict[str, tuple[str, str]] = {
         "their average. Switch it off: at the end the model gets the average. An average that starts after the last "
         "step would never be one.",
     ),
+    "T707": (
+        "the model is sharded over several processes",
+        "Under ZeRO-3, FSDP and tensor parallelism no process holds all of a parameter, and what one holds changes "
+        "while the model computes: under ZeRO-3 it is nothing between steps, under FSDP2 a shard before a forward pass "
+        "and all of it after. Have the trainer write whole checkpoints (DeepSpeed's `zero_to_fp32.py`, a full state "
+        "dict of FSDP), and average those with `eutectic average`. ZeRO-1 and 2 leave parameters whole.",
+    ),
     "T711": (
         "not enough checkpoints to average",
         "An average needs two checkpoints or more. A pattern such as `run/checkpoint-*` stands for all that it "

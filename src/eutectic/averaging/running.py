@@ -54,7 +54,7 @@ class WeightAverage:
         dtype: float64 to keep wider sums than by default.
         device: where the average is kept, such as `cpu` to save memory on a GPU; by default beside each tensor.
 
-    Raises `RecipeError` (T701) for arguments that cannot be.
+    Raises `RecipeError`: T701 for arguments that cannot be, T707 for a model that is sharded over several processes.
     """
 
     def __init__(
@@ -315,11 +315,23 @@ def _compare(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], whose: s
         raise RecipeError(Problem("T702", message, hint=hint))
 
 
+def _sharded_by(model: nn.Module) -> str | None:
+    """What has divided the model's parameters among processes, by the marks that it leaves on them."""
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return "DeepSpeed ZeRO-3"
+    if any(hasattr(module, "_is_fsdp_managed_module") for module in model.modules()):
+        return "FSDP"
+    return "DTensor" if any(hasattr(parameter, "placements") for parameter in model.parameters()) else None
+
+
 def _check(model: Any, decay: float | None, start: int, period: int, buffers: str, dtype: torch.dtype | None) -> None:
-    """Raises `RecipeError` (T701) with every argument that cannot be."""
+    """Raises `RecipeError` (T701, T707) with every argument that cannot be."""
     problems = []
     if not isinstance(model, torch.nn.Module):
         problems.append(Problem("T701", f"must be a torch module, not a {type(model).__name__}", "model"))
+    elif by := _sharded_by(model):
+        hint = "average its checkpoints with `eutectic average`"
+        problems.append(Problem("T707", f"is sharded by {by}: no process holds all values to average", "model", hint))
     if decay is not None and (isinstance(decay, bool) or not isinstance(decay, Real) or not 0 < decay < 1):
         hint = "" if decay != 1 else "leave it out for equal weights"
         problems.append(Problem("T701", f"must lie between 0 and 1, both excluded, not {decay!r}", "decay", hint))
