@@ -21,7 +21,7 @@ def _data(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "choice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
 
 
-SHORT = ("--task", "task.yml", "--points", 3, "--refine", 0)
+SHORT = ("--eval", "task.yml", "--points", 3, "--refine", 0)
 
 
 def test_a_table(run: Run) -> None:

@@ -36,7 +36,7 @@ def test_a_table(run: Run) -> None:
 
 
 def test_one_model_has_no_differences(run: Run) -> None:
-    lines = run("evaluate", "a", "--task", "task.yml").stdout.splitlines()
+    lines = run("evaluate", "a", "--eval", "task.yml").stdout.splitlines()
     assert "less the best" not in lines[1] and lines[2].split()[0] == "a"
 
 

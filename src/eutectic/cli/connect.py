@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eutectic.cli import options, screen
+from eutectic.cli import options, scoring, screen
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +23,8 @@ def connect(
     task: Annotated[
         list[str],
         typer.Option(
+            "--task",
+            "--eval",
             help="A task file, or KIND:DATA, as perplexity:text.txt. Repeatable: training data and held-out data.",
             metavar="TASK",
         ),
@@ -35,19 +37,16 @@ def connect(
     ] = None,
     html: Annotated[str | None, typer.Option(help="Write the whole report, with plots.", metavar="FILE")] = None,
     device: options.Device = "cpu",
-    batch: Annotated[int, typer.Option(min=1, help="Items a forward pass.")] = 8,
-    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.", show_default="all")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the items of --limit.")] = 0,
-    cache: Annotated[
-        str | None, typer.Option(help="Where scores are kept.", metavar="DIR", show_default="~/.cache/eutectic/scores")
-    ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure anew, and keep nothing.")] = False,
+    batch: scoring.Batch = 8,
+    limit: scoring.Limit = None,
+    seed: scoring.Seed = 0,
+    cache: scoring.Cache = None,
+    no_cache: scoring.NoCache = False,
     json: options.Json = False,
 ) -> None:
     """Measure loss and error on the straight lines between models: is there a barrier?"""
     with screen.refusals(json):
         from eutectic import api
-        from eutectic.evaluate import Settings
 
         if html is not None:
             api.check_report_place(html)
@@ -59,8 +58,8 @@ def connect(
                 refine=refine,
                 layerwise=layerwise,
                 plane=plane,
-                settings=Settings(device=device, batch=batch, limit=limit, seed=seed),
-                cache=False if no_cache else cache or True,
+                settings=scoring.settings(device, batch, limit, seed),
+                cache=scoring.kept(cache, no_cache),
                 tell=tell,
             )
         if html is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eutectic.cli import options, screen
+from eutectic.cli import options, scoring, screen
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,16 +23,19 @@ def evaluate(
     ],
     task: Annotated[
         list[str],
-        typer.Option(help="A task file, or KIND:DATA, as perplexity:text.txt. Repeatable.", metavar="TASK"),
+        typer.Option(
+            "--task",
+            "--eval",
+            help="A task file, or KIND:DATA, as perplexity:text.txt. Repeatable.",
+            metavar="TASK",
+        ),
     ],
     device: options.Device = "cpu",
-    batch: Annotated[int, typer.Option(min=1, help="Items a forward pass.")] = 8,
-    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.", show_default="all")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the items of --limit, and the resamples.")] = 0,
-    cache: Annotated[
-        str | None, typer.Option(help="Where scores are kept.", metavar="DIR", show_default="~/.cache/eutectic/scores")
-    ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure anew, and keep nothing.")] = False,
+    batch: scoring.Batch = 8,
+    limit: scoring.Limit = None,
+    seed: scoring.Seed = 0,
+    cache: scoring.Cache = None,
+    no_cache: scoring.NoCache = False,
     json: options.Json = False,
 ) -> None:
     """Score models, and merges that are never written: perplexity, choices, answers, similarity, your own functions."""
@@ -43,7 +46,7 @@ def evaluate(
         with _progress(len(models) * len(task), quiet=json) as told:
             run = Settings(device=device, batch=batch, limit=limit, seed=seed, tell=told.done)
             found = api.evaluate_models(
-                models, task, settings=run, cache=False if no_cache else cache or True, on_start=told.start
+                models, task, settings=run, cache=scoring.kept(cache, no_cache), on_start=told.start
             )
         if json:
             screen.print_json(found.as_json())
