@@ -142,6 +142,23 @@ def test_a_question_without_words_begins_as_a_text_does(here: Path) -> None:
     assert found.details["nll"] == pytest.approx(-logs[1], rel=1e-6)
 
 
+def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_its_beginning(here: Path) -> None:
+    tasks = (Perplexity("text.jsonl", block=16), Choice("choice.jsonl"), ExactMatch("match.jsonl", max_new_tokens=3))
+    before = [score("a", task) for task in tasks]
+    path = here / "a" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    ends = {name: {"id": name, "ids": [number], "tokens": [name]} for number, name in ((1, "<s>"), (2, "</s>"))}
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    for closing in ([], [{"SpecialToken": {"id": "</s>", "type_id": 0}}]):
+        processor = {"type": "TemplateProcessing", "single": single + closing, "pair": [], "special_tokens": ends}
+        path.write_text(json.dumps(tokenizer | {"post_processor": processor}))
+        if not closing:
+            begun = [score("a", task) for task in tasks]
+    ended = [score("a", task) for task in tasks]
+    assert [one.value for one in ended] == [one.value for one in begun]
+    assert ended[0].items.tolist() == before[0].items.tolist()  # which began with <s> anyway
+
+
 def test_exact_match(here: Path) -> None:
     model = loaded("a")
     rows = [json.loads(line) for line in (here / "match.jsonl").read_text().splitlines()]

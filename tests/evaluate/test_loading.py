@@ -245,6 +245,16 @@ def test_nan_is_named(here: Path, task: str) -> None:
     assert said.startswith(f"E908 {name}: item 1 scores nan with model 'a'")
 
 
+def test_nan_after_some_prompts_alone(here: Path) -> None:
+    """The first token of the vocabulary, taken for ever, would be an answer, and a wrong one."""
+    state = dict(eutectic.open("a"))
+    state["model.embed_tokens.weight"][90] = torch.nan
+    write_safetensors(here / "a" / "model.safetensors", state)
+    (here / "match.jsonl").write_text('{"prompt": "w5 w6", "answer": "w7"}\n{"prompt": "w5 w90", "answer": "w7"}\n')
+    said = refusal(lambda: eutectic.evaluate("a", ExactMatch("match.jsonl", max_new_tokens=1), cache=False))
+    assert said.startswith("E908 match: item 2 scores nan with model 'a'")
+
+
 def test_a_module_of_ones_own(here: Path) -> None:
     torch.manual_seed(0)
     nets = [torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3)) for _ in "ab"]

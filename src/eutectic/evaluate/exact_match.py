@@ -72,17 +72,20 @@ class ExactMatch(DataTask):
         padding = language.tokenizer.pad_token_id
         padding = padding if padding is not None else end if end is not None else 0
         with run.loader.module(source, "causal", device=run.device, dtype=self.dtype) as model:
-            # A model of NaN writes the first token of its vocabulary for ever, and that is no answer.
+            # A model of NaN is known by its first token, before long work.
             first = model(input_ids=prompts_tensor(prompts[0], model), use_cache=False).logits[0, -1].float()
             refuse_nonfinite(self, source, [float(first.sum())], numbers)
             stops = sorted({*ends_of(source, model), *([] if end is None else [end])})
             made = continuations(model, prompts, self.max_new_tokens, run, stops, padding)
         right = []
         for number, tokens in zip(numbers, made, strict=True):
+            if tokens is None:
+                right.append(np.nan)
+                continue
             text = self._cut(language.tokenizer.decode(tokens, skip_special_tokens=True))
             answers = {self._normal(answer) for answer in self.prompts[number]["answers"]}
             right.append(float(self._normal(text) in answers))
-        details = {"tokens": float(np.mean([len(tokens) for tokens in made]))}
+        details = {"tokens": float(np.mean([len(tokens or []) for tokens in made]))}
         return score_of(self, source, run, right, details=details, numbers=numbers)
 
     def _tokens(self, language: Language, numbers: list[int]) -> list[list[int]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,8 +43,11 @@ class Language:
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.limit: int | None = next((found for key in _POSITIONS if (found := getattr(config, key, None))), None)
         self._vocabulary: int | None = getattr(config, "vocab_size", None)
-        # What the tokenizer itself puts before a text: <s> for most, nothing for some.
-        self.opening: list[int] = list(self.tokenizer("")["input_ids"])
+        # What the tokenizer itself puts before a text: <s> for most, nothing for some. What it puts behind (</s>, for
+        # a few) would say that there is no text.
+        probe = self.tokenizer("a", return_special_tokens_mask=True)
+        marked = zip(probe["input_ids"], probe["special_tokens_mask"], strict=True)
+        self.opening: list[int] = [token for token, _ in takewhile(itemgetter(1), marked)]
         start = self.tokenizer.bos_token_id
         start = self.tokenizer.eos_token_id if start is None else start
         # What the first token of a text is predicted from.
@@ -96,13 +101,13 @@ def log_likelihoods(
 
 def continuations(
     model: Any, prompts: Sequence[Sequence[int]], most: int, run: Settings, stops: Sequence[int], padding: int
-) -> list[list[int]]:
-    """Greedy continuations of at most `most` tokens, each ended before the first of `stops`.
+) -> list[list[int] | None]:
+    """Greedy continuations of at most `most` tokens, each ended before the first of `stops`; None where logits are NaN.
 
     Prompts of like lengths go together, padded on the left and masked.
     """
     device = _device(model)
-    found: list[list[int]] = [[] for _ in prompts]
+    found: list[list[int] | None] = [None for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     greedy = transformers_module().GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=most, pad_token_id=padding, eos_token_id=list(stops) or None
@@ -115,15 +120,31 @@ def continuations(
         for place, i in enumerate(chosen):
             tokens[place, longest - len(prompts[i]) :] = torch.tensor(list(prompts[i]))
             mask[place, longest - len(prompts[i]) :] = 1
+        watch = _Watch()
         made = model.generate(
-            input_ids=tokens.to(device), attention_mask=mask.to(device), generation_config=greedy
+            input_ids=tokens.to(device),
+            attention_mask=mask.to(device),
+            generation_config=greedy,
+            logits_processor=[watch],
         ).tolist()
+        lost = torch.stack(watch.lost).cpu()
         for place, i in enumerate(chosen):
             own = made[place][longest:]
             end = next((n for n, token in enumerate(own) if token in stops), len(own))
-            found[i] = own[:end]
+            found[i] = None if bool(lost[: end + 1, place].any()) else own[:end]
         run.tell(len(chosen) / len(order))
     return found
+
+
+class _Watch:
+    """Notes for each step of a generation which rows have logits of which no largest can be taken."""
+
+    def __init__(self) -> None:
+        self.lost: list[torch.Tensor] = []
+
+    def __call__(self, _tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        self.lost.append((logits.isnan() | logits.isposinf()).any(-1))
+        return logits
 
 
 def _device(model: torch.nn.Module) -> torch.device:
