@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from eutectic import averaging as averaging
     from eutectic import connectivity as connectivity
     from eutectic import methods as methods
+    from eutectic import statistics as statistics
     from eutectic.api import Comparison as Comparison
+    from eutectic.api import Learned as Learned
     from eutectic.api import Merge as Merge
     from eutectic.api import Options as Options
     from eutectic.api import Soup as Soup
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from eutectic.api import connect as connect
     from eutectic.api import evaluate as evaluate
     from eutectic.api import explain as explain
+    from eutectic.api import learn as learn
     from eutectic.api import merge as merge
     from eutectic.api import merged as merged
     from eutectic.api import open_model as open  # noqa: F401 (the public name)
@@ -61,6 +64,7 @@ _PLACES = {
     "merged": "eutectic.api:merged",
     "soup": "eutectic.api:soup",
     "tune": "eutectic.api:tune",
+    "learn": "eutectic.api:learn",
     "plan": "eutectic.api:plan",
     "plan_sweep": "eutectic.api:plan_sweep",
     "sweep": "eutectic.api:sweep",
@@ -72,6 +76,7 @@ _PLACES = {
     "connect": "eutectic.api:connect",
     "explain": "eutectic.api:explain",
     "Comparison": "eutectic.api:Comparison",
+    "Learned": "eutectic.api:Learned",
     "Merge": "eutectic.api:Merge",
     "Soup": "eutectic.api:Soup",
     "Tuned": "eutectic.api:Tuned",
@@ -82,7 +87,7 @@ _PLACES = {
     "EutecticError": "eutectic.errors:EutecticError",
 }
 # Subpackages that are used by name.
-_ROOMS = ("averaging", "connectivity", "methods")
+_ROOMS = ("averaging", "connectivity", "methods", "statistics")
 __all__ = [*_PLACES, *_ROOMS]
 
 

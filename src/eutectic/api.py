@@ -1,4 +1,4 @@
-"""The doors: merge, average, plan, open, merged, verify, compare, evaluate, connect, cite, explain.
+"""The doors: merge, average, learn, plan, open, merged, verify, compare, evaluate, connect, cite, explain.
 
 The one place where the layers are joined.
 """
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from eutectic.choosing import Soup as Soup
     from eutectic.choosing import Tuned as Tuned
     from eutectic.choosing import Watch as Watch
+    from eutectic.choosing import learn as learn
     from eutectic.choosing import soup as soup
     from eutectic.choosing import tune as tune
     from eutectic.codes import CODES as CODES
@@ -55,14 +56,17 @@ if TYPE_CHECKING:
     from eutectic.report.pages import method_page as method_page
     from eutectic.report.pages import step_named as step_named
     from eutectic.report.pages import step_page as step_page
+    from eutectic.report.search_html import write_learning_report as write_learning_report
     from eutectic.report.search_html import write_soup_report as write_soup_report
     from eutectic.report.search_html import write_tuning_report as write_tuning_report
     from eutectic.report.verify import Verification as Verification
+    from eutectic.search import Learned as Learned
+    from eutectic.statistics import collect as collect
 
 # Doors to rooms that a merge does not enter: opened at first use, so that a merge starts sooner.
 _ROOMS = {
     "eutectic.adviser": ("Comparison", "compare"),
-    "eutectic.choosing": ("Soup", "Tuned", "Watch", "soup", "tune"),
+    "eutectic.choosing": ("Soup", "Tuned", "Watch", "learn", "soup", "tune"),
     "eutectic.codes": ("CODES",),
     "eutectic.connectivity": ("Connection", "connect"),
     "eutectic.evaluate": ("Evaluation", "Score", "evaluate", "evaluate_models"),
@@ -71,8 +75,10 @@ _ROOMS = {
     "eutectic.report.connect_html": ("write_connection",),
     "eutectic.report.html": ("check_report_place",),
     "eutectic.report.pages": ("example", "first_line", "method_named", "method_page", "step_named", "step_page"),
-    "eutectic.report.search_html": ("write_soup_report", "write_tuning_report"),
+    "eutectic.report.search_html": ("write_learning_report", "write_soup_report", "write_tuning_report"),
+    "eutectic.search": ("Learned",),
     "eutectic.report.verify": ("Verification",),
+    "eutectic.statistics": ("collect",),
 }
 _DOORS = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -15,8 +15,9 @@ from eutectic.report.verify import CODES as VERIFY
 from eutectic.run.blocks import CODES as BLOCKS
 from eutectic.run.budget import CODES as BUDGET
 from eutectic.search import CODES as SEARCH
+from eutectic.statistics.codes import CODES as STATISTICS
 
 _OF_CHECKPOINTS = {**CHECKPOINT, **TORCHFILE}
 _OF_MERGES = {**RECIPE, **PLAN, **BLOCKS, **BUDGET, **VERIFY}
 _OF_SCORES = {**ADVISER, **EVALUATE, **CONNECTIVITY, **SEARCH, **AVERAGING}
-CODES: dict[str, tuple[str, str]] = {**_OF_MERGES, **_OF_CHECKPOINTS, **_OF_SCORES, **PAGES}
+CODES: dict[str, tuple[str, str]] = {**_OF_MERGES, **_OF_CHECKPOINTS, **_OF_SCORES, **PAGES, **STATISTICS}

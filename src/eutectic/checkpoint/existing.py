@@ -20,14 +20,14 @@ SWEEP = "sweep.json"
 class Existing:
     """What stands at an output's path. Raises `OSError` as the file system does."""
 
-    def __init__(self, path: str, storage: Storage) -> None:
-        self._path, self._storage = path, storage
+    def __init__(self, path: str, storage: Storage, manifest: str = MANIFEST) -> None:
+        self._path, self._storage, self._name = path, storage, manifest
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """Its manifest; empty if there is none that can be read."""
         try:
-            found = json.loads(self._storage.read_bytes(os.path.join(self._path, MANIFEST), 1 << 30))
+            found = json.loads(self._storage.read_bytes(os.path.join(self._path, self._name), 1 << 30))
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
@@ -52,7 +52,7 @@ class Existing:
         Replacing removes the old folder, which must never be somebody's project or a model made elsewhere.
         """
         manifest = self.manifest
-        ours = {MANIFEST, STAMP, *manifest.get("files", {}), *manifest.get("weights", {})} if manifest else set()
+        ours = {self._name, STAMP, *manifest.get("files", {}), *manifest.get("weights", {})} if manifest else set()
         return [name for name in self._files(self._path, "") if name not in ours]
 
     def _files(self, folder: str, prefix: str) -> list[str]:

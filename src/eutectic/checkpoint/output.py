@@ -45,6 +45,7 @@ class Output:
         stamps: identities of the input files now (path, size, time, inode); work from other ones is not resumed, and
             an existing output of other ones is not taken for this merge.
         replace: whether an existing folder may be replaced.
+        manifest: name of the file that says what the folder is, with its `fingerprint`, `files` and `weights`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Output:
         fingerprint: str,
         stamps: Any,
         replace: bool = False,
+        manifest: str = MANIFEST,
         storage: Storage = REAL,
     ) -> None:
         self.path = os.path.realpath(path)
@@ -64,6 +66,7 @@ class Output:
         self._shards, self._tensors = shards, tensors
         self._header = {"fingerprint": fingerprint, "inputs": stamps}
         self._fingerprint, self._replace, self._storage = fingerprint, replace, storage
+        self._manifest = manifest
         self._stamp = hashlib.sha256(json.dumps(stamps, sort_keys=True).encode()).hexdigest().encode() + b"\n"
         self._place = {name: (i, offset) for i, shard in enumerate(shards) for name, offset in shard.offsets.items()}
         self._fds: list[int] = []
@@ -154,7 +157,7 @@ class Output:
         folder = self._storage.is_dir(self.path)
         if folder and not self._storage.listdir(self.path):
             return
-        existing = Existing(self.path, self._storage)
+        existing = Existing(self.path, self._storage, self._manifest)
         if folder and not self._replace and existing.is_merge(self._fingerprint, self._stamp):
             self._remove_unused_work(complete=True)
             raise AlreadyCompleteError
@@ -295,7 +298,7 @@ class Output:
             for name, data in files.items():
                 self._write_beside(name, data)
             self._write_beside(STAMP, self._stamp)
-            self._write_beside(MANIFEST, manifest)
+            self._write_beside(self._manifest, manifest)
             storage.sync_dir(self._data)
             self._appear()
             self._remove_work()

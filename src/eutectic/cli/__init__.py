@@ -13,11 +13,13 @@ import typer
 from eutectic._version import __version__
 from eutectic.cli.average import average
 from eutectic.cli.cite import cite
+from eutectic.cli.collect import collect
 from eutectic.cli.compare import compare
 from eutectic.cli.connect import connect
 from eutectic.cli.evaluate import evaluate
 from eutectic.cli.explain import explain
 from eutectic.cli.inspect import inspect
+from eutectic.cli.learn import learn
 from eutectic.cli.merge import merge
 from eutectic.cli.methods import methods
 from eutectic.cli.plan import plan
@@ -33,8 +35,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (merge, average, soup, sweep, plan, verify, inspect, compare, evaluate, connect, methods, cite, explain):
+for command in (
+    merge,
+    average,
+    soup,
+    sweep,
+    learn,
+    plan,
+    verify,
+    inspect,
+    compare,
+    evaluate,
+    connect,
+    methods,
+    cite,
+    explain,
+):
     app.command()(command)
+app.add_typer(collect, name="collect")
 
 
 def _version(wanted: bool) -> None:

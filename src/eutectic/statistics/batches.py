@@ -1,0 +1,118 @@
+"""One batch, of whatever form: its samples, its padding, and how a module is run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from eutectic.errors import Problem, RecipeError
+from eutectic.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+else:
+    torch = LazyModule("torch")
+
+# Keys of a mapping that say what is right, and are not inputs.
+ANSWERS = ("labels", "targets")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples along the first axis of every tensor.
+
+    Attributes:
+        value: the inputs (a tensor, or a mapping of keyword arguments), or a sequence whose first item they are.
+        size: number of samples.
+        mask: (samples, positions), True where there is no padding; None where nothing is padded.
+    """
+
+    value: Any
+    size: int
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, value: Any, device: torch.device | str | None = None) -> Self:
+        """A batch of a loader, on the device. Raises `RecipeError` (F101) for one without a tensor or a sample."""
+        value = _each(value, lambda tensor: tensor.to(device)) if device is not None else value
+        first = _first(value)
+        if first is None or first.dim() == 0 or not len(first):
+            hint = "batches are tensors, mappings of keyword arguments, or sequences whose first item is one of these"
+            raise RecipeError(Problem("F101", f"a batch holds no sample: {_shown(value)}", "loader", hint))
+        inputs = _inputs(value)
+        mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+        if mask is None or mask.dim() != 2 or bool(mask.all()):
+            return cls(value, len(first), None)
+        return cls(value, len(first), mask.bool())
+
+    def sample(self, number: int) -> Batch:
+        """One sample by itself, its padding cut off. Raises `RecipeError` (F104) for padding within it."""
+        value = _each(self.value, lambda tensor: tensor[number : number + 1], self._has_all)
+        if self.mask is None:
+            return Batch(value, 1, None)
+        width = self.mask.shape[1]
+        kept = self.mask[number].nonzero()[:, 0]
+        if not len(kept):
+            raise RecipeError(Problem("F101", "all positions of a sample are masked", "attention_mask"))
+        low, high = int(kept[0]), int(kept[-1]) + 1
+        if high - low != len(kept):
+            message = "the attention mask of a sample has holes, and the model has layers whose rows it does not fit"
+            raise RecipeError(Problem("F104", message, "attention_mask", "pad at one end of a sample"))
+        cut = _each(value, lambda t: t[:, low:high], lambda t: t.dim() > 1 and t.shape[1] == width)
+        return Batch(cut, 1, None)
+
+    def head(self, count: int) -> Batch:
+        """The first samples, at most `count`."""
+        if self.size <= count:
+            return self
+        mask = None if self.mask is None else self.mask[:count]
+        return Batch(_each(self.value, lambda tensor: tensor[:count], self._has_all), count, mask)
+
+    def run(self, module: nn.Module, **more: Any) -> Any:
+        """What the module makes of it."""
+        if isinstance(self.inputs, Mapping):
+            return module(**{key: item for key, item in self.inputs.items() if key not in ANSWERS}, **more)
+        return module(self.inputs, **more)
+
+    @property
+    def inputs(self) -> Any:
+        """A tensor or a mapping."""
+        return _inputs(self.value)
+
+    def positions(self) -> int:
+        """Positions that are not padding; 0 where samples have none, as far as the batch tells."""
+        if self.mask is not None:
+            return int(self.mask.sum())
+        ids = self.inputs.get("input_ids") if isinstance(self.inputs, Mapping) else None
+        return 0 if ids is None else int(ids.numel())
+
+    def _has_all(self, tensor: Tensor) -> bool:
+        return tensor.dim() > 0 and len(tensor) == self.size
+
+
+def _inputs(value: Any) -> Any:
+    return value[0] if isinstance(value, list | tuple) and len(value) else value
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor], chosen: Callable[[Tensor], bool] = lambda t: True) -> Any:
+    """The batch with its chosen tensors changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value) if chosen(value) else value
+    if isinstance(value, Mapping):
+        return {key: _each(item, change, chosen) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_each(item, change, chosen) for item in value]
+    return value
+
+
+def _first(value: Any) -> Tensor | None:
+    if isinstance(value, torch.Tensor):
+        return value
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return next((found for item in items if (found := _first(item)) is not None), None)
+
+
+def _shown(value: Any) -> str:
+    return f"a {type(value).__name__}" if _first(value) is None else "its first tensor is empty"

@@ -1,0 +1,77 @@
+"""Statistics of a live module over a loader, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from eutectic.checkpoint import MemorySource
+from eutectic.errors import Problem, RecipeError
+from eutectic.statistics.batches import Batch
+from eutectic.statistics.collecting import collect_all
+from eutectic.statistics.inputs import GramCollector, MomentCollector
+from eutectic.statistics.layers import Names, still
+from eutectic.statistics.result import Statistics, result_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def gram(
+    module: nn.Module, loader: Iterable[Any], *, samples: int | None = None, device: str | None = None
+) -> Statistics:
+    """Gram matrices of the inputs of every linear layer and convolution: for RegMean.
+
+    Args:
+        module: any module, where it is; it runs in evaluation mode and is left as it was.
+        loader: batches: tensors, mappings of keyword arguments, or sequences whose first item is one of these. Where an
+            `attention_mask` is 0, positions count nowhere.
+        samples: stop after so many; None: all.
+        device: where batches are moved; None: to the module's first parameter.
+
+    Raises `RecipeError` (F101, F104, F107), and `NumericError` (F102) for NaN or infinity.
+    """
+    return _inputs_of(GramCollector, module, loader, samples, device)
+
+
+def activations(
+    module: nn.Module, loader: Iterable[Any], *, samples: int | None = None, device: str | None = None
+) -> Statistics:
+    """Mean and mean square of every input of every linear layer and convolution. Arguments and errors as for `gram`."""
+    return _inputs_of(MomentCollector, module, loader, samples, device)
+
+
+def _inputs_of(
+    kind: type[GramCollector | MomentCollector],
+    module: nn.Module,
+    loader: Iterable[Any],
+    samples: int | None,
+    device: str | None,
+) -> Statistics:
+    batches, first = _begun(loader, _place(module, device))
+    with still(module):
+        collector = kind(module, Names(module), first)
+        collect_all(collector, batches, _place(module, device), samples)
+    return result_of(collector, MemorySource(type(module).__name__, module), {"seed": 0, "settings": {}})
+
+
+def _place(module: nn.Module, device: str | None) -> Any:
+    if device is not None:
+        return device
+    one = next(module.parameters(), None)
+    return "cpu" if one is None else one.device
+
+
+def _begun(loader: Iterable[Any], device: Any) -> tuple[Iterator[Any], Batch]:
+    """The batches, and the first of them, which a generator gives only once."""
+    batches = iter(loader)
+    try:
+        first = next(batches)
+    except StopIteration:
+        raise RecipeError(Problem("F101", "the loader gave no batch", "loader", "was it used up before?")) from None
+
+    def again() -> Iterator[Any]:
+        yield first
+        yield from batches
+
+    return again(), Batch.of(first, device)

@@ -1,0 +1,90 @@
+"""Local text → sequences of tokens for a causal language model, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from eutectic.errors import Problem, RecipeError
+from eutectic.evaluate.data import DataTask, text_of
+from eutectic.evaluate.language import Language, Row
+from eutectic.evaluate.options import option
+from eutectic.evaluate.perplexity import windows_of
+from eutectic.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = LazyModule("torch")
+
+# Tokens of a sequence where nothing is said, and the model takes as many.
+LENGTH = 512
+# What stands for "no target" among targets, as in cross_entropy.
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Text(DataTask):
+    """Text for a causal language model: a sample is a sequence of at most `length` tokens.
+
+    A `.jsonl` file has one document a line, any other file is one document. Each begins after the tokenizer's own
+    opening (or its BOS or EOS token), and is cut into sequences where it is longer: no token is left out, and each is
+    predicted once, from those before it in its sequence. With `pack` documents follow one another, each with its
+    opening, so that all sequences but the last are full; tokens then see the end of the document before.
+
+    Attributes:
+        data: the file.
+        field: of a `.jsonl` file, the key of the text.
+        length: tokens a sequence; None: 512, or what the model takes if that is less.
+        pack: whether documents are joined.
+    """
+
+    kind: ClassVar[str] = "text"
+    field: str = option("text")
+    length: int | None = option(None, least=2)
+    pack: bool = option(False)
+
+    @cached_property
+    def documents(self) -> list[str]:
+        """The documents, those of white space alone left out. Raises `RecipeError` (E904) for lines that are wrong."""
+        if self.data.lower().endswith((".jsonl", ".json", ".tsv")):
+            found = [row["text"] for row in self.rows(lambda row: {"text": text_of(row, self.field, empty=True)})]
+        else:
+            found = [self.text]
+        found = [text for text in found if text.strip()]
+        if not found:
+            raise RecipeError(Problem("F101", "there is no text in it", "data", file=self.data))
+        return found
+
+    def sequences(self, language: Language) -> list[Row]:
+        """Every sequence, each with the token that is predicted last. Raises `RecipeError` (E907, F101)."""
+        length = min(LENGTH, language.limit or LENGTH) if self.length is None else self.length
+        if language.limit is not None and length > language.limit:
+            message = f"{language.label!r} takes {language.limit} tokens, a sequence is to have {length}"
+            raise RecipeError(Problem("E907", message, "length", f"give {language.limit} or less"))
+        texts = [[*language.start, *language.encode(text)] for text in self.documents]
+        if self.pack:
+            texts = [[token for text in texts for token in text]]
+        first = max(1, len(language.start))
+        found = [row for text in texts if len(text) > first for row in windows_of(text, length, length, first)]
+        if not found:
+            raise RecipeError(Problem("F101", "no document has a token to predict", "data", file=self.data))
+        return found
+
+
+def batches_of(rows: Sequence[Row], size: int) -> Iterator[dict[str, Any]]:
+    """Batches of `size` sequences of like lengths, padded on the right: the inputs, their mask, and the targets."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
+    for at in range(0, len(order), size):
+        chosen = [rows[i] for i in order[at : at + size]]
+        longest = len(chosen[0].tokens) - 1
+        tokens = torch.zeros((len(chosen), longest), dtype=torch.long)
+        mask, targets = torch.zeros_like(tokens), torch.full_like(tokens, IGNORED)
+        for place, row in enumerate(chosen):
+            known = torch.tensor(row.tokens)
+            count = len(known) - 1
+            tokens[place, :count], mask[place, :count] = known[:-1], 1
+            targets[place, row.first - 1 : count] = known[row.first :]
+        yield {"input_ids": tokens, "attention_mask": mask, "targets": targets}
