@@ -1,4 +1,4 @@
-"""The doors that choose a merge by what it scores, and write it if they are told where: soup and tune."""
+"""The doors that choose a merge by what it scores, and write it if they are told where: soup, tune and learn."""
 
 from __future__ import annotations
 
@@ -152,6 +152,78 @@ def tune(
         hint = f"{nearest} fails {', '.join(found.failed[nearest])}; without OUT the table shows all"
         raise RecipeError(Problem("S808", message, "keep", hint))
     return Tuned(found, chosen, _written(chosen, out, options, watch))
+
+
+def learn(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    data: Any,
+    by: str = "task",
+    objective: str = "entropy",
+    steps: int = 500,
+    lr: float = 1e-3,
+    init: float | None = None,
+    clamp: bool = True,
+    held_out: float = 0.2,
+    patience: int = 10,
+    overrides: Sequence[str] = (),
+    settings: Settings | None = None,
+    memory: int | None = None,
+    log: str | os.PathLike[str] | None = None,
+    replace: bool = False,
+    on_step: Callable[[search.LearnStep], None] | None = None,
+) -> search.Learned:
+    """Learns the weights of a recipe by gradient through the merge, and leaves a recipe with the numbers in it.
+
+    AdaMerging (Yang and others, arXiv:2310.02575, §3.2): the mean entropy of the merged model's outputs on data
+    without labels is made small by Adam; with labels, cross-entropy. Methods: linear, task_arithmetic, ties,
+    dare_linear and dare_ties, their trims, votes and masks taken as they are at each step.
+
+    Args:
+        source: the recipe, as for `plan`.
+        out: the recipe to write, a .yml file; None: only return it.
+        data: what to learn from, one or several: the path of a text or .jsonl file, a perplexity task as for
+            `evaluate`, or `Classification` with a loader (labels may be None for entropy). A batch of each goes into
+            every step.
+        by: one weight for each model (`task`), for each model and `layer`, or for each model and `tensor`.
+        objective: `entropy` or `cross-entropy`, in nats.
+        steps: at most (500, the paper's).
+        lr: rate of Adam (0.001, the paper's).
+        init: what weights begin at; None: the recipe's, else 0.3 (the paper's), or one divided by the number of models
+            where the method normalises.
+        clamp: keep weights in [0, 1], as the paper's code does.
+        held_out: share of the data by which the step is chosen; 0: the last step is.
+        patience: looks at the held-out data, one in ten steps, without gain before it stops.
+        overrides: other changes to the recipe.
+        settings: how to run; by default 16 windows a batch, the paper's.
+        memory: bound in bytes on resident memory; what the forward pass keeps comes on top. None: the machine's.
+        log: a file for every step; by default `out` with `.learn.jsonl` for its ending, and none without `out`.
+        replace: write over `out` if it exists.
+        on_step: called with each step.
+
+    The merge is computed at each step as `merge` would, and its gradient goes back through the module and then, tensor
+    by tensor, through the method's plain torch form; one module, its gradient and one tensor of every model are in
+    memory. The same call takes the same steps.
+
+    Differs from the paper: the step is chosen by held-out data, a step takes one batch of each data set (the code
+    takes two), and a weight that reaches a bound can come back. The entropy of next-token distributions and
+    cross-entropy are extensions.
+
+    Raises `RecipeError` (S804, S810, S811, S812), `ResourceError` (M601), `OutputError` (S809, W405), `NumericError`
+    (E908) and what `plan` and `evaluate` raise; all but E908 before a weight is read.
+    """
+    chosen = search.LearnOptions(by, objective, steps, lr, init, clamp, held_out, patience)
+    changes = [overrides] if isinstance(overrides, str) else list(overrides)
+    loaded = recipe.load(source, overrides=changes, methods=methods)
+    if out is not None:
+        search.refuse_file(out, loaded, replace=replace)
+        log = f"{os.path.splitext(os.fspath(out))[0]}.learn.jsonl" if log is None else log
+    given: dict[str, Any] = {"settings": settings, "memory": memory, "log": log, "on_step": on_step}
+    found = search.learn_coefficients(loaded, _open, data, chosen, **given)
+    if out is not None:
+        search.write_recipe(found, out)
+    return found
 
 
 def _checked(options: Options | None, out: str | os.PathLike[str] | None) -> Options:

@@ -1,4 +1,4 @@
-"""Soups and evaluated sweeps as one HTML file: what was tried, what it scored, and what was chosen."""
+"""Soups, evaluated sweeps and learned weights as one HTML file: what was tried, what it scored, what was chosen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from eutectic.evaluate import Difference, Score
 from eutectic.report import html
 from eutectic.report.curves import Point, Series, chart
 from eutectic.report.heatmap import clean
-from eutectic.search import Choice, Tuning
+from eutectic.search import Choice, Learned, Tuning
 from eutectic.search.soup import Step
 
 
@@ -33,6 +33,15 @@ def write_tuning_report(found: Tuning, path: str | os.PathLike[str]) -> None:
     html.write(html.document("Sweep", body, "from live merges"), path)
 
 
+def write_learning_report(learned: Learned, path: str | os.PathLike[str]) -> None:
+    """Writes how weights were learned. Raises `RecipeError` or `OutputError` (A802)."""
+    body = [f'<p class="answer">{clean(learning_in_words(learned))}</p>']
+    body += [f"<figure>{text}</figure>" for text in learning_charts(learned)]
+    body += ["<h2>Weights</h2>", html.table(weights_head(learned), weights_rows(learned)), html.bullets(learned.notes)]
+    body += ["<h2>Looks at the held-out data</h2>", html.table(LOOK_HEAD, look_rows(learned))]
+    html.write(html.document("Learned weights", body, "from live merges"), path)
+
+
 def soup_in_words(choice: Choice) -> str:
     """One sentence: what the soup is made of, and its score."""
     if choice.weights is not None:
@@ -53,6 +62,16 @@ def tuning_in_words(found: Tuning) -> str:
         return f"none of {len(found.choices)} merges keeps {', '.join(found.keep)}"
     score = found.scores[found.best][found.tasks[0]]
     return f"best{condition}: {found.best}, {found.tasks[0]} {score.metric} {number(score.value)}"
+
+
+def learning_in_words(learned: Learned) -> str:
+    """One sentence: from what, how long, and what it brought."""
+    options, looks = learned.options, learned.looks
+    said = f"weights by {options.by}, {options.objective}, step {learned.chosen} of {looks[-1].number}"
+    chosen = next(step for step in looks if step.number == learned.chosen)
+    if chosen.held_out is None or looks[0].held_out is None:
+        return said
+    return f"{said}: held-out {options.objective} {number(looks[0].held_out)} → {number(chosen.held_out)}"
 
 
 STEP_HEAD = ("", "what", "tried", "in it", "score", "95 % interval", "gain", "95 % interval", "taken")
@@ -98,6 +117,49 @@ def tuning_rows(found: Tuning, task: str) -> list[tuple[str, ...]]:
         chosen = "chosen" if label == found.best else ""
         rows.append((label, number(scores[task].value), interval(scores[task]), *base, *kept, chosen))
     return rows
+
+
+LOOK_HEAD = ("step", "training", "held out", "")
+
+
+def look_rows(learned: Learned) -> list[tuple[str, ...]]:
+    """One row for each look at the held-out data."""
+
+    def cell(value: float | None) -> str:
+        return "" if value is None else number(value)
+
+    return [
+        (str(step.number), cell(step.loss), cell(step.held_out), "chosen" if step.number == learned.chosen else "")
+        for step in learned.looks
+    ]
+
+
+def weights_head(learned: Learned) -> tuple[str, ...]:
+    """Heads for `weights_rows`."""
+    return ("part", *learned.models)
+
+
+def weights_rows(learned: Learned) -> list[tuple[str, ...]]:
+    """One row for each part of the model that has weights of its own."""
+    rest = "all" if len(learned.weights) == 1 else "the rest"
+    return [(part or rest, *map(number, own)) for part, own in learned.weights.items()]
+
+
+def learning_charts(learned: Learned) -> list[str]:
+    """The objective by step, and each model's weight, averaged over the parts, by step."""
+    looks = learned.looks
+    training = [Point(float(step.number), step.loss) for step in learned.steps if step.loss is not None]
+    held_out = [Point(float(step.number), step.held_out) for step in looks if step.held_out is not None]
+    series = [Series("training", training), *([Series("held out", held_out)] if held_out else [])]
+    means = []
+    for place, label in enumerate(learned.models):
+        own = [(step.number, [row[place] for row in (step.weights or {}).values()]) for step in looks]
+        means.append(Series(label, [Point(float(at), sum(values) / len(values)) for at, values in own]))
+    what = "weight" if len(learned.weights) == 1 else "mean weight"
+    return [
+        chart(f"{learned.options.objective} by step", series, x="step", y=f"{learned.options.objective}, nats"),
+        chart(f"{what} by step", means, x="step", y=what),
+    ]
 
 
 def soup_chart(choice: Choice) -> str:

@@ -52,4 +52,22 @@ CODES: dict[str, tuple[str, str]] = {
         "Each step of a soup is written to a file as it is taken, `OUT.soup.jsonl` unless `--log` names another. Its "
         "folder must exist and be one that may be written to.",
     ),
+    "S810": (
+        "an option of learning cannot be",
+        "`--learn` is `task`, `layer` or `tensor`, `--objective` is `entropy` or `cross-entropy`. Weights begin at "
+        "those of the recipe or at `--init`, not at both, and within [0, 1] unless `--no-clamp` frees them. Weights "
+        "that are learned as one begin as one.",
+    ),
+    "S811": (
+        "a recipe whose weights cannot be learned",
+        "The gradient goes through linear, task_arithmetic, ties, dare_linear and dare_ties, tensor by tensor, and not "
+        "through steps after the method. A recipe that is to be written names its models by path: what is in memory "
+        "has no name there.",
+    ),
+    "S812": (
+        "data that nothing can be learned from",
+        "Some of the data is held out, to choose the step by, and some must be left to learn from: two batches of a "
+        "loader, two documents or two windows of text at least. A loader gives pairs of inputs and labels; for the "
+        "objective entropy also inputs alone.",
+    ),
 }

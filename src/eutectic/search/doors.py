@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from eutectic import methods, recipe
@@ -15,17 +16,25 @@ from eutectic.checkpoint.storage import Storage
 from eutectic.errors import OutputError, Problem, RecipeError
 from eutectic.evaluate import Loader, Score, Settings, task_of
 from eutectic.evaluate.doors import Kept, cache_of, tasks_of
+from eutectic.evaluate.evaluation import refuse_early
 from eutectic.plan import make_plan
 from eutectic.plan.inputs import Opener
 from eutectic.recipe import Recipe, Variant
 from eutectic.run.merged import MergedSource
-from eutectic.search.ingredients import Pot
+from eutectic.run.refusals import check_device
+from eutectic.search.coefficients import Learned, LearnOptions, LearnStep, learn_weights, refuse_recipe
+from eutectic.search.gradients import refuse_memory
+from eutectic.search.ingredients import Pot, parts_of
 from eutectic.search.keep import constraints_of
 from eutectic.search.log import Log
+from eutectic.search.objectives import MEASURES, kind_of
 from eutectic.search.scoring import Scorer
 from eutectic.search.soup import Choice, SoupOptions, Step, choose
+from eutectic.search.training_data import data_of, training_data
 from eutectic.search.tune import Candidate, Tuning, tune
 
+# Windows, or items of a user's own loader, in a batch of AdaMerging's code.
+PAPERS_BATCH = 16
 OnScore = Callable[[str, str, Score], None]
 
 
@@ -124,6 +133,61 @@ def tune_recipe(
             )
         finally:
             scorer.run.loader.forget()
+
+
+def learn_coefficients(
+    loaded: Recipe,
+    opener: Opener,
+    data: Any,
+    options: LearnOptions,
+    *,
+    settings: Settings | None = None,
+    memory: int | None = None,
+    log: str | os.PathLike[str] | None = None,
+    on_step: Callable[[LearnStep], None] | None = None,
+) -> Learned:
+    """Learns the weights of a recipe.
+
+    Args:
+        loaded: the recipe.
+        opener: opens a model.
+        data: tasks, or one: see `data_of`.
+        options: what is learned, and how.
+        settings: how to evaluate.
+        memory: bound on resident memory, activations not counted; None: that of the machine.
+        log: a file for every step, one JSON object a line.
+        on_step: called with each step.
+
+    Raises `EutecticError`; what can be known before a weight is read, before one is.
+    """
+    refuse_recipe(loaded, options)
+    tasks = data_of(data)
+    kinds = {kind_of(task) for task in tasks}
+    if len(kinds) > 1:
+        message = "text and loaders want different modules, and cannot be learned from together"
+        raise RecipeError(Problem("S810", message, "data", "learn from one kind"))
+    run = _settings(settings, [loaded.base, *(entry.model for entry in loaded.models)])
+    run = run if settings is not None else replace(run, batch=PAPERS_BATCH)
+    plan = make_plan(loaded, opener)
+    try:
+        check_device(run.device)
+        parts = {part: names for part, names in parts_of(plan, options.by).items() if names}
+        merge = MergedSource(plan, "the merge")
+        refuse_early([merge], tasks, run, None)
+        refuse_memory(plan, memory, run.device)
+        measure = MEASURES[options.objective]
+        read = [training_data(task, measure, options.held_out, run, merge) for task in tasks]
+        with Log(log) as written:
+
+            def told(step: LearnStep) -> None:
+                written.write(step.as_json())
+                if on_step is not None:
+                    on_step(step)
+
+            return learn_weights(plan, parts, read, kinds.pop(), options, run, told)
+    finally:
+        run.loader.forget()
+        plan.close()
 
 
 @contextmanager

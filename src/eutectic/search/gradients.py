@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eutectic.checkpoint import Source
-from eutectic.errors import CheckpointError, NumericError, Problem
+from eutectic.errors import CheckpointError, NumericError, Problem, ResourceError
 from eutectic.evaluate import Settings
 from eutectic.evaluate.loading import Kind
 from eutectic.lazy import LazyModule
 from eutectic.plan import Plan
+from eutectic.run.budget import MIB, make_budget
 from eutectic.run.groups import stream_job
 from eutectic.run.merged import MergedSource
 from eutectic.run.reference import arguments
@@ -63,16 +67,28 @@ def loss_gradient(
     return total, found
 
 
+def mean_loss(mixture: Source, losses: Sequence[Any], kind: Kind, run: Settings, what: str) -> float:
+    """The mean loss of a model over all items of some batches (`loss.count` each), without gradient.
+
+    Raises `NumericError` (E908).
+    """
+    with run.loader.module(mixture, kind, device=run.device, dtype=arithmetic(mixture)) as module:
+        found = [_finite(loss(module), mixture, what) for loss in losses]
+    counts: list[int] = [loss.count for loss in losses]
+    return math.fsum(value * count for value, count in zip(found, counts, strict=True)) / sum(counts)
+
+
 def arithmetic(mixture: Source) -> str | None:
     """The dtype to run a model in: a loss in half precision would hide small differences. None: as stored."""
     return "float32" if any(spec.dtype in HALF for spec in mixture.specs.values()) else None
 
 
 def _finite(value: torch.Tensor, mixture: Source, what: str) -> float:
-    if not torch.isfinite(value):
-        message = f"the loss of {what} is {float(value)} with {mixture.label}"
+    number: float = value.detach().item()
+    if not math.isfinite(number):
+        message = f"the loss of {what} is {number} with {mixture.label}"
         raise NumericError(Problem("E908", message, what, "a smaller rate, or look at the models"))
-    return float(value.detach())
+    return number
 
 
 def weight_gradient(merge: MergedSource, gradient: Gradient) -> dict[str, torch.Tensor]:
@@ -127,10 +143,26 @@ def places_of(plan: Plan) -> list[int]:
     return [item.place for item in inputs if item.place is not None]
 
 
-def scratch_bytes(plan: Plan) -> int:
-    """Memory that `weight_gradient` takes at most: stacked models, deltas, and what autograd keeps, of one tensor."""
-    each = 4 * (1 + ("float64" in plan.working))
-    models = len(plan.inputs)
+def refuse_memory(plan: Plan, memory: int | None, device: str = "cpu") -> None:
+    """Raises `ResourceError` (M601) where learning a plan's weights cannot fit; None is the machine's memory."""
+    bound = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = needed_bytes(plan, device)
+    if needed > bound:
+        message = f"learning needs {-(-needed // MIB)} MiB at least, the bound is {bound // MIB} MiB"
+        hint = f"pass `--memory {-(-needed // MIB)}MiB` or more; what the forward pass keeps comes on top of it"
+        raise ResourceError(Problem("M601", message, "--memory", hint))
+
+
+def needed_bytes(plan: Plan, device: str = "cpu") -> int:
+    """Resident memory that learning takes at least: all but what the forward pass keeps for the backward one.
+
+    The merge as it is loaded, the module and its gradient where these are not on a GPU, and what `weight_gradient`
+    takes for the largest tensor: stacked models, deltas, and what autograd keeps of them.
+    """
+    width = 8 if "float64" in plan.working else 4
+    least = make_budget(plan, memory=sys.maxsize, threads=1, reference=True).least_bytes
+    entries = sum(job.spec.numel for job in plan.jobs)
     largest = max((job.spec.numel for job in plan.jobs if job.action == "merge"), default=0)
-    # An entry and model: two or three copies as they are, two in float64 and two masks; and four sums.
-    return largest * (models * (3 * each + 18) + 32)
+    # An entry and model: up to three copies as they are, two in float64, and two masks; besides them four sums.
+    scratch = largest * (len(plan.inputs) * (3 * width + 18) + 32)
+    return least + plan.bytes_out + (2 * width * entries + scratch if device == "cpu" else 0)
