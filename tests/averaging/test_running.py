@@ -345,8 +345,9 @@ def test_a_sharded_model_is_refused(mark, by):
         WeightAverage(model)
 
 
-def test_before_the_first_collection():
-    average = WeightAverage(nn.Linear(1, 1), start=10)
+@pytest.mark.parametrize("options", [{"start": 10}, {"period": 10}, {"start": 10, "period": 3}])
+def test_before_the_first_collection(options):
+    average = WeightAverage(nn.Linear(1, 1), **options)
     average.step()
     for use in (average.averaged, average.apply, average.swap_in, lambda: average.update_bn([])):
         with pytest.raises(

@@ -168,6 +168,8 @@ class TestTransformers:
 
         with pytest.raises(RecipeError, match=r"T706 start: .* at step 13, and training ends at step 12"):
             self.trainer(Watched(), tmp_path, AveragingCallback(start=13)).train()
+        with pytest.raises(RecipeError, match=r"T706 period: .* at step 13, and training ends at step 12"):
+            self.trainer(Watched(), tmp_path, AveragingCallback(period=13)).train()
 
     def test_choosing_the_best_checkpoint_is_refused(self, tmp_path):
         from eutectic.averaging.transformers import AveragingCallback

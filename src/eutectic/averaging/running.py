@@ -183,6 +183,11 @@ class WeightAverage:
             self._held = None
 
     @property
+    def first(self) -> int:
+        """The number of the first step that `step` collects at."""
+        return self.start or self.period
+
+    @property
     def is_swapped_in(self) -> bool:
         """Whether the model has the average's weights at the moment."""
         return self._held is not None
@@ -287,7 +292,7 @@ class WeightAverage:
 
     def _refuse_empty(self) -> None:
         if not self.collected:
-            message = f"no weights were collected in {self.steps} steps; the first are due at step {max(1, self.start)}"
+            message = f"no weights were collected in {self.steps} steps; the first are due at step {self.first}"
             raise RecipeError(Problem("T703", message, hint="call step() after each step of the optimiser"))
 
 

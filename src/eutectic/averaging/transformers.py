@@ -51,12 +51,13 @@ class AveragingCallback(TrainerCallback):
         if args.load_best_model_at_end:
             message = "load_best_model_at_end would load a checkpoint without the average"
             raise RecipeError(Problem("T706", message, hint="set it to False: the model gets the average at the end"))
-        start = self._options.get("start", 0)
-        if start > state.max_steps:
-            message = f"the average would start at step {start}, and training ends at step {state.max_steps}"
-            raise RecipeError(Problem("T706", message, "start", "start it earlier, often after 75 % of the steps"))
+        average = WeightAverage(model, **self._options)
+        if average.first > state.max_steps:
+            message = f"the average would start at step {average.first}, and training ends at step {state.max_steps}"
+            place = "start" if average.start else "period"
+            raise RecipeError(Problem("T706", message, place, "start it earlier, often after 75 % of the steps"))
         self._let_go()  # of a training that broke off
-        self.average = WeightAverage(model, **self._options)
+        self.average = average
         if state.global_step:
             self._resume(os.path.join(args.output_dir, f"checkpoint-{state.global_step}", STATE), state.global_step)
         if self._evaluate:
