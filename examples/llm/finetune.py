@@ -1,4 +1,4 @@
-"""Fine-tunes all weights of a causal language model on one domain: float32 weights, bfloat16 arithmetic, on the CPU."""
+"""Fine-tunes all weights of a causal language model on one domain, in float32 on the CPU."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def finetune(base: Path, domain: str, out: Path, steps: int, seed: int = 0) -> I
     for _ in range(steps):
         starts = torch.randint(len(tokens) - LENGTH, (BATCH,), generator=random)
         windows = torch.stack([tokens[start : start + LENGTH] for start in starts.tolist()])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = model(input_ids=windows, labels=windows).loss
+        loss = model(input_ids=windows, labels=windows).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()

