@@ -67,7 +67,10 @@ def documents_of(task: Perplexity, run: Settings, source: Source) -> list[list[R
 
 @dataclass(frozen=True, slots=True)
 class ClassLoss:
-    """The loss of one batch of a loader. `labels` may be None for an objective that has no use for them."""
+    """The loss of one batch of a loader. `labels` may be None for an objective that has no use for them.
+
+    Raises `RecipeError` (E904) for a batch that the module or the objective cannot take.
+    """
 
     inputs: Any
     labels: Any
@@ -75,6 +78,15 @@ class ClassLoss:
 
     def __call__(self, module: Any) -> torch.Tensor:
         """See `Loss`."""
+        try:
+            return self._of(module)
+        except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            said = " ".join(str(error).split())
+            hint = "a batch is inputs of the module, with class numbers from 0, and it gives one logit a class"
+            message = f"a batch cannot be run: {type(error).__name__}: {said}"
+            raise RecipeError(Problem("E904", message, "loader", hint)) from error
+
+    def _of(self, module: Any) -> torch.Tensor:
         device = next(module.parameters()).device
 
         def to(value: Any) -> Any:

@@ -118,7 +118,9 @@ def _loaded(task: Classification, measure: Measure, run: Settings) -> list[Class
         torch.manual_seed(run.seed)
         for number, item in enumerate(task.loader, 1):
             inputs, labels = _pair(item)
-            if labels is None and measure is cross_entropy:
+            if measure is not cross_entropy:
+                labels = None
+            elif labels is None:
                 message = f"batch {number} of {task.name} is no pair of inputs and labels"
                 hint = "cross-entropy needs labels; the objective entropy does not"
                 raise RecipeError(Problem("S812", message, "data", hint))
