@@ -1,0 +1,96 @@
+"""Learned weights from the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commanding import Run
+
+ARITHMETIC = "merge_method: task_arithmetic\nbase_model: base\nmodels: [a, b]\n"
+
+
+@pytest.fixture(autouse=True)
+def data(here: Path) -> None:
+    lines = [json.dumps({"text": " ".join(f"w{3 + (i * 3 + k) % 80}" for k in range(12))}) for i in range(10)]
+    (here / "dev.jsonl").write_text("\n".join(lines) + "\n")
+    (here / "dev.yml").write_text("task: perplexity\ndata: dev.jsonl\nblock: 32\n")
+    (here / "ta.yml").write_text(ARITHMETIC)
+
+
+def test_a_recipe_with_learned_weights(run: Run, here: Path) -> None:
+    arguments = ["learn", "ta.yml", "out.yml", "--data", "dev.yml", "--data", "dev.yml", "--steps", "12"]
+    result = run(*arguments, "--learn", "layer", "--objective", "cross-entropy", "--html", "learn.html")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "weights by layer, cross-entropy, step 1" in result.stdout and "the rest" in result.stdout
+    assert (here / "out.yml").read_text().startswith('# Weights by layer, learned from "dev", "dev" by cross-entropy')
+    assert run("merge", "out.yml", "merged", "--quiet").exit_code == 0
+    assert run("verify", "merged", "--quiet").exit_code == 0
+    assert len((here / "out.learn.jsonl").read_text().splitlines()) == 13
+    page = (here / "learn.html").read_text()
+    assert page.count("<svg") == 2 and "held out" in page and "<script" not in page
+    refused = run(*arguments)
+    assert refused.exit_code == 2 and "W401" in refused.stderr
+    assert run(*arguments, "--replace", "--quiet").output == ""
+    assert "Weights by task" in (here / "out.yml").read_text()
+
+
+def test_as_json(run: Run) -> None:
+    arguments = ["learn", "r.yml", "out.yml", "--data", "dev.yml", "--steps", "2", "--held-out", "0", "--json"]
+    refused = run(*arguments)
+    assert [one["code"] for one in json.loads(refused.stdout)["problems"]] == ["S810"], "its weights are 1 and 3"
+    done = json.loads(run(*arguments, "--no-clamp").stdout)
+    assert done["weights"][""] == pytest.approx([1, 3], abs=0.01) and done["path"] == "out.yml"
+    assert done["recipe"]["models"][0]["parameters"] == {"weight": done["weights"][""][0]}
+    assert [step["step"] for step in done["steps"]] == [0, 1, 2] and done["chosen"] == 2
+
+
+def test_paths_start_from_the_new_recipes_folder(run: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "recipes").mkdir()
+    for name in ("a", "b", "base"):
+        shutil.move(here / name, here / "recipes" / name)
+    shutil.move(here / "ta.yml", here / "recipes" / "ta.yml")
+    (here / "runs").mkdir()
+    arguments = ["--data", "dev.yml", "--steps", "1", "--quiet", "--set", "parameters.weight=0.5"]
+    assert run("learn", "recipes/ta.yml", "runs/out.yml", *arguments).exit_code == 0
+    monkeypatch.chdir(here / "runs")
+    assert "model: ../recipes/a" in (here / "runs" / "out.yml").read_text()
+    assert run("plan", "out.yml").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        ("S811", ["learn", "ta.yml", "out.yml", "--data", "dev.yml", "--set", "merge_method=sce"]),
+        ("R128", ["learn", "ta.yml", "out.yml", "--data", "dev.yml", "--set", "parameters.lambda={sweep: [1, 2]}"]),
+        ("S810", ["learn", "ta.yml", "out.txt", "--data", "dev.yml"]),
+        ("S810", ["learn", "ta.yml", "out.yml", "--data", "dev.yml", "--init", "2"]),
+        ("S810", ["learn", "ta.yml", "out.yml", "--data", "dev.yml", "--held-out", "1"]),
+        ("S804", ["learn", "ta.yml", "out.yml", "--data", "choice:dev.jsonl"]),
+        ("E901", ["learn", "ta.yml", "out.yml", "--data", "dve.yml"]),
+        ("E903", ["learn", "ta.yml", "out.yml", "--data", "dve.jsonl"]),
+        ("E907", ["learn", "ta.yml", "out.yml", "--data", "dev.jsonl"]),
+        ("S812", ["learn", "ta.yml", "out.yml", "--data", "dev.yml", "--limit", "1", "--held-out", "0.9"]),
+        ("M601", ["learn", "ta.yml", "out.yml", "--data", "dev.yml", "--memory", "100MiB"]),
+        ("M602", ["learn", "ta.yml", "out.yml", "--data", "dev.yml", "--device", "cdua"]),
+        ("M603", ["learn", "ta.yml", "out.yml", "--data", "dev.yml", "--memory", "much"]),
+        ("A802", ["learn", "ta.yml", "out.yml", "--data", "dev.yml", "--html", "no/such.html"]),
+        ("W405", ["learn", "ta.yml", "no/out.yml", "--data", "dev.yml"]),
+        ("R101", ["learn", "at.yml", "out.yml", "--data", "dev.yml"]),
+    ],
+)
+def test_mistakes(run: Run, here: Path, code: str, arguments: list[str]) -> None:
+    before = sorted(path.name for path in here.iterdir())
+    result = run(*arguments)
+    assert result.exit_code in (1, 2) and code in result.stderr
+    assert sorted(path.name for path in here.iterdir()) == before
+
+
+def test_a_model_without_tokenizer(run: Run, here: Path) -> None:
+    for name in ("a", "b", "base"):
+        for path in (here / name).glob("*token*"):
+            path.unlink()
+    result = run("learn", "ta.yml", "out.yml", "--data", "dev.yml")
+    assert result.exit_code == 1 and "E906" in result.stderr and not (here / "out.yml").exists()
