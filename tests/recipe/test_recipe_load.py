@@ -522,7 +522,7 @@ class Third:
 
     def __init__(self) -> None:
         self.name, self.space, self.base, self.models = "third", "weights", "ignored", (2, 3)
-        self.scopes = ("tensor",)
+        self.scopes, self.statistics = ("tensor",), ""
         self.accepted: dict[str, str] = {}
         self.params = {
             "share": Param("share", "float", per_model=True, required=True, default=None),

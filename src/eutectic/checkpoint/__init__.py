@@ -14,5 +14,7 @@ from eutectic.checkpoint.safetensors import read_header as read_header
 from eutectic.checkpoint.safetensors import write_header as write_header
 from eutectic.checkpoint.source import Source as Source
 from eutectic.checkpoint.source import Spec as Spec
+from eutectic.checkpoint.statistics import About as About
+from eutectic.checkpoint.statistics import read_about as read_about
 from eutectic.checkpoint.storage import REAL as REAL
 from eutectic.checkpoint.storage import Storage as Storage

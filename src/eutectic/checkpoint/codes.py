@@ -103,6 +103,11 @@ CODES: dict[str, tuple[str, str]] = {
         "read after close",
         "The Source was closed before this tensor was read. Read inside the block that opened it, or open it again.",
     ),
+    "C223": (
+        "statistics of another model",
+        "The statistics were measured of a model with other weights than the one they stand beside in the recipe: the "
+        "digest of a tensor differs. Check that each model has its own, and collect them again if it was trained on.",
+    ),
     "C240": (
         "not a tensor",
         "A live model may hold dense torch tensors and numpy arrays of the dtypes that checkpoints have. Sparse, "
@@ -131,6 +136,16 @@ CODES: dict[str, tuple[str, str]] = {
         "the hub could not be asked",
         "The hub or the network failed; the client's own words stand in the message. Try again later: what was "
         "downloaded is kept.",
+    ),
+    "C260": (
+        "no statistics",
+        "The folder named under `statistics` has no statistics.json. `eutectic collect` measures statistics of a model "
+        "and writes them to a folder of their own.",
+    ),
+    "C261": (
+        "broken statistics.json",
+        "The file that says what was measured is no JSON or lacks what a merge needs to know. Collect the statistics "
+        "again.",
     ),
     "W401": (
         "the output exists",

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 else:
     np = LazyModule("numpy")
 
+MAX_BESIDE = 64_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Extent:
@@ -139,6 +141,16 @@ class FileSource(Source):
     def folder(self) -> str | None:
         """The folder of config and tokenizer, if there is one."""
         return self._folder
+
+    def beside(self, name: str) -> bytes | None:
+        """See `Source.beside`. Raises `CheckpointError` (C221) for a file that cannot be read."""
+        path = os.path.join(self._folder or "", name)
+        if self._folder is None or not self._storage.exists(path):
+            return None
+        try:
+            return self._storage.read_bytes(path, MAX_BESIDE)
+        except OSError as error:
+            raise unreadable(error, path, self.label) from error
 
     def stamp(self) -> Any:
         """Size, time of change and inode of every file, by its path."""

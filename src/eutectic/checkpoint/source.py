@@ -7,10 +7,12 @@ import uuid
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from eutectic import dtypes
+from eutectic.kernels.digests import tensor_digest
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -94,6 +96,15 @@ class Source(Mapping[str, "torch.Tensor"]):
 
     def folder(self) -> str | None:
         """The folder that holds config and tokenizer beside the weights, if there is one."""
+        return None
+
+    def digest(self, name: str) -> str:
+        """The digest of a stored tensor's bytes, as manifests have it; reads all of it, a block at a time."""
+        spec = self.specs[name]
+        return tensor_digest(spec.numel, dtypes.itemsize(spec.dtype), partial(self.read_into, name))
+
+    def beside(self, name: str) -> bytes | None:
+        """The content of a small file that stands beside the weights; None if there is none."""
         return None
 
     def __getitem__(self, name: str) -> torch.Tensor:

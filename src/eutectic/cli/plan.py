@@ -104,6 +104,8 @@ def as_listed(planned: Plan) -> list[int]:
         if number == 0 and planned.method.space == "deltas":
             return -1
         item = planned.inputs[number]
+        if item.about is not None:
+            return len(places)
         own = _names(item.plan.recipe) if item.plan else {item.source.label if item.source else item.label}
         return next((at for at, names in enumerate(places) if own & names), len(places))
 
@@ -192,7 +194,8 @@ def show_tensors(planned: Plan) -> None:
     for job in planned.jobs:
         if job.action == "merge":
             steps = [f"then {step.name} {_written(dict(step.parameters))}" for step in job.post]
-            add(job.name, job.spec, "merged", "; ".join([_bound(planned, order, job.parameters), *steps]))
+            fate = [job.reason] if job.reason else []
+            add(job.name, job.spec, "merged", "; ".join([*fate, _bound(planned, order, job.parameters), *steps]))
         else:
             add(job.name, job.spec, "copied", job.reason)
     inputs = {item.label: item for item in planned.inputs}
@@ -212,8 +215,9 @@ def _bound(planned: Plan, order: Sequence[int], parameters: Mapping[str, Any], *
             shown.append(f"{name}: {_value(value[0])}")
         else:
             # The base of task vectors comes first and has no values.
-            first = len(planned.inputs) - len(value)
-            pairs = (f"{planned.inputs[i].label}={_value(value[i - first])}" for i in order if i >= first)
+            models = planned.models
+            first = len(models) - len(value)
+            pairs = (f"{models[i].label}={_value(value[i - first])}" for i in order if first <= i < len(models))
             shown.append(f"{name}: {' '.join(pairs)}")
     return "; ".join(shown)
 
@@ -251,7 +255,7 @@ def as_json(planned: Plan, budget: Budget, notes: Sequence[str]) -> dict[str, An
                 "dtype": job.spec.dtype,
                 "shape": list(job.spec.shape),
                 "action": job.action,
-                "inputs": [{"model": planned.inputs[i].label, "tensor": name} for i, name in job.inputs],
+                "inputs": [{"model": planned.inputs[i].label, "tensor": name} for i, name in job.reads],
                 "parameters": dict(job.parameters),
                 **({"post": {step.name: dict(step.parameters) for step in job.post}} if job.post else {}),
                 **({"reason": job.reason} if job.reason else {}),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eutectic.kernels.layers import Layer
 from eutectic.kernels.sums import divisor, for_kernels, one_a_model
 from eutectic.lazy import LazyModule
 
@@ -30,13 +31,16 @@ Bits = NDArray[Any]
 class StreamJob:
     """What a stream knows of one tensor: its size, how many models it has (the base not counted), bound parameters.
 
-    `shape` is None where a stream does not care.
+    `shape` is None where a stream does not care. `beside` has the shapes of what is read besides the models' tensors:
+    the statistics of each, then the other parts of their layers; `layer` says how these go together.
     """
 
     numel: int
     models: int
     parameters: dict[str, Any]
     shape: tuple[int, ...] | None = None
+    beside: tuple[tuple[int, ...], ...] = ()
+    layer: Layer | None = None
 
 
 @dataclass(slots=True)
@@ -44,7 +48,8 @@ class Block:
     """Entries `first : first + n` of every input of one job; deltas have the base in row 0.
 
     `bits (M, n)` holds float32, float64, or 16-bit floats as integers (see `bits.STORED`). For a method that works by
-    rows `around (M, before + n + after)` has the same entries within the whole rows that they lie in. `cache` is for
+    rows `around (M, before + n + after)` has the same entries within the whole rows that they lie in. `beside` has the
+    stored bits of what is read besides: the same entries of a tensor of the same shape, else all of it. `cache` is for
     what the merges of a sweep, which see the same block one after the other, need make only once.
     """
 
@@ -54,6 +59,7 @@ class Block:
     bits: Bits
     around: Bits | None = None
     before: int = 0
+    beside: tuple[Bits, ...] = ()
     cache: dict[Any, Any] = field(default_factory=dict)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from eutectic.errors import Problem, RecipeError
@@ -28,7 +28,7 @@ def one_a_model(value: float | Sequence[float], count: int) -> list[float]:
     return values
 
 
-def weighted_sum(tensors: Tensor, weights: Sequence[float]) -> Tensor:
+def weighted_sum(tensors: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
     """Σ wᵢ xᵢ over the first axis, `(K, *shape)` → float64 `(*shape)`, added in the order of the models."""
     parts = (tensor.double() * weight for tensor, weight in zip(tensors, weights, strict=True))
     # From the first part on: 0.0 + -0.0 is 0.0, and copies of one model must give that model bit for bit.

@@ -11,6 +11,7 @@ from eutectic.methods.dare import dare_ties as dare_ties
 from eutectic.methods.della import della as della
 from eutectic.methods.della import della_linear as della_linear
 from eutectic.methods.emr import emr as emr
+from eutectic.methods.fisher import fisher as fisher
 from eutectic.methods.iso import iso_c as iso_c
 from eutectic.methods.iso import iso_cts as iso_cts
 from eutectic.methods.karcher import karcher as karcher
@@ -29,6 +30,7 @@ from eutectic.methods.posts import PostProcessor as PostProcessor
 from eutectic.methods.posts import steps as steps
 from eutectic.methods.ram import ram as ram
 from eutectic.methods.ram import ramplus_tl as ramplus_tl
+from eutectic.methods.registry import GLOBAL as GLOBAL
 from eutectic.methods.registry import Method as Method
 from eutectic.methods.registry import PerModel as PerModel
 from eutectic.methods.registry import Range as Range

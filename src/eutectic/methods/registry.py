@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from eutectic.errors import Problem, RecipeError
 
@@ -32,10 +32,14 @@ class Range:
 
 
 Base = Literal["required", "ignored", "first", "optional"]
-
+Statistics = Literal["", "fisher", "gram"]
 
 # (all parameters by recipe name, number of models) -> why they do not go together, or None.
 Refusal = Callable[[dict[str, Any], int], str | None]
+
+
+# In place of a number: what stands in the statistics of the whole model.
+GLOBAL = "global"
 
 
 class _PerModel:
@@ -111,6 +115,7 @@ class Method:
         by_row: the streamed form needs the whole rows (along the last axis) that its entries lie in.
         symmetric: the order of the models does not matter.
         scopes: over what a whole-tensor statistic may be taken: `tensor`, and `model` where the paper ranks it all.
+        statistics: the kind of statistics that it takes of each model, as its second argument; empty if none.
         random: takes `rng`.
         scoped: takes `scope`, as it has a scope smaller than a tensor.
         also: further papers that the method rests on.
@@ -138,6 +143,7 @@ class Method:
     accepted: Mapping[str, str]
     random: bool
     scoped: bool
+    statistics: Statistics = ""
     also: tuple[str, ...] = ()
     scratch: int = 12
     neutral: Mapping[str, Any] = field(default_factory=dict)
@@ -152,17 +158,33 @@ class Method:
         self.__doc__ = self.function.__doc__
         self.__name__ = self.function.__name__
 
-    def __call__(self, tensors: Tensor, /, **parameters: Any) -> Tensor:
+    def __call__(self, tensors: Tensor, /, *statistics: Tensor | Sequence[Tensor] | None, **parameters: Any) -> Tensor:
         """The method on tensors stacked as `(K, *shape)`; the result has shape `*shape` and the same dtype.
 
-        Arithmetic is in float32 (float64 for float64 input), rounded to the input's dtype once, at the end.
-        Raises `RecipeError` (R142) for tensors or values that the method does not take, and `TypeError` for an unknown
-        parameter, as any function.
+        A method that uses statistics takes those of the K models as its second argument, stacked or as a sequence of
+        tensors; None averages. Arithmetic is in float32 (float64 for float64 input), rounded to the input's dtype
+        once, at the end. Raises `RecipeError` (R142) for tensors or values that the method does not take, and
+        `TypeError` for an unknown parameter, as any function.
         """
-        if problems := [*self._tensor_faults(tensors), *self._value_faults(parameters, len(tensors))]:
+        problems = [*self._tensor_faults(tensors), *self._value_faults(parameters, len(tensors))]
+        if problems := problems or self._statistics_faults(tensors, statistics):
             raise RecipeError(problems)
         wide = tensors if str(tensors.dtype) == "torch.float64" else tensors.float()
-        return self.function(wide, **parameters).to(wide.dtype).to(tensors.dtype)
+        return self.function(wide, *statistics, **parameters).to(wide.dtype).to(tensors.dtype)
+
+    def _statistics_faults(self, tensors: Tensor, given: Sequence[Any]) -> list[Problem]:
+        if len(given) != bool(self.statistics):
+            wanted = f"the {self.statistics} statistics of the models" if self.statistics else "no statistics"
+            return [Problem("R142", f"takes {wanted} as its second argument", self.name)]
+        if not given or given[0] is None:
+            return []
+        shape = tuple(tensors.shape[1:])
+        wanted_shape = shape if self.statistics == "fisher" else (*shape[:-2], *shape[-1:], *shape[-1:])
+        found = [tuple(one.shape) for one in given[0]]
+        if found == [wanted_shape] * len(tensors):
+            return []
+        message = f"weights of {shape} go with statistics of {wanted_shape}, one a model, not {found}"
+        return [Problem("R142", message, self.name)]
 
     def _tensor_faults(self, tensors: Any) -> list[Problem]:
         if not hasattr(tensors, "is_floating_point") or not tensors.is_floating_point() or tensors.dim() < 1:
@@ -244,24 +266,35 @@ class Method:
 _METHODS: dict[str, Method] = {}
 
 
+def _bare(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A type without what is annotated, and that: also of the first member of a union (`PerModel | Literal[…]`)."""
+    extras: tuple[Any, ...] = ()
+    while get_origin(annotation) is Annotated:
+        annotation, *more = get_args(annotation)
+        extras += tuple(more)
+    members = get_args(annotation)
+    if get_origin(annotation) is Union and get_origin(members[0]) is Annotated:
+        first, inner = _bare(members[0])
+        return Union[(first, *members[1:])], extras + inner
+    return annotation, extras
+
+
 def _param(parameter: inspect.Parameter, namespace: dict[str, Any]) -> Param:
     annotation = parameter.annotation
     if isinstance(annotation, str):
         # Resolved one by one: `Tensor` may not be importable without torch, and is never a parameter's type.
         annotation = eval(annotation, namespace)
-    extras: tuple[Any, ...] = ()
-    while get_origin(annotation) is Annotated:
-        annotation, *more = get_args(annotation)
-        extras += tuple(more)
+    annotation, extras = _bare(annotation)
     per_model = any(extra is _PerModel for extra in extras)
     choices: tuple[Any, ...] = ()
+    # Words beside a number leave it a number; beside true and false they make a choice.
+    numeric = float in get_args(annotation)
     for part in get_args(annotation) or ():
-        if get_origin(part) is Literal:
-            choices = (True, False, *get_args(part))
+        choices = (*(() if numeric else (True, False)), *get_args(part)) if get_origin(part) is Literal else choices
     if get_origin(annotation) is Literal:
         choices = get_args(annotation)
     kind: Literal["float", "int", "bool", "choice"]
-    if choices:
+    if choices and not numeric:
         kind = "choice"
     elif annotation is bool:
         kind = "bool"
@@ -293,6 +326,7 @@ def method(
     scopes: tuple[str, ...] = ("tensor",),
     mergekit_defaults: Mapping[str, Any] | None = None,
     accepted: Mapping[str, str] | None = None,
+    statistics: Statistics = "",
     also: tuple[str, ...] = (),
     scratch: int = 12,
     neutral: Mapping[str, Any] | None = None,
@@ -302,6 +336,7 @@ def method(
 
     The first argument, `weights` or `deltas`, says the space; keyword-only arguments are the parameters, an ending
     underscore is dropped (`lambda_` is `lambda` in recipes), `rng` asks for randomness and `scope` for the recipe's.
+    A method with `statistics` takes them after that, in a positional argument of any name.
     `mergekit_defaults` names defaults that differ there (said by `plan`); `accepted` names parameters taken for
     compatibility that do nothing, with the reason; `also` names further papers; `scratch` says what memory the torch
     form needs; the rest is as in `Method`. Raises `ValueError` for a function that cannot be a method.
@@ -311,9 +346,11 @@ def method(
         signature = list(inspect.signature(function).parameters.values())
         if not signature or signature[0].name not in ("weights", "deltas"):
             raise ValueError(f"{function.__name__}: the first argument must be called `weights` or `deltas`")
-        if any(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in signature[1:]):
-            raise ValueError(f"{function.__name__}: parameters must be keyword-only")
-        found = [_param(p, function.__globals__) for p in signature[1:] if p.name not in ("rng", "scope")]
+        first = 2 if statistics else 1
+        if len(signature) < first or any(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in signature[first:]):
+            after = " after weights and statistics" if statistics else ""
+            raise ValueError(f"{function.__name__}: parameters must be keyword-only{after}")
+        found = [_param(p, function.__globals__) for p in signature[first:] if p.name not in ("rng", "scope")]
         made = Method(
             name=function.__name__.rstrip("_"),
             function=function,
@@ -331,6 +368,7 @@ def method(
             accepted=accepted or {},
             random=any(p.name == "rng" for p in signature),
             scoped=any(p.name == "scope" for p in signature),
+            statistics=statistics,
             also=also,
             scratch=scratch,
             neutral=neutral or {},

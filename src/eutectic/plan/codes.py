@@ -63,6 +63,12 @@ CODES: dict[str, tuple[str, str]] = {
         "Each value is allowed by itself, but not with the others or with this number of models. The method's page, "
         "`eutectic methods NAME`, says what goes together.",
     ),
+    "P314": (
+        "statistics that do not fit",
+        "The statistics beside a model are of another kind, of a model with other tensors or shapes, of no samples, or "
+        "lack a tensor that those of the other models have. Tensors that none of them has are averaged, and the plan "
+        "says so. Collect the statistics of all models with the same command.",
+    ),
     "P312": (
         "steps after a method that cannot be",
         "What stands under `post` rescales the change from the base model, tensor by tensor: the method must work on "

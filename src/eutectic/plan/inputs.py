@@ -43,6 +43,12 @@ class Input:
     entry: ModelEntry | None
     statistics: PlanInput | None = None
 
+    def close(self) -> None:
+        """Closes both."""
+        self.model.close()
+        if self.statistics is not None:
+            self.statistics.close()
+
 
 def open_inputs(
     recipe: Recipe, method: Method, opener: Opener, plan_nested: Callable[[Recipe, Opener], Plan]
@@ -61,23 +67,27 @@ def open_inputs(
     problems: list[Problem] = []
     requests: list[Problem] = []
     for model, entry in _wanted(recipe, method):
+        found: Source | Plan | None = None
+        beside: tuple[Source, About] | None = None
         try:
             if isinstance(model, Recipe):
                 nested = model if model.seed is not None else replace(model, seed=recipe.seed)
-                opened.append(_Opened(model, entry, plan_nested(nested, opener)))
+                found = plan_nested(nested, opener)
             else:
-                opened.append(_Opened(model, entry, opener(model, recipe.folder)))
+                found = opener(model, recipe.folder)
         except RecipeError as error:
             requests += error.problems
         except CheckpointError as error:
             problems += [_placed(problem, entry, recipe, "model") for problem in error.problems]
         try:
-            if method.statistics and entry is not None and opened and opened[-1].entry is entry:
-                opened[-1] = replace(opened[-1], beside=_open_statistics(entry, recipe, opener))
-            elif method.statistics and entry is not None:
-                _open_statistics(entry, recipe, opener)[0].close()
+            if method.statistics and entry is not None:
+                beside = _open_statistics(entry, recipe, opener)
         except CheckpointError as error:
             problems += [_placed(problem, entry, recipe, "statistics") for problem in error.problems]
+        if found is not None:
+            opened.append(_Opened(model, entry, found, beside))
+        elif beside is not None:
+            beside[0].close()
     if requests or problems:
         for item in opened:
             item.close()
@@ -85,16 +95,17 @@ def open_inputs(
     opened = _ordered(opened, method)
     labels = unique_labels(_label(item.found) for item in opened)
     # After the models, whose labels stay what they are without statistics.
-    beside = iter(unique_labels([*labels, *(item.beside[0].label for item in opened if item.beside)])[len(labels) :])
-    found = []
+    taken = [*labels, *(item.beside[0].label for item in opened if item.beside)]
+    names = iter(unique_labels(taken)[len(labels) :])
+    inputs = []
     for item, label in zip(opened, labels, strict=True):
         model = _input(item, label, recipe)
         statistics = None
         if item.beside is not None:
             source, about = item.beside
-            statistics = PlanInput(next(beside), "statistics", source=source, place=model.place, about=about)
-        found.append(Input(model, item.entry, statistics))
-    return found
+            statistics = PlanInput(next(names), "statistics", source=source, place=model.place, about=about)
+        inputs.append(Input(model, item.entry, statistics))
+    return inputs
 
 
 def _open_statistics(entry: ModelEntry, recipe: Recipe, opener: Opener) -> tuple[Source, About]:

@@ -69,7 +69,8 @@ class Job:
 class PlanInput:
     """One model: its stable label, its role, and either an open source or the plan of a nested recipe.
 
-    Statistics are inputs as well, with the role `statistics` and `about` from their `statistics.json`. `place` is its position among the recipe's models; None for a base that is not one of them.
+    Statistics are inputs as well, with the role `statistics` and `about` from their `statistics.json`. `place` is the
+    position among the recipe's models; None for a base that is not one of them.
     """
 
     label: str
@@ -113,7 +114,12 @@ class PlanInput:
         if self.plan:
             return {"label": self.label, "recipe": self.plan.recipe.to_dict(), "fingerprint": self.plan.fingerprint}
         if self.about:
-            return {**self._open.identity(), "label": self.label, "kind": self.about.kind, "samples": self.about.samples}
+            return {
+                **self._open.identity(),
+                "label": self.label,
+                "kind": self.about.kind,
+                "samples": self.about.samples,
+            }
         return {**self._open.identity(), "label": self.label}
 
     def close(self) -> None:

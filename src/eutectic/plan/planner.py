@@ -6,13 +6,14 @@ from eutectic import dtypes, methods
 from eutectic.checkpoint import Spec
 from eutectic.errors import CheckpointError, RecipeError, did_you_mean, listed
 from eutectic.methods import Method
-from eutectic.names import Depths, layer_of
+from eutectic.names import Depths, layer_of, matcher
 from eutectic.plan.findings import Findings
-from eutectic.plan.inputs import Opener, open_donor, open_inputs
+from eutectic.plan.inputs import Input, Opener, open_donor, open_inputs
 from eutectic.plan.model import Job, Plan, PlanInput
 from eutectic.plan.parameters import Parameters
 from eutectic.plan.post import Posts
-from eutectic.recipe import ModelEntry, Recipe, label_of, same_model
+from eutectic.plan.statistics import Measured
+from eutectic.recipe import Place, Recipe, label_of, same_model
 
 # (input number, name there) of every input that has a tensor.
 _Holders = list[tuple[int, str]]
@@ -35,7 +36,7 @@ def make_plan(recipe: Recipe, opener: Opener) -> Plan:
     try:
         donor = open_donor(recipe, method, opener)
     except CheckpointError:
-        for item, _ in inputs:
+        for item in inputs:
             item.close()
         raise
     return _Planner(recipe, method, inputs, donor).plan()
@@ -48,13 +49,14 @@ class _Planner:
         self,
         recipe: Recipe,
         method: Method,
-        inputs: list[tuple[PlanInput, ModelEntry | None]],
+        inputs: list[Input],
         donor: PlanInput | None,
     ) -> None:
         self.recipe, self.method = recipe, method
         self.file_donor = donor
-        self.inputs = tuple(item for item, _ in inputs)
-        self.entries = [entry for _, entry in inputs]
+        self.inputs = tuple(item.model for item in inputs)
+        self.entries = [item.entry for item in inputs]
+        self.artefacts = tuple(item.statistics for item in inputs if item.statistics is not None)
         self.out_dtype = recipe.out_dtype or recipe.dtype
         self.findings = Findings(recipe)
         bases = [number for number, item in enumerate(self.inputs) if item.role == "base"]
@@ -66,6 +68,16 @@ class _Planner:
         listed_models = [entry for entry in self.entries if entry is not None]
         self.parameters = Parameters(recipe, method, listed_models, self.depths, self.findings)
         self.posts = Posts(recipe, method, self.depths, self.findings)
+        self.left_out = [(pattern, matcher(pattern)) for pattern in recipe.leave_out]
+        self.measured = Measured(
+            method,
+            self.inputs,
+            self.artefacts,
+            holders=self._has,
+            merged=lambda name: not self._rule(name) and self.parameters.bind(name).get("solve", True),
+            places=[entry.place.path for entry in listed_models],
+            findings=self.findings,
+        )
         self.giver = self._input_named(recipe.buffers_from, "buffers_from")
         # Tensors to be told of together: those missing from the same models, those of one refused dtype.
         self.missing: dict[tuple[tuple[int, ...], tuple[int, ...]], list[str]] = {}
@@ -78,8 +90,11 @@ class _Planner:
         tied = {alias: name for item in self.inputs for alias, name in item.implied.items()} | self.ties
         self.parameters.check_filters(floats, tied)
         self.posts.check_filters(floats, tied)
+        where = self.recipe.places.get("leave_out") or Place("", None, None, "leave_out")
+        self.findings.check_filters([(pattern, where) for pattern in self.recipe.leave_out], self.names, tied)
         jobs = [job for name in self.names if (job := self._job(name)) is not None]
         self._report_groups()
+        self.measured.report()
         if not any(job.action == "merge" for job in jobs) and not self.findings.problems:
             labels = listed([item.label for item in self.inputs])
             self.findings.say("P308", f"no tensor can be merged: {labels} have none in common")
@@ -89,13 +104,13 @@ class _Planner:
         self.parameters.note_overruled()
         self._tell_of_inputs()
         if problems := self.findings.problems:
-            for item in (*self.inputs, *filter(None, [self.file_donor])):
+            for item in (*self.inputs, *self.artefacts, *filter(None, [self.file_donor])):
                 item.close()
             raise RecipeError(problems)
         return Plan(
             self.recipe,
             self.method,
-            self.inputs,
+            (*self.inputs, *self.artefacts),
             self.file_donor or self.inputs[self.donor],
             None if tokenizer is None else self.inputs[tokenizer],
             tuple(jobs),
@@ -150,6 +165,8 @@ class _Planner:
         if fp8:
             self.refused.setdefault((self._label(has[fp8[0]]), specs[fp8[0]].dtype), []).append(name)
             return None
+        if rule := self._rule(name):
+            return self._taken(name, has, specs, f"left out by the rule {rule!r}")
         floats = [dtypes.is_float(spec.dtype) for spec in specs]
         if any(floats) and not all(floats):
             pairs = ", ".join(f"{self._label(pair)}: {spec.dtype}" for pair, spec in zip(has, specs, strict=True))
@@ -163,7 +180,16 @@ class _Planner:
             self._shapes_differ(name, has, specs)
             return None
         out = Spec(self.out_dtype or dtypes.promote([spec.dtype for spec in specs]), specs[0].shape)
-        return Job(name, out, "merge", tuple(has), self.parameters.bind(name), post=self.posts.bind(name))
+        beside = self.measured(name, has, out.shape)
+        bound = self.measured.bound(self.parameters.bind(name))
+        if "solve" in bound and beside.layer is None:
+            bound["solve"] = False
+        post = self.posts.bind(name)
+        return Job(name, out, "merge", tuple(has), bound, beside.reason, post, beside.reads, beside.layer)
+
+    def _rule(self, name: str) -> str | None:
+        """The filter of `leave_out` that a tensor matches."""
+        return next((pattern for pattern, matches in self.left_out if matches(name)), None)
 
     def _copied_buffer(self, name: str, has: _Holders, specs: list[Spec]) -> Job | None:
         """Integers and booleans: never averaged. Equal everywhere, or taken from where the recipe says."""
@@ -185,11 +211,15 @@ class _Planner:
             absent = tuple(number for number in range(len(self.inputs)) if number not in present)
             self.missing.setdefault((absent, present), []).append(name)
             return None
+        return self._taken(name, has, specs, f"not in {listed(self._lacking(has))}")
+
+    def _taken(self, name: str, has: _Holders, specs: list[Spec], why: str) -> Job:
+        """The copy of the donor's tensor, or of the first model's that has it; the others are dropped."""
         chosen, spec = min(zip(has, specs, strict=True), key=lambda pair: (pair[0][0] != self.donor, pair[0][0]))
-        lacking = listed(self._lacking(has))
-        self._drop(has, chosen, f"not in {lacking}")
-        out = Spec(self.out_dtype or spec.dtype, spec.shape)
-        return Job(name, out, "copy", (chosen,), reason=f"not in {lacking}; taken from {self._label(chosen)}")
+        self._drop(has, chosen, why)
+        dtype = self.out_dtype if self.out_dtype and dtypes.is_float(spec.dtype) else spec.dtype
+        reason = f"{why}; taken from {self._label(chosen)}"
+        return Job(name, Spec(dtype, spec.shape), "copy", (chosen,), reason=reason)
 
     def _drop(self, has: _Holders, chosen: tuple[int, str], why: str) -> None:
         self.findings.dropped += [(self._label(pair), pair[1], why) for pair in has if pair != chosen]

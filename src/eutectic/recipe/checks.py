@@ -27,7 +27,7 @@ def from_base(
         message = f"{label_of(base)!r} is none of the models"
         faults.add("R132", node.place, message, f"{method.name} goes from base_model to one other; listed are {names}")
         return models
-    return [*(listed or [ModelEntry(base, {}, (root.get("base_model") or root).place)]), *others]
+    return [*(listed or [ModelEntry(base, place=(root.get("base_model") or root).place)]), *others]
 
 
 def missing_base(method: MethodLike, root: Node, faults: Faults) -> None:
@@ -63,6 +63,17 @@ def repeats(models: Sequence[ModelEntry], faults: Faults) -> None:
         if repeated:
             message = f"the model {label_of(entry.model)!r} is listed twice"
             faults.add("R133", entry.place, message, "list it once, with a larger weight")
+
+
+def repeated_statistics(models: Sequence[ModelEntry], faults: Faults) -> None:
+    """No two models have the same statistics: they are of one model."""
+    seen: list[object] = []
+    for entry in models:
+        one = os.path.normpath(entry.statistics) if isinstance(entry.statistics, str) else entry.statistics
+        if one is not None and any(one is other or (isinstance(one, str) and one == other) for other in seen):
+            message = f"the statistics {label_of(entry.statistics)!r} stand beside two models"
+            faults.add("R133", entry.place, message, "each model has statistics of its own")
+        seen.append(one)
 
 
 def required(

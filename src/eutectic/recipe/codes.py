@@ -123,12 +123,17 @@ CODES: dict[str, tuple[str, str]] = {
     "R133": (
         "same model twice",
         "One model is listed twice. Its copies would share one random mask and count as one vote twice; list it once "
-        "and give it a larger weight.",
+        "and give it a larger weight. Statistics stand beside one model, the one that they were measured of.",
     ),
     "R134": (
         "layer range not understood",
         "Slices are taken when they describe a merge of whole models: one slice, whose sources all have the same "
         "layer_range, beginning at layer 0.",
+    ),
+    "R135": (
+        "statistics missing, or without use",
+        "Methods that use statistics, `fisher` and `regmean`, need those of every model: `statistics: PATH` beside "
+        "`model`, a folder that `eutectic collect` made. Other methods use none, and a key without effect is refused.",
     ),
     "R140": (
         "override not understood",

@@ -17,10 +17,14 @@ _NOWHERE = Place("", None, None, "")
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One input: the model and the parameters given to it alone. `place` is where the entry stands."""
+    """One input: the model, the parameters given to it alone, and the statistics that were measured of it.
+
+    `statistics` is a path, or a live source that has `statistics.json` beside it. `place` is where the entry stands.
+    """
 
     model: Model
     parameters: Mapping[str, Setting] = field(default_factory=dict)
+    statistics: object = None
     place: Place = field(default=_NOWHERE, compare=False)
 
 
@@ -50,6 +54,7 @@ class Recipe:
         name: the recipe's own name.
         seed: for random methods, 0 or more; None lets the caller choose.
         scope: `tensor`, or `model` to rank all tensors together.
+        leave_out: filters on tensors that are not merged but copied from one model, the base or the first that has it.
         missing: `error`, or `copy` a tensor that some of the models lack.
         buffers_from: the model (as written there, or `base`) whose integer and boolean buffers are taken if they
             differ.
@@ -71,6 +76,7 @@ class Recipe:
     name: str | None = None
     seed: int | None = None
     scope: str = "tensor"
+    leave_out: tuple[str, ...] = ()
     missing: str = "error"
     buffers_from: str | None = None
     tokenizer_source: str | None = None
@@ -109,6 +115,8 @@ class Recipe:
         for key in ("dtype", "out_dtype", "seed", "buffers_from", "tokenizer_source"):
             if getattr(self, key) is not None:
                 plain[key] = getattr(self, key)
+        if self.leave_out:
+            plain["leave_out"] = list(self.leave_out)
         return plain | ({"missing": self.missing} if self.missing != "error" else {})
 
     def _inputs(self, live: bool) -> dict[str, Any]:
@@ -117,6 +125,8 @@ class Recipe:
             plain: dict[str, Any] = {"model": _model(entry.model, live)}
             if self.layer_range is not None:
                 plain["layer_range"] = list(self.layer_range)
+            if entry.statistics is not None:
+                plain["statistics"] = _model(entry.statistics, live)
             if entry.parameters:
                 plain["parameters"] = _settings(entry.parameters)
             entries.append(plain)
@@ -167,7 +177,9 @@ def rebased(recipe: Recipe, folder: str | None) -> Recipe:
         recipe,
         folder=folder,
         base=moved(recipe.base),
-        models=tuple(replace(entry, model=moved(entry.model)) for entry in recipe.models),
+        models=tuple(
+            replace(entry, model=moved(entry.model), statistics=moved(entry.statistics)) for entry in recipe.models
+        ),
         buffers_from=donor(recipe.buffers_from),
         tokenizer_source=donor(recipe.tokenizer_source),
     )

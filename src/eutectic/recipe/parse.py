@@ -11,7 +11,7 @@ from eutectic.recipe.inputs import Inputs, find_inputs
 from eutectic.recipe.located import Node, Place, shown
 from eutectic.recipe.model import Model, ModelEntry, Recipe, label_of, same_model
 from eutectic.recipe.post import read_post
-from eutectic.recipe.references import Context, model_at
+from eutectic.recipe.references import Context, model_at, statistics_at
 from eutectic.recipe.schema import MethodLike
 from eutectic.recipe.values import Setting
 
@@ -26,6 +26,7 @@ KEYS = (
     "out_dtype",
     "name",
     "seed",
+    "leave_out",
     "missing",
     "buffers_from",
     "tokenizer_source",
@@ -137,8 +138,30 @@ def _models(draft: _Draft, inputs: Inputs) -> None:
         if model is None:
             draft.complete = False
         elif owner == "model":
-            draft.models.append(ModelEntry(model, parameters, node.place))
+            draft.models.append(ModelEntry(model, parameters, _statistics(draft, node), node.place))
+        elif (given := node.get("statistics")) is not None:
+            draft.notes.append(f"{given.place.path} has no effect: the base is not merged")
     draft.complete = draft.complete and inputs.complete
+
+
+def _statistics(draft: _Draft, entry: Node) -> object:
+    """What is named beside a model; None, and a problem, where the method needs it or has no use for it."""
+    node = entry.get("statistics") if isinstance(entry.data, dict) else None
+    faults, method = draft.context.faults, draft.method
+    if method is None:
+        return None
+    if node is None:
+        if method.statistics:
+            hint = f"write `statistics: PATH` beside the model; `eutectic collect {method.statistics}` makes one"
+            message = f"{method.name} needs the {method.statistics} statistics of each model"
+            faults.add("R135", entry.place, message, hint)
+        return None
+    if not method.statistics:
+        table = draft.context.methods
+        users = [name for name in table.names() if (known := table.get(name)) is not None and known.statistics]
+        hint = f"remove it, or choose a method that uses them: {listed(users)}"
+        faults.add("R135", node.key_place, f"{method.name} uses no statistics", hint)
+    return statistics_at(node, draft.context)
 
 
 def _parameters(draft: _Draft, node: Node | None, *, owner: str) -> dict[str, Setting]:
@@ -201,6 +224,7 @@ def _structure(draft: _Draft) -> None:
         )
     checks.counts(draft.method, draft.models, draft.root, draft.context.faults)
     checks.repeats(draft.models, draft.context.faults)
+    checks.repeated_statistics(draft.models, draft.context.faults)
     given = draft.parameters.keys() | draft.unread
     checks.required(draft.method, draft.models, given, draft.root, draft.context.faults)
     if not draft.unread & {"weight", "normalize"}:
@@ -223,6 +247,7 @@ def _assemble(draft: _Draft, inputs: Inputs) -> Recipe:
         out_dtype=_choice(draft, "out_dtype", dtypes.FLOATS),
         name=_text(draft, "name"),
         seed=_seed(draft),
+        leave_out=_leave_out(draft),
         missing=_choice(draft, "missing", ("error", "copy")) or "error",
         scope=draft.scope,
         buffers_from=_donor(draft, "buffers_from"),
@@ -266,6 +291,14 @@ def _seed(draft: _Draft) -> int | None:
         return node.data
     draft.context.faults.add("R112", node.place, f"must be an integer from 0 on, not {shown(node.data)}")
     return None
+
+
+def _leave_out(draft: _Draft) -> tuple[str, ...]:
+    node = draft.root.get("leave_out")
+    if node is None:
+        return ()
+    items = list(node.elements()) if isinstance(node.data, list) else [node]
+    return tuple(dict.fromkeys(values.pattern_at(item, draft.context.faults) for item in items))
 
 
 def _donor(draft: _Draft, key: str) -> str | None:

@@ -71,7 +71,7 @@ class _Converter:
 
 
 def _may_be_model(trail: Trail) -> bool:
-    return trail[-1] in ("model", "base_model") or (len(trail) > 1 and trail[-2] in ("models", "sources"))
+    return trail[-1] in ("model", "base_model", "statistics") or (len(trail) > 1 and trail[-2] in ("models", "sources"))
 
 
 def _is_plain(value: Mapping[Any, Any]) -> bool:

@@ -57,6 +57,17 @@ def model_at(node: Node, context: Context) -> Model | None:
     return None
 
 
+def statistics_at(node: Node, context: Context) -> object:
+    """What is named under `statistics`: a path, or a live source; None after a problem."""
+    if isinstance(node.data, Live):
+        return node.data.value
+    if isinstance(node.data, str) and node.data.strip():
+        return node.data
+    hint = "write the folder that `eutectic collect` made"
+    context.faults.add("R130", node.place, f"must name a folder of statistics, not {shown(node.data)}", hint)
+    return None
+
+
 def _text(text: str, node: Node, context: Context) -> Model | None:
     if text in context.documents:
         return context.nested.document(text, node)

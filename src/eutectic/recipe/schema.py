@@ -57,6 +57,10 @@ class MethodLike(Protocol):
         """`required`, `ignored`, `first` or `optional`."""
 
     @property
+    def statistics(self) -> str:
+        """The kind of statistics that it takes of each model; empty if none."""
+
+    @property
     def models(self) -> tuple[int, int | None]:
         """Least and most models, the base not counted for `deltas`."""
 

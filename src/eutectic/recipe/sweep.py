@@ -13,6 +13,8 @@ from eutectic.recipe.located import Document, Faults, Node, Trail, path_of, show
 
 KEY = "sweep"
 MAX_VARIANTS = 256
+# The parameter that says which tensors need their statistics. Merges of a sweep read the same.
+READS = "solve"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ def _axis(node: Node, faults: Faults) -> Axis | None:
         faults.add("R128", node.place, f"a sweep needs a list of values and nothing else, not {found}", hint)
     elif node.trail[-1] == "scope":
         faults.add("R128", node.place, "cannot be swept: it decides what is ranked together", "merge once for each")
+    elif READS in node.trail:
+        faults.add("R128", node.place, "cannot be swept: it decides what is read", "merge once for each")
     elif not isinstance(node.trail[-1], str):
         hint = "sweep the whole list, or the `value` of an entry with a filter"
         faults.add("R128", node.place, "an anchor of a gradient cannot be swept", hint)

@@ -127,10 +127,11 @@ def _filtered(node: Node, param: ParamLike, faults: Faults) -> Entry:
     if value is None:
         faults.add("R124", node.place, "has no value", "write {filter: ..., value: ...}")
     place = node.place if pattern is None else pattern.place
-    return Entry(_pattern(pattern, faults), _values(value, param, faults) if value else (), place)
+    return Entry(pattern_at(pattern, faults), _values(value, param, faults) if value else (), place)
 
 
-def _pattern(node: Node | None, faults: Faults) -> str:
+def pattern_at(node: Node | None, faults: Faults) -> str:
+    """The filter written at `node`; what matches everything if there is none, or after a problem."""
     if node is None:
         return EVERYTHING
     if not isinstance(node.data, str) or not node.data:

@@ -75,10 +75,12 @@ def encoded(body: Mapping[str, Any]) -> bytes:
 def _tensor(plan: Plan, number: int, record: Mapping[str, Any]) -> dict[str, Any]:
     job = plan.jobs[number]
     inputs = []
-    for (index, name), digest, bad in zip(job.inputs, record["inputs"], record["nonfinite"], strict=True):
+    for (index, name), digest, bad in zip(job.reads, record["inputs"], record["nonfinite"], strict=True):
         one: dict[str, Any] = {"model": plan.inputs[index].label, "digest": digest}
         one |= {"tensor": name} if name != job.name else {}
-        one |= {"dtype": spec} if (spec := plan.inputs[index].specs[name].dtype) != job.spec.dtype else {}
+        spec = plan.inputs[index].specs[name]
+        one |= {"dtype": spec.dtype} if spec.dtype != job.spec.dtype else {}
+        one |= {"shape": list(spec.shape)} if spec.shape != job.spec.shape else {}
         inputs.append(one | ({"nonfinite": bad} if bad else {}))
     fate: dict[str, Any] = {"fate": "merged" if job.action == "merge" else "copied"}
     fate |= {"reason": job.reason} if job.reason else {}

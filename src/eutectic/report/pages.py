@@ -125,6 +125,7 @@ def example(method: Method) -> str:
     count = 1 if method.base == "first" else max(least, min(2, most or 2))
     for model in ("./code", "./math", "./chat")[:count]:
         lines.append(f"  - model: {model}")
+        lines += [f"    statistics: {model}-{method.statistics}"] if method.statistics else []
         lines += ["    parameters:", "      weight: 0.5"] if weighted else []
     shown = {p.name: p.default for p in method.params.values() if p.name in ("density", "lambda")}
     shown |= {p.name: 0.5 for p in method.params.values() if p.required and p.name != "weight"}

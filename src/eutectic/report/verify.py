@@ -6,14 +6,13 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-from eutectic import dtypes, methods, recipe
+from eutectic import methods, recipe
 from eutectic.checkpoint import REAL, FileSource, Source, Storage, open_folder, open_source
 from eutectic.checkpoint.existing import MANIFEST, SWEEP
 from eutectic.errors import CheckpointError, EutecticError, Problem, listed
-from eutectic.kernels.digests import block_digest, digest_of, tensor_digest
+from eutectic.kernels.digests import block_digest, digest_of
 from eutectic.plan import Plan, make_plan
 from eutectic.report.manifest import encoded
 from eutectic.run.merged import MergedSource
@@ -176,17 +175,11 @@ def _check_stored(
         if (entry["dtype"], entry["shape"]) != (spec.dtype, list(spec.shape)):
             said = f"{entry['dtype']} {entry['shape']}"
             _differs(result, name, f"is {spec.dtype} {list(spec.shape)}, the manifest says {said}")
-        elif _digest(source, name) != entry["digest"]:
+        elif source.digest(name) != entry["digest"]:
             _differs(result, name, "has other bytes than were written")
         result.stored += 1
         if progress:
             progress(spec.nbytes)
-
-
-def _digest(source: Source, name: str) -> str:
-    spec = source.specs[name]
-    read = partial(source.read_into, name)
-    return tensor_digest(spec.numel, dtypes.itemsize(spec.dtype), read)
 
 
 def _check_derived(
@@ -207,7 +200,7 @@ def _check_derived(
         for name in names:
             if name not in source.specs or again.specs[name] != source.specs[name]:
                 result.problems.append(Problem("V703", "the recipe gives a tensor of another kind", name))
-            elif _digest(again, name) != manifest["tensors"][name]["digest"]:
+            elif again.digest(name) != manifest["tensors"][name]["digest"]:
                 other.append(name)
             result.derived += 1
             if progress:
@@ -228,7 +221,7 @@ def _other_bytes(plan: Plan, manifest: Mapping[str, Any], names: list[str], chec
         for name in names[:NAMED]:
             said = next((one for one in manifest["tensors"][name]["inputs"] if one["model"] == label), None)
             stored = said.get("tensor", name) if said else ""
-            if said and stored in source.specs and _digest(source, stored) != said["digest"]:
+            if said and stored in source.specs and source.digest(stored) != said["digest"]:
                 changed.append(label)
                 break
     why = f"{listed(changed)} changed since the merge" if changed else "the models are as they were"

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from eutectic import dtypes
 from eutectic.checkpoint import Source
-from eutectic.errors import NumericError, Problem, RecipeError
+from eutectic.errors import CheckpointError, NumericError, Problem, RecipeError
 from eutectic.kernels.bits import EXPONENT, STORED
 from eutectic.kernels.digests import BLOCK, block_digest
 from eutectic.kernels.streams import Block
@@ -87,7 +88,7 @@ class Loader:
         if held is None:
             held = self._read(unit, seen)
         else:
-            seen = [self._look_at(job, k, row) for k, row in enumerate(held.bits)]
+            seen = [self._look_at(job, k, row) for k, row in enumerate((*held.bits, *held.beside))]
         nonfinite = [bad for _, bad in seen]
         out = self._result(unit.count, STORED[job.spec.dtype])
         for lane in lanes:
@@ -159,7 +160,7 @@ class Loader:
         direct = as_stored(self.plan, unit.job)
         number, first = job.inputs[0]
         dtype = STORED[self.plan.inputs[number].specs[first].dtype] if direct else work
-        bits = self._buffer(len(job.inputs), unit.stop - unit.start, dtype)
+        bits, beside = self._buffer(len(job.inputs), unit.stop - unit.start, dtype, self._besides(job, unit))
         own = slice(unit.before, unit.before + unit.count)
         for k, (row, (i, name)) in enumerate(zip(bits, job.inputs, strict=True)):
             if direct:
@@ -171,14 +172,39 @@ class Loader:
             if seen is not None:
                 # At once, while the row is still in the cache.
                 seen.append(self._look_at(job, k, stored[own]))
-        return Block(unit.within, unit.index, unit.first, bits[:, own], bits, unit.before)
+        for k, (row, (i, name)) in enumerate(zip(beside, job.beside, strict=True), len(bits)):
+            start, stop = self._range_beside(job, unit, i, name)
+            self.sources[i].read_into(name, start, stop, row.view(np.uint8).data)
+            if seen is not None:
+                seen.append(self._look_at(job, k, row))
+        return Block(unit.within, unit.index, unit.first, bits[:, own], bits, unit.before, beside)
+
+    def _range_beside(self, job: Job, unit: Unit, number: int, name: str) -> tuple[int, int]:
+        """The entries of a tensor beside those of the models that a unit needs: its own of one of the same form."""
+        spec = self.plan.inputs[number].specs[name]
+        return (unit.first, unit.first + unit.count) if spec.shape == job.spec.shape else (0, spec.numel)
+
+    def _besides(self, job: Job, unit: Unit) -> list[tuple[int, Any]]:
+        """How many entries of each tensor beside the models' a unit needs, and of what dtype."""
+        found = []
+        for number, name in job.beside:
+            start, stop = self._range_beside(job, unit, number, name)
+            found.append((stop - start, STORED[self.plan.inputs[number].specs[name].dtype]))
+        return found
 
     def _look_at(self, job: Job, k: int, row: NDArray[Any]) -> tuple[bytes, int]:
         return _digests(row), self._check_input(job, k, row)
 
-    def _buffer(self, rows: int, count: int, dtype: Any) -> NDArray[Any]:
-        """This thread's buffer, reused: fresh memory for every block would cost more than filling it."""
-        nbytes = rows * count * np.dtype(dtype).itemsize
+    def _buffer(
+        self, rows: int, count: int, dtype: Any, beside: Sequence[tuple[int, Any]] = ()
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
+        """This thread's buffer, reused: fresh memory for every block would cost more than filling it.
+
+        Its first part is `rows` of `count` entries, what follows is for what is read besides.
+        """
+        sizes = [size * np.dtype(kind).itemsize for size, kind in [(rows * count, dtype), *beside]]
+        ends = list(accumulate(_aligned(size) for size in sizes))
+        nbytes = ends[-1]
         kept: NDArray[np.uint8] | None = getattr(self._local, "buffer", None)
         if kept is None:
             with suppress(IndexError):
@@ -186,8 +212,9 @@ class Loader:
         if kept is None or kept.nbytes < nbytes:
             kept = np.empty(nbytes, np.uint8)
         self._local.buffer = kept
-        shaped: NDArray[Any] = kept[:nbytes].view(dtype).reshape(rows, count)
-        return shaped
+        shaped: NDArray[Any] = kept[: sizes[0]].view(dtype).reshape(rows, count)
+        parts = zip(ends, sizes[1:], beside, strict=False)
+        return shaped, tuple(kept[first : first + size].view(kind) for first, size, (_, kind) in parts)
 
     def _result(self, count: int, dtype: Any) -> NDArray[Any]:
         """This thread's buffer for results, reused as well."""
@@ -209,19 +236,30 @@ class Loader:
         self._spare.append(buffer)
 
     def _check_input(self, job: Job, k: int, row: NDArray[Any]) -> int:
-        number, name = job.inputs[k]
+        number, name = job.reads[k]
         item = self.plan.inputs[number]
         bad = count_nonfinite(row, item.specs[name].dtype)
         if bad and not self._count:
-            raise NumericError(
-                Problem(
-                    "N501",
-                    f"{bad} values of {item.label} are NaN or infinite",
-                    name,
-                    "mend the model, or pass `--nonfinite count` to go on and have them counted",
-                )
-            )
+            mend = "mend the model" if item.about is None else "collect the statistics again"
+            hint = f"{mend}, or pass `--nonfinite count` to go on and have them counted"
+            raise NumericError(Problem("N501", f"{bad} values of {item.label} are NaN or infinite", name, hint))
         return bad
+
+    def check_measured(self, number: int, digests: Sequence[str]) -> None:
+        """Raises `CheckpointError` (C223) if a model's tensor has other bytes than its statistics were measured of."""
+        job, count = self.plan.jobs[number], len(self.plan.models)
+        for (i, name), digest in zip(job.reads, digests, strict=True):
+            artefact = self.plan.inputs[count + i] if i + count < len(self.plan.inputs) else None
+            said = artefact.about.digests.get(name) if artefact and artefact.about else None
+            if artefact and said not in (None, digest):
+                model = self.plan.inputs[i].label
+                message = f"{artefact.label} was measured of another model than {model}: the tensor has other bytes"
+                raise CheckpointError(Problem("C223", message, name, "collect the statistics of this model"))
+
+
+def _aligned(nbytes: int) -> int:
+    """The next multiple of a cache line."""
+    return -(-nbytes // 64) * 64
 
 
 def _check_result(job: Job, out: NDArray[Any], hint: str) -> None:

@@ -92,9 +92,10 @@ def _for_whole_tensors(plan: Plan, device: str, reference: bool) -> tuple[str, s
     if not sizes or not is_whole(work, largest):
         return "", ""
     job = plan.jobs[largest]
-    steps = [step.name for step in job.post if "spectral" in step.parameters]
-    owner = plan.method.name if "spectral" in job.parameters else steps[0] if steps else ""
-    exclude = f", or leave large tensors out of {owner} by filters on `spectral`" if owner else ""
+    switch = "solve" if "solve" in job.parameters else "spectral"
+    steps = [step.name for step in job.post if switch in step.parameters]
+    owner = plan.method.name if switch in job.parameters else steps[0] if steps else ""
+    exclude = f", or leave large tensors out of {owner} by filters on `{switch}`" if owner else ""
     return f" for the whole of {job.name} {list(job.spec.shape)}", exclude
 
 
@@ -129,5 +130,5 @@ def _largest_group(plan: Plan) -> int:
     """Input bytes of the largest group: more than this is never held."""
     sizes = []
     for jobs in plan.groups():
-        sizes.append(sum(plan.inputs[i].specs[name].nbytes for job in jobs for i, name in plan.jobs[job].inputs))
+        sizes.append(sum(plan.inputs[i].specs[name].nbytes for job in jobs for i, name in plan.jobs[job].reads))
     return max(sizes, default=0)

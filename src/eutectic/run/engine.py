@@ -160,13 +160,17 @@ class Engine:
     def _complete(self, active: _Active) -> None:
         with self._change:
             active.pending -= 1
-            if not active.waiting and not active.pending:
-                if active.group.pending:
-                    active.group.fold()
-                    self._hand_out(active)
-                else:
-                    self._active.remove(active)
-                self._change.notify_all()
+            if active.waiting or active.pending:
+                return
+        # Nobody else has a unit of this group, so what ends its pass need not keep the others waiting.
+        if reducing := active.group.pending:
+            active.group.fold()
+        with self._change:
+            if reducing:
+                self._hand_out(active)
+            else:
+                self._active.remove(active)
+            self._change.notify_all()
 
     def _reduce(self, active: _Active, unit: Unit) -> None:
         place = (id(active), unit.job, unit.index)
@@ -217,12 +221,14 @@ class Engine:
                 self._hold_left += held[1].nbytes
 
     def _record(self, lane: Lane, job: int, parts: list[Made]) -> None:
-        inputs = len(self._plan.jobs[job].inputs)
+        reads = len(self._plan.jobs[job].reads)
+        inputs = [digest_of([part.inputs[k] for part in parts]) for k in range(reads)]
+        self._loader.check_measured(job, inputs)
         lane.sink.finish(
             job,
             {
                 "digest": digest_of([part.digest for part in parts]),
-                "inputs": [digest_of([part.inputs[k] for part in parts]) for k in range(inputs)],
-                "nonfinite": [sum(part.nonfinite[k] for part in parts) for k in range(inputs)],
+                "inputs": inputs,
+                "nonfinite": [sum(part.nonfinite[k] for part in parts) for k in range(reads)],
             },
         )

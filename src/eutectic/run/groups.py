@@ -17,6 +17,8 @@ from eutectic.run.reference import Reference
 
 # Bytes that singular value calibration takes an entry and model: float64 copies and the singular vectors.
 SVC_SCRATCH = 24
+# Bytes that solving with Gram matrices takes an entry of one of them: float64 sums, their factor, or eigenvectors.
+GRAM_SCRATCH = 56
 # What counting the magnitudes of one model takes.
 HISTOGRAM_BYTES = (1 << 17) * 8
 
@@ -196,7 +198,15 @@ def stream_job(plan: Plan, number: int) -> StreamJob:
         labels = tuple(plan.inputs[i].label for i, _ in job.inputs[bases:])
         bound["rng"] = Rng(plan.seed, job.name, labels)
     bound["wide"] = plan.working[number] == "float64"
-    return StreamJob(job.spec.numel, len(job.inputs) - bases, bound, job.spec.shape)
+    beside = tuple(plan.inputs[i].specs[name].shape for i, name in job.beside)
+    return StreamJob(job.spec.numel, len(job.inputs) - bases, bound, job.spec.shape, beside, job.layer)
+
+
+def _beside_bytes(plan: Plan, job: Job, count: int) -> int:
+    """What is read besides the models' tensors, of which a unit has `count` entries."""
+    specs = [plan.inputs[i].specs[name] for i, name in job.beside]
+    counts = [count if spec.shape == job.spec.shape else spec.numel for spec in specs]
+    return sum(size * dtypes.itemsize(spec.dtype) + 64 for size, spec in zip(counts, specs, strict=True))
 
 
 def block_bytes(work: Work, number: int) -> int:
@@ -209,15 +219,18 @@ def block_bytes(work: Work, number: int) -> int:
     # Rows that begin before a block or end after it are read as a whole.
     count = job.spec.numel if whole else min(job.spec.numel, BLOCK + 2 * (_row(plan, number) - 1))
     stored = sum(dtypes.itemsize(plan.inputs[i].specs[name].dtype) for i, name in job.inputs)
-    held = count * (stored + dtypes.itemsize(job.spec.dtype))
+    held = count * (stored + dtypes.itemsize(job.spec.dtype)) + _beside_bytes(plan, job, count)
     if not as_stored(plan, number):
         held += count * len(job.inputs) * dtypes.itemsize(plan.working[number])
     # The change before and after the steps, the base and the deltas as floats.
     held += count * (2 + len(job.inputs)) * 8 if job.post else 0
     held += count * len(job.inputs) * SVC_SCRATCH if _calibrated(job) else 0
     if _in_torch(work, number):
-        # Plain torch: stacked floats, a sparse copy, float64 sums.
-        return held + count * (len(job.inputs) * plan.method.scratch + 40)
+        # Plain torch: stacked floats, a sparse copy, float64 sums; a bias is solved with the whole of its weight.
+        specs = [plan.inputs[i].specs[name] for i, name in job.beside]
+        grams = max((spec.numel for spec in specs[: len(job.inputs)]), default=0) if job.layer else 0
+        count += max((spec.numel for spec in specs[len(job.inputs) :]), default=0)
+        return held + count * (len(job.inputs) * plan.method.scratch + 40) + grams * GRAM_SCRATCH
     # What ranking a row takes: its keys, their order, and a factor a model.
     held += _row(plan, number) * (len(job.inputs) + 5) * 8
     # Two groups may be counting at a time, each with a histogram a model and worker.

@@ -48,42 +48,64 @@ class Reference(Stream):
             result = self._apply(block, job).reshape(-1)
             out[:] = _stored(result, out.dtype).cpu().numpy().view(out.dtype)
 
-    def _tensors(self, block: Block, job: StreamJob) -> tuple[torch.Tensor | None, torch.Tensor]:
+    def _tensors(self, block: Block, job: StreamJob) -> tuple[torch.Tensor | None, tuple[Any, ...]]:
         """The base, if there is one, and what the method takes."""
-        stacked = self._upload(block)
+        stacked = self._upload(block.bits, block.floats)
         if job.shape is not None and block.bits.shape[1] == job.numel:
             stacked = stacked.reshape(-1, *job.shape)
+        if self._method.statistics:
+            return None, self._with_statistics(stacked, block, job)
         if self._method.space == "weights":
-            return None, stacked
-        return stacked[0], stacked[1:] - stacked[0]
+            return None, (stacked,)
+        return stacked[0], (stacked[1:] - stacked[0],)
+
+    def _with_statistics(
+        self, stacked: torch.Tensor, block: Block, job: StreamJob
+    ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+        """Weights and statistics; for Gram matrices the weights (and biases) as matrices."""
+        if not job.beside:
+            return stacked, None
+        pairs = zip(block.beside, job.beside, strict=True)
+        beside = [self._upload(bits, block.floats).reshape(shape) for bits, shape in pairs]
+        statistics, others = beside[: job.models], beside[job.models :]
+        if job.layer is None:
+            return stacked, statistics
+        if not others:
+            return job.layer.matrices(stacked), statistics
+        other = torch.stack(others)
+        both = (stacked, other) if job.layer.part == "weight" else (other, stacked)
+        return job.layer.matrices(*both), statistics
 
     def _apply(self, block: Block, job: StreamJob) -> torch.Tensor:
         given = arguments(self._method, job)
         base, tensors = block.cache["tensors"]
         change = self._changed(block, tensors, given)
+        if job.layer is not None and job.shape is not None:
+            change = job.layer.stored(change, job.shape)
         return change if base is None else torch.where(change == 0, base, base + change)
 
-    def _changed(self, block: Block, tensors: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+    def _changed(self, block: Block, tensors: tuple[Any, ...], given: dict[str, Any]) -> torch.Tensor:
         """What the method makes; in two steps where it has them, the first of which other merges of a sweep share."""
         first, second = self._method.factors, self._method.finish
         if first is None or second is None:
-            return self._method(tensors, **given)
+            return self._method(*tensors, **given)
         deciding = {name: given[name] for name in _keywords(first)}
         if block.cache.get("of") != repr(deciding):
             # One set at a time: those of a whole sweep could take any amount of memory.
             block.cache.pop("factors", None)
-            block.cache |= {"factors": first(tensors, **deciding), "of": repr(deciding)}
-        return second(block.cache["factors"], **{name: given[name] for name in _keywords(second)}).to(tensors.dtype)
+            block.cache |= {"factors": first(*tensors, **deciding), "of": repr(deciding)}
+        made = second(block.cache["factors"], **{name: given[name] for name in _keywords(second)})
+        return made.to(tensors[0].dtype)
 
-    def _upload(self, block: Block) -> torch.Tensor:
-        host = torch.from_numpy(block.bits)
+    def _upload(self, bits: NDArray[Any], floats: type[Any]) -> torch.Tensor:
+        host = torch.from_numpy(bits)
         if self._device != "cpu":
             host = host.pin_memory().to(self._device, non_blocking=True)
-        if block.bits.dtype == np.uint16:
+        if bits.dtype == np.uint16:
             host = host.view(torch.bfloat16)
-        elif block.bits.dtype == np.int16:
+        elif bits.dtype == np.int16:
             host = host.view(torch.float16)
-        return host.to(torch.float64 if block.floats is np.float64 else torch.float32)
+        return host.to(torch.float64 if floats is np.float64 else torch.float32)
 
     def _cuda_stream(self) -> Any:
         if self._device == "cpu":

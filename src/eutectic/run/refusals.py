@@ -13,7 +13,7 @@ from eutectic.run.budget import plans_in
 
 
 def sources_in(planned: Plan) -> list[Source]:
-    """Every model that is merged, also those of recipes within the recipe."""
+    """Every model that is merged and every artefact of statistics, also those of recipes within the recipe."""
     return [item.source for level in plans_in(planned) for item in level.inputs if item.source]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from eutectic import dtypes
+from eutectic.checkpoint.memory import MemorySource
 from eutectic.checkpoint.source import Source, Spec
 from eutectic.errors import EutecticError
 from eutectic.testing.contract import ContractError, PropertyError
@@ -35,6 +36,22 @@ def write_safetensors(path: AnyPath, tensors: Mapping[str, Tensor], metadata: Ma
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     Path(path).write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def write_statistics(
+    folder: AnyPath, kind: str, tensors: Mapping[str, Tensor], *, of: Mapping[str, Tensor] | None = None, **about: Any
+) -> str:
+    """Writes statistics by hand, as `eutectic collect` measures them; returns the folder's path.
+
+    `kind` is `fisher` or `gram`, `tensors` have the names of the model's. `of` are the model's own tensors, whose
+    digests are then in `statistics.json`; `about` is what else stands there (`samples`, 8 if not given, `bias`, …).
+    """
+    home = Path(folder)
+    home.mkdir(parents=True, exist_ok=True)
+    write_safetensors(home / "model.safetensors", tensors, {"format": "pt"})
+    digests = {name: MemorySource("model", {name: tensor}).digest(name) for name, tensor in (of or {}).items()}
+    _write_json(home / "statistics.json", {"kind": kind, "samples": 8, "digests": digests, **about})
+    return str(home)
 
 
 def tiny_llama(

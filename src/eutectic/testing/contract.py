@@ -74,7 +74,7 @@ class Subject:
         """The values given, then each switch and choice (not given) set to each of its values, one at a time."""
         yield dict(self.given)
         for param in self.method.params.values():
-            values = (False, True) if param.kind == "bool" else param.choices
+            values = {"bool": (False, True), "choice": param.choices}.get(param.kind, ())
             for value in values:
                 if param.name not in self.given and value != param.default:
                     yield {**self.given, param.name: value}
@@ -89,12 +89,16 @@ class Subject:
         return spread
 
     def run(self, tensors: Tensor, setting: Mapping[str, Any], *, rng: Rng | None = None) -> Tensor:
-        """The method on `(K, *shape)`. What it does not declare is left out; a random one gets `rng` or a default."""
+        """The method on `(K, *shape)`. What it does not declare is left out; a random one gets `rng` or a default.
+
+        One that uses statistics gets some that follow from each model's own values, so that they go where it goes.
+        """
         keywords = {name.rstrip("_"): name for name in inspect.signature(self.method.function).parameters}
         arguments = {keywords[name]: value for name, value in setting.items() if self.declares(name)}
         if self.method.random:
             arguments["rng"] = rng or Rng(seed=1, tensor="tensor", models=labels(len(tensors)))
-        return self.method(tensors, **arguments)
+        beside = [statistics_of(tensors, self.method.statistics)] if self.method.statistics else []
+        return self.method(tensors, *beside, **arguments)
 
 
 Property = Callable[[Subject], None]
@@ -142,6 +146,19 @@ def sample(count: int, shape: Sequence[int], dtype: torch.dtype = torch.float32)
     """Normal numbers of standard deviation 0.02, `(count, *shape)`: the same for every call with the same arguments."""
     generator = torch.Generator().manual_seed(zlib.crc32(repr((count, tuple(shape))).encode()))
     return (torch.randn((count, *shape), generator=generator, dtype=torch.float64) * 0.02).to(dtype)
+
+
+def statistics_of(tensors: Tensor, kind: str) -> Tensor | None:
+    """Statistics in float32 as models of these values might have them, each of its own: `(K, *shape)` for `fisher`.
+
+    For `gram` the second moments of pretended inputs, `(K, …, n, n)`; None for what is no matrix.
+    """
+    wide = tensors.double()
+    if kind == "fisher":
+        return (1e3 * wide**2 + 0.1).float()
+    if tensors.dim() < 3 or not tensors.shape[-1]:
+        return None
+    return (2500 * wide.mT @ wide + torch.eye(tensors.shape[-1], dtype=torch.float64)).float()
 
 
 def expect_equal(found: Tensor, wanted: Tensor, where: str) -> None:
