@@ -1,6 +1,6 @@
 """Averages along one training run: is SWA better than the last weights, and flatter? On small images, on a CPU.
 
-Writes the figures into `docs/experiments/swa.md`, between its markers, and `docs/experiments/swa.json`.
+Writes the figures into `docs/experiments/swa.md`, between its markers, `docs/experiments/swa.json` and two plots.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import argparse
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import digits
 import glyphs
@@ -21,10 +23,13 @@ from torch import Tensor, nn
 
 from eutectic.averaging import WeightAverage, constant_rate, update_bn
 from eutectic.averaging.running import STALE
+from eutectic.report.curves import Point, Series, chart
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "experiments" / "swa.md"
+PLOTS = ("swa.svg", "flat.svg")
 BATCH, TAIL, RATE = 32, 0.5, 0.1
 PUSHES, PUSH = 10, 0.1
+FARTHER = (0.05, 0.1, 0.15, 0.2)
 
 Figures = dict[str, float]
 HANDWRITTEN, FONT = "Handwritten digits", "Digits of a font"
@@ -66,14 +71,14 @@ def batches(data: digits.Split, generator: torch.Generator) -> Iterator[Tensor]:
 
 def train(
     model: nn.Module, data: digits.Split, rate: Callable[[int], float], seed: int, epochs: int,
-    averages: Sequence[WeightAverage] = (),
+    averages: Sequence[WeightAverage] = (), after: Callable[[int], None] = lambda epoch: None,
 ) -> None:  # fmt: skip
-    """SGD with momentum at RATE times `rate`."""
+    """SGD with momentum at RATE times `rate`; `after` is called with the number of each epoch that is over."""
     optimiser = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    for _ in range(epochs):
+    for epoch in range(1, epochs + 1):
         for rows in batches(data, generator):
             optimiser.zero_grad()
             nn.functional.cross_entropy(model(data.x[rows]), data.y[rows]).backward()
@@ -81,6 +86,8 @@ def train(
             schedule.step()
             for average in averages:
                 average.step()
+        after(epoch)
+        model.train()
 
 
 @torch.no_grad()
@@ -91,7 +98,7 @@ def loss_and_accuracy(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, fl
 
 
 @torch.no_grad()
-def rise(model: nn.Module, data: digits.Split) -> float:
+def rise(model: nn.Module, data: digits.Split, push: float = PUSH) -> float:
     """By how much the training loss rises if every tensor is pushed by a share of its norm, in random directions."""
     own = {name: tensor.clone() for name, tensor in model.named_parameters()}
     start, _ = loss_and_accuracy(model, data.x, data.y)
@@ -99,7 +106,7 @@ def rise(model: nn.Module, data: digits.Split) -> float:
     for _ in range(PUSHES):
         for name, tensor in model.named_parameters():
             way = torch.randn(tensor.shape, generator=generator)
-            tensor.copy_(own[name] + PUSH * own[name].norm() / way.norm() * way)
+            tensor.copy_(own[name] + push * own[name].norm() / way.norm() * way)
         found += loss_and_accuracy(model, data.x, data.y)[0] - start
     for name, tensor in model.named_parameters():
         tensor.copy_(own[name])
@@ -119,6 +126,56 @@ def load(title: str, seed: int) -> tuple[digits.Split, int]:
     return digits.split(x, y, seed, wrong=0.2, held_out=1000), 16
 
 
+def averaged(
+    data: digits.Split, seed: int, epochs: int, after: Callable[[dict[str, Any]], Callable[[int], None]] | None = None
+) -> dict[str, Any]:
+    """Trains at a constant rate, from half way on a lower one; the model is the last weights, beside its averages.
+
+    `after` is given all three and returns what `train` calls.
+    """
+    an_epoch = len(data.x) // BATCH
+    start = int(TAIL * epochs) * an_epoch
+    model = network(data.x.shape[1], False, seed)
+    found = {
+        "last weights": model,
+        "SWA": WeightAverage(model, start=start, period=an_epoch),
+        "EMA": WeightAverage(model, decay=1 - 1 / (5 * an_epoch)),
+    }
+    told = after(found) if after else lambda epoch: None
+    rate = constant_rate(start, 0.5, anneal=an_epoch)
+    train(model, data, rate, seed, epochs, (found["SWA"], found["EMA"]), told)
+    return found
+
+
+def in_model(row: Any) -> AbstractContextManager[nn.Module]:
+    """The weights of a row of `averaged`, in the model."""
+    return row.swapped() if isinstance(row, WeightAverage) else nullcontext(row)
+
+
+def charts(data: digits.Split, seed: int, epochs: int) -> list[str]:
+    """Test loss along one training run, and the training loss around its end."""
+    along: dict[str, list[Point]] = {}
+
+    def follow(rows: dict[str, Any]) -> Callable[[int], None]:
+        def note(epoch: int) -> None:
+            for row, weights in rows.items():
+                if not isinstance(weights, WeightAverage) or weights.collected:
+                    with in_model(weights) as model:
+                        loss, _ = loss_and_accuracy(model, data.x_test, data.y_test)
+                    along.setdefault(row, []).append(Point(epoch, loss))
+
+        return note
+
+    around = {}
+    for row, weights in averaged(data, seed, epochs, follow).items():
+        with in_model(weights) as model:
+            around[row] = [Point(0.0, 0.0), *(Point(100 * push, rise(model, data, push)) for push in FARTHER)]
+    return [
+        chart("Along the run", [Series(*row) for row in along.items()], x="epoch", y="test loss"),
+        chart("Around its end", [Series(*row) for row in around.items()], x="push, % of the norm", y=RISE),
+    ]
+
+
 def run(data: digits.Split, seed: int, epochs: int) -> Figures:
     """One seed: `row: column` -> figure."""
     an_epoch = len(data.x) // BATCH
@@ -130,15 +187,10 @@ def run(data: digits.Split, seed: int, epochs: int) -> Figures:
         if flat:
             found[f"{row}: {RISE}"] = rise(model, data)
 
-    inputs = data.x.shape[1]
-    model = network(inputs, False, seed)
-    swa = WeightAverage(model, start=start, period=an_epoch)
-    ema = WeightAverage(model, decay=1 - 1 / (5 * an_epoch))
-    train(model, data, constant_rate(start, 0.5, anneal=an_epoch), seed, epochs, (swa, ema))
-    note("last weights", model)
-    for row, average in (("SWA", swa), ("EMA", ema)):
-        with average.swapped():
+    for row, weights in averaged(data, seed, epochs).items():
+        with in_model(weights) as model:
             note(row, model)
+    inputs = data.x.shape[1]
     model = network(inputs, False, seed)
     train(model, data, falling(start, steps), seed, epochs)
     note("rate falls to zero", model)
@@ -203,6 +255,9 @@ def main() -> None:
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
     PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    data, epochs = load(HANDWRITTEN, 1)
+    for name, drawn in zip(PLOTS, charts(data, 1, epochs), strict=True):
+        PAGE.with_name(name).write_text(drawn + "\n", encoding="utf-8")
     Console().print(text, highlight=False, markup=False)
 
 

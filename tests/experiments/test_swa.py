@@ -62,6 +62,22 @@ def test_the_order_of_the_means(swa):
         assert sum(rows[better]) > sum(rows[worse]), (name, better, worse, rows)
 
 
+def test_the_plots_have_every_row(swa):
+    data, _ = swa.load(swa.FONT, 1)
+    drawn = swa.charts(data, 1, 4)
+    assert len(drawn) == len(swa.PLOTS)
+    for picture, name in zip(drawn, swa.PLOTS, strict=True):
+        assert all(f">{row}</text>" in picture for row in ("last weights", "SWA", "EMA"))
+        assert f"({name})" in swa.PAGE.read_text(encoding="utf-8") and swa.PAGE.with_name(name).exists()
+
+
+def test_swa_is_flatter_on_the_handwritten_digits(swa):
+    if importlib.import_module("digits").place() is None:
+        pytest.skip("the images are fetched by `make experiments`")
+    rows = swa.column(swa.measure(swa.HANDWRITTEN, (1,)), swa.RISE)
+    assert rows["last weights"] > rows["SWA"]
+
+
 def test_the_handwritten_digits(swa):
     digits = importlib.import_module("digits")
     if digits.place() is None:
