@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,14 @@ from eutectic.cli import options, screen, values
 
 if TYPE_CHECKING:
     from eutectic.statistics import Collected, Planned
+
+
+class Labels(StrEnum):
+    """Whose labels the Fisher information is taken with."""
+
+    model = "model"
+    data = "data"
+
 
 Model = Annotated[str, typer.Argument(help="The model: a folder, a file, a hub id, or a recipe.", metavar="MODEL")]
 Out = Annotated[str, typer.Argument(help="Folder to make.", metavar="OUT")]
@@ -37,6 +46,30 @@ ShardSize = Annotated[str, typer.Option(help="Largest output file.", metavar="SI
 Replace = Annotated[bool, typer.Option("--replace", help="Replace OUT if it exists.")]
 
 collect = typer.Typer(help="Collect statistics of a model over data, which methods merge with.", no_args_is_help=True)
+
+
+@collect.command()
+def fisher(
+    model: Model,
+    out: Out,
+    data: Data,
+    labels: Annotated[Labels, typer.Option(help="Whose labels: the model's own, or those of the data.")] = Labels.model,
+    samples: Samples = None,
+    field: Field = "text",
+    length: Length = None,
+    pack: Pack = False,
+    batch: Size = 8,
+    seed: Seed = 0,
+    device: options.Device = "cpu",
+    dtype: DType = None,
+    memory: Memory = None,
+    shard_size: ShardSize = "5GB",
+    replace: Replace = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Collect the diagonal Fisher information of every parameter, for fisher."""
+    _collect("fisher", {**locals(), "labels": labels.value})
 
 
 @collect.command()

@@ -2,6 +2,7 @@
 
 from eutectic.statistics.codes import CODES as CODES
 from eutectic.statistics.doors import activations as activations
+from eutectic.statistics.doors import fisher as fisher
 from eutectic.statistics.doors import gram as gram
 from eutectic.statistics.models import Collected as Collected
 from eutectic.statistics.models import Options as Options

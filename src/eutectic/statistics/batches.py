@@ -49,7 +49,7 @@ class Batch:
 
     def sample(self, number: int) -> Batch:
         """One sample by itself, its padding cut off. Raises `RecipeError` (F104) for padding within it."""
-        value = _each(self.value, lambda tensor: tensor[number : number + 1], self._has_all)
+        value = sliced(self.value, number, self.size)
         if self.mask is None:
             return Batch(value, 1, None)
         width = self.mask.shape[1]
@@ -90,6 +90,11 @@ class Batch:
 
     def _has_all(self, tensor: Tensor) -> bool:
         return tensor.dim() > 0 and len(tensor) == self.size
+
+
+def sliced(value: Any, number: int, size: int) -> Any:
+    """One of `size` samples of whatever holds tensors; those of another length are for all samples."""
+    return _each(value, lambda t: t[number : number + 1], lambda t: t.dim() > 0 and len(t) == size)
 
 
 def _inputs(value: Any) -> Any:

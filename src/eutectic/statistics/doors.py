@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from eutectic.checkpoint import MemorySource
 from eutectic.errors import Problem, RecipeError
 from eutectic.statistics.batches import Batch
 from eutectic.statistics.collecting import collect_all
+from eutectic.statistics.fisher import FisherCollector
 from eutectic.statistics.inputs import GramCollector, MomentCollector
+from eutectic.statistics.labels import Labels, likelihood, own_loss
 from eutectic.statistics.layers import Names, still
 from eutectic.statistics.result import Statistics, result_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def gram(
@@ -39,6 +41,47 @@ def activations(
 ) -> Statistics:
     """Mean and mean square of every input of every linear layer and convolution. Arguments and errors as for `gram`."""
     return _inputs_of(MomentCollector, module, loader, samples, device)
+
+
+def fisher(
+    module: nn.Module,
+    loader: Iterable[Any],
+    *,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    labels: Labels = "model",
+    samples: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+) -> Statistics:
+    """The diagonal Fisher information of every parameter: the mean over samples of squared gradients by sample.
+
+    Classifiers give logits (samples, classes); causal language models (samples, positions, tokens), for batches with
+    `input_ids`: there a sample is a sequence, and its log-likelihood the sum over its tokens.
+
+    Args:
+        module: as for `gram`.
+        loader: as for `gram`; with `labels="data"` batches are (inputs, labels), or mappings with `labels` (for a
+            language model without them, the next tokens).
+        loss: for any other module: a function of output and batch that returns one number a sample.
+        labels: `model`: the expectation over labels as the model gives them, exact up to 64 classes, and drawn, once a
+            sample or token, beyond; the Fisher information proper. `data`: those of the batch, which makes it the
+            empirical one. With a `loss` it says nothing.
+        samples: as for `gram`.
+        seed: of drawn labels.
+        device: as for `gram`.
+
+    Raises `RecipeError` (F101, F103, F104, F107, F108), and `NumericError` (F102) for NaN or infinity.
+    """
+    if labels not in ("model", "data"):
+        raise RecipeError(Problem("F108", f"must be model or data, not {labels!r}", "labels"))
+    place = _place(module, device)
+    batches, first = _begun(loader, place)
+    of = likelihood(labels, seed) if loss is None else own_loss(loss)
+    with still(module):
+        collector = FisherCollector(module, Names(module), first, of)
+        collect_all(collector, batches, place, samples)
+    settings: dict[str, Any] = {"seed": seed, "labels": "data" if loss else labels, "settings": {}}
+    return result_of(collector, MemorySource(type(module).__name__, module), settings)
 
 
 def _inputs_of(

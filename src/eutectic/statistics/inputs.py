@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 from eutectic.errors import Problem, RecipeError
 from eutectic.lazy import LazyModule
 from eutectic.statistics.batches import Batch
+from eutectic.statistics.gradients import unfolded
 from eutectic.statistics.layers import Layer, Names, hooked, layers_of
 from eutectic.statistics.model import Collector, Layout
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-    from torch.nn import functional
 else:
     torch = LazyModule("torch")
-    functional = LazyModule("torch.nn.functional")
 
 # Columns of a Gram matrix at a time. The matrix is symmetric: only blocks on and below the diagonal are computed.
 _BLOCK = 256
@@ -228,16 +227,10 @@ def _rows(layer: Layer, x: Tensor, batch: Batch) -> Any:
         yield [_unmasked(x, batch)]
         return
     part = layer.module
-    spatial = len(part.kernel_size)
-    x = x if x.dim() == spatial + 2 else x[None]
-    mode = part.padding_mode if part.padding_mode != "zeros" else "constant"
-    x = functional.pad(x, part._reversed_padding_repeated_twice, mode=mode)
-    x = x[:, :, None] if spatial == 1 else x
-    kernel, stride, dilation = ((1,) * (2 - spatial) + tuple(v) for v in (part.kernel_size, part.stride, part.dilation))
+    x = x if x.dim() == len(part.kernel_size) + 2 else x[None]
     step = max(1, _UNFOLDED // max(1, x[0].numel() * part.kernel_size[0] * part.kernel_size[-1]))
     for piece in torch.chunk(x, -(-len(x) // step)):
-        windows = functional.unfold(piece, kernel, dilation=dilation, stride=stride)
-        yield [group.mT.flatten(0, 1) for group in windows.chunk(layer.groups, dim=1)]
+        yield [windows.mT.flatten(0, 1) for windows in unfolded(part, piece).unbind(1)]
 
 
 def _unmasked(x: Tensor, batch: Batch) -> Tensor:

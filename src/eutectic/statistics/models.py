@@ -19,8 +19,10 @@ from eutectic.lazy import LazyModule
 from eutectic.run.refusals import check_device
 from eutectic.statistics.batches import Batch
 from eutectic.statistics.collecting import Going, collect_into
+from eutectic.statistics.fisher import FisherCollector
 from eutectic.statistics.folder import SHARD_BYTES, Folder
 from eutectic.statistics.inputs import GramCollector, MomentCollector
+from eutectic.statistics.labels import Labels, likelihood, own_loss
 from eutectic.statistics.layers import Names, still
 from eutectic.statistics.model import KINDS, Collector, Kind
 from eutectic.statistics.passes import Passes, plan_passes
@@ -29,7 +31,7 @@ from eutectic.statistics.text import Text, batches_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 else:
     torch = LazyModule("torch")
 
@@ -54,7 +56,7 @@ class Options:
     """
 
     samples: int | None = None
-    labels: str = "model"
+    labels: Labels = "model"
     field: str = "text"
     length: int | None = None
     pack: bool = False
@@ -143,6 +145,7 @@ def collect(
     out: str | os.PathLike[str],
     *,
     options: Options | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
     module: Callable[[], nn.Module] | None = None,
     tokenizer: Any = None,
     on_plan: Callable[[Planned], None] | None = None,
@@ -159,6 +162,7 @@ def collect(
             gives the same batches each time it is gone through.
         out: the folder to make.
         options: how.
+        loss: see `fisher`.
         module: makes the module that the weights are loaded into, where they are no model of `transformers`.
         tokenizer: as for `eutectic.evaluate`.
         on_plan: called before the first pass.
@@ -181,7 +185,7 @@ def collect(
             torch.inference_mode(False),
             still(made),
         ):
-            collector = _collector(kind, made, source, given)
+            collector = _collector(kind, made, source, given, how, loss)
             passes = plan_passes(collector.layout, made, how.memory)
             planned = _planned(source, given, collector, passes)
             folder = _folder(os.fspath(out), source, given, how, collector)
@@ -214,12 +218,16 @@ def _collected(
     return Collected(folder.path, planned, False, samples, tuple(folder.unseen()))
 
 
-def _collector(kind: Kind, module: nn.Module, source: Source, given: _Data) -> Collector:
+def _collector(
+    kind: Kind, module: nn.Module, source: Source, given: _Data, how: Options, loss: Callable[[Any, Any], Tensor] | None
+) -> Collector:
     names = Names(module, source)
     value = next(iter(given.batches()), None)
     if value is None:
         raise RecipeError(Problem("F101", "the loader gave no batch", "loader", "was it used up before?"))
     first = Batch.of(value, next(module.parameters()).device)
+    if kind == "fisher":
+        return FisherCollector(module, names, first, own_loss(loss) if loss else likelihood(how.labels, how.seed))
     return (GramCollector if kind == "gram" else MomentCollector)(module, names, first)
 
 
