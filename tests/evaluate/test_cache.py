@@ -64,6 +64,19 @@ def test_other_weights_under_the_same_header_are_another_model(here: Path) -> No
     assert not known("a") and known("a")
 
 
+def test_weights_that_were_overwritten_with_their_times_put_back(here: Path) -> None:
+    """As by archives and `rsync --inplace --times`: same inode, size and time of change."""
+    assert not known("a")
+    path = here / "a" / "model.safetensors"
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write((here / "b" / "model.safetensors").read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+    assert not known("a") and known("b")
+
+
 def test_config_and_tokenizer_count(here: Path) -> None:
     assert not known("a")
     config = json.loads((here / "a" / "config.json").read_text()) | {"rms_norm_eps": 1e-3}

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from eutectic import dtypes
@@ -36,16 +36,21 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What tells that a file is still the one that was opened: size in bytes, time of change in ns, inode."""
+    """What tells that a file is still the one that was opened: size in bytes, time of change in ns, inode.
+
+    `ctime_ns`, which no tool can set, is for telling one run from the next: archives and `rsync` put times of change
+    back. Within a run it would tell too much, as a new hard link moves it.
+    """
 
     size: int
     mtime_ns: int
     inode: int
+    ctime_ns: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, found: os.stat_result) -> Stamp:
         """The stamp in an `fstat`."""
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns)
 
 
 def stamp_of(storage: Storage, path: str) -> Stamp:
@@ -153,8 +158,11 @@ class FileSource(Source):
             raise unreadable(error, path, self.label) from error
 
     def stamp(self) -> Any:
-        """Size, time of change and inode of every file, by its path."""
-        return {os.path.realpath(path): [s.size, s.mtime_ns, s.inode] for path, s in sorted(self._stamps.items())}
+        """Size, both times of change and inode of every file, by its path."""
+        return {
+            os.path.realpath(path): [s.size, s.mtime_ns, s.ctime_ns, s.inode]
+            for path, s in sorted(self._stamps.items())
+        }
 
     def files(self) -> Mapping[str, int] | None:
         """Every file by its path, with its time of change when its header was read."""

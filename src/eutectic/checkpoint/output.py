@@ -42,7 +42,7 @@ class Output:
         shards: from `layout.lay_out`.
         tensors: (name, number of entries, bytes an entry) of each job.
         fingerprint: of the plan; work with another one is not resumed.
-        stamps: identities of the input files now (path, size, time, inode); work from other ones is not resumed, and
+        stamps: identities of the input files now (path, size, times, inode); work from other ones is not resumed, and
             an existing output of other ones is not taken for this merge.
         replace: whether an existing folder may be replaced.
         manifest: name of the file that says what the folder is, with its `fingerprint`, `files` and `weights`.

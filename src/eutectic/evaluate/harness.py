@@ -108,7 +108,7 @@ class Harness(Checked):
             raise RecipeError(Problem("E913", f"the harness has no task {name!r}", "harness", hint))
         place = getattr(getattr(manager, "task_index", {}).get(name), "yaml_path", None)
         if own and place is not None and os.path.realpath(place) != os.path.realpath(self.harness):
-            message = f"the task {name!r} is also in {os.path.basename(place)}"
+            message = f"the task {name!r} is also in {os.path.relpath(place, folder)}"
             raise RecipeError(Problem("E913", message, "harness", "rename one of the two", self.harness))
         tasks: Mapping[str, Any] = manager.load([name])["tasks"]
         return tasks
