@@ -508,7 +508,7 @@ def test_regression_mean(ridge):
     weights, inputs = normal(3, 4, 6), normal(3, 20, 6, seed=5)
     inputs[..., 2] *= 1e4  # a massive activation
     grams = [torch.from_numpy(x.T @ x) for x in inputs]
-    found = regression_mean([torch.from_numpy(w) for w in weights], grams, ridge)
+    found = regression_mean([torch.from_numpy(w) for w in weights], grams, [1.0] * len(grams), ridge=ridge)
     expect(found.numpy(), regression(weights, inputs, ridge), 1e-8)
 
 
@@ -518,11 +518,11 @@ def test_regression_mean_averages_what_no_input_shows():
     pair = [torch.from_numpy(w) for w in weights], [torch.from_numpy(x.T @ x) for x in inputs]
     rest = np.arange(6) != 3
     for ridge, sizes in ((0.0, np.ones(3)), (1e-9, (inputs * inputs).sum((1, 2)))):
-        found = regression_mean(*pair, ridge).numpy()
+        found = regression_mean(*pair, [1.0] * 3, ridge=ridge).numpy()
         expect(found[:, 3], np.average(weights[:, :, 3], axis=0, weights=sizes), 1e-6)
         expect(found[:, rest], regression(weights[..., rest], inputs[..., rest]), 1e-6)
     nothing = [torch.zeros(6, 6, dtype=torch.float64)] * 3
-    expect(regression_mean(pair[0], nothing, 0.1).numpy(), weights.mean(0), 1e-12)
+    expect(regression_mean(pair[0], nothing, [1.0] * 3, ridge=0.1).numpy(), weights.mean(0), 1e-12)
 
 
 # Through the engine

@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from eutectic.kernels.matrices import RESOLVED, Tasks, principal
+from eutectic.kernels.sums import weighted_sum
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -87,24 +88,44 @@ def share_of(count: int, share: float) -> int:
     return math.ceil(Fraction(repr(float(share))) * count)
 
 
-def regression_mean(weights: Sequence[Tensor], grams: Sequence[Tensor], ridge: float) -> Tensor:
-    """(Σ WᵢGᵢ)(Σ Gᵢ)⁻¹ in float64, after `ridge` · tr(Gᵢ)/n has been added to the diagonal of every Gᵢ.
+def regression_mean(
+    weights: Sequence[Tensor] | Tensor,
+    grams: Sequence[Tensor],
+    shares: Sequence[float],
+    *,
+    alpha: float = 1.0,
+    ridge: float = 0.0,
+) -> Tensor:
+    """(Σ WᵢG̃ᵢ)(Σ G̃ᵢ)⁻¹ in float64, with G̃ᵢ of `regressors`; as the mean W̄ and what Σ (Wᵢ - W̄)G̃ᵢ adds to it.
 
-    On both sides of the quotient: where the inputs say nothing, the answer is then an average and not zero. Columns are
-    scaled to a unit diagonal, as a few inputs of an LLM are a thousand times the others. Where even so Σ Gᵢ is singular
-    to float64, its eigenvectors decide, and what they do not span is the plain average.
+    So rounding is of the size of the models' differences, and copies of one model give that model. Columns are scaled
+    to a unit diagonal, as a few inputs of an LLM are a thousand times the others. Where even so Σ G̃ᵢ is singular to
+    float64, its eigenvectors decide, and what they do not span is the mean.
     """
-    start = torch.stack([weight.double() for weight in weights]).mean(0)
+    start = weighted_sum(weights, shares) / sum(shares)
     moment, gram = torch.zeros_like(start), torch.zeros_like(grams[0], dtype=torch.float64)
-    for weight, one in zip(weights, grams, strict=True):
-        raised = one.to(torch.float64, copy=True)
-        raised.diagonal().add_(ridge * raised.diagonal().mean())
-        moment, gram = moment + weight.double() @ raised, gram.add_(raised)
+    for weight, one, share in zip(weights, grams, shares, strict=True):
+        if share:
+            regressor = regressors(one, share, alpha, ridge)
+            moment.addmm_(weight.double() - start, regressor)
+            gram.add_(regressor)
     diagonal = gram.diagonal().sqrt()
     scale = torch.where(diagonal > 0, 1 / diagonal, torch.ones_like(diagonal))
     factor, failed = torch.linalg.cholesky_ex(gram * scale * scale[:, None])
     if not failed and bool((factor.diagonal() > RESOLVED).all()):
-        solved: Tensor = torch.cholesky_solve((moment * scale).T, factor).T * scale
-        return solved
+        return start + torch.cholesky_solve((moment * scale).T, factor).T * scale
     values, vectors = principal(gram)
-    return Equations(moment, values, vectors).solution(start, torch.ones_like(values))
+    return start + Equations(moment, values, vectors).solution(torch.zeros_like(start), torch.ones_like(values))
+
+
+def regressors(gram: Tensor, share: float, alpha: float, ridge: float) -> Tensor:
+    """`share` · (αG + (1-α) diag G + `ridge` · tr(G)/n · 1), in float64.
+
+    The ridge is on both sides of the quotient that these go into: where the inputs say nothing, the answer is then an
+    average and not zero.
+    """
+    made = gram.to(torch.float64, copy=True)
+    diagonal = made.diagonal().clone()
+    made.mul_(share * alpha)
+    made.diagonal().copy_(share * (diagonal + ridge * diagonal.mean()))
+    return made

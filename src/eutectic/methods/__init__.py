@@ -37,6 +37,7 @@ from eutectic.methods.registry import Range as Range
 from eutectic.methods.registry import get as get
 from eutectic.methods.registry import method as method
 from eutectic.methods.registry import names as names
+from eutectic.methods.regmean import regmean as regmean
 from eutectic.methods.sce import sce as sce
 from eutectic.methods.slerp import slerp as slerp
 from eutectic.methods.star import star as star

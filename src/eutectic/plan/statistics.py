@@ -118,6 +118,9 @@ class Measured:
         """Of a weight, or of a bias, which is solved with its weight."""
         if len(has) < len(self._models):
             return Beside()  # which is refused by itself
+        if other := next((alias for item in self._models for alias in _tied(item, name)), None):
+            # The inputs of the head say nothing of the rows of an embedding.
+            return Beside(reason=f"averaged: tied with {other}")
         abouts = [self._about(number) for number in range(len(self._artefacts))]
         keys = [self._key(number, (weight, stored)) for number, stored in has]
         found = [about.shared.get(key, key) if key else None for about, key in zip(abouts, keys, strict=True)]
@@ -222,6 +225,13 @@ class Measured:
     def _say(self, message: str, hint: str, where: str | int = "") -> None:
         place = f"{self._places[where]}.statistics" if isinstance(where, int) else where
         self._findings.say("P314", message, hint, place)
+
+
+def _tied(item: PlanInput, name: str) -> list[str]:
+    """Other names of a tensor."""
+    ties = {**item.implied, **item.ties}
+    kept = ties.get(name, name)
+    return [one for one in (*ties, kept) if one != name and ties.get(one, one) == kept]
 
 
 def _layer(about: About, name: str) -> Layer:
