@@ -95,6 +95,16 @@ def test_mistakes(run: Run, command: str, code: int, said: str) -> None:
     assert said in result.stderr
 
 
+@pytest.mark.parametrize(
+    "command", ["evaluate a b", "soup a b out", "connect a b", "sweep r.yml --over models[0].parameters.weight=1:2:1"]
+)
+def test_ctrl_c_says_what_is_kept(run: Run, here: Path, command: str) -> None:
+    (here / "stop.py").write_text("def now(source):\n    raise KeyboardInterrupt\n")
+    for option, said in (((), "the same command goes on from the scores"), (("--no-cache",), "no score was kept")):
+        result = run(*command.split(), "--task", "call:stop:now", *option)
+        assert (result.exit_code, result.stdout) == (130, "") and result.stderr.startswith(f"stopped; {said}")
+
+
 def test_refusals_in_json(run: Run) -> None:
     result = run("evaluate", "a", "--task", "choise:x", "--json")
     assert result.exit_code == 2

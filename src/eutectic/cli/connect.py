@@ -45,7 +45,7 @@ def connect(
     json: options.Json = False,
 ) -> None:
     """Measure loss and error on the straight lines between models: is there a barrier?"""
-    with screen.refusals(json):
+    with screen.refusals(json, scoring.stopped(no_cache)):
         from eutectic import api
 
         if html is not None:

@@ -39,7 +39,7 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """Score models, and merges that are never written: perplexity, choices, answers, similarity, your own functions."""
-    with screen.refusals(json):
+    with screen.refusals(json, scoring.stopped(no_cache)):
         from eutectic import api
         from eutectic.evaluate import Settings
 

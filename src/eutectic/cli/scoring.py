@@ -44,6 +44,12 @@ def kept(cache: str | None, no_cache: bool) -> str | bool:
     return False if no_cache else cache or True
 
 
+def stopped(no_cache: bool) -> str:
+    """What is told after Ctrl-C."""
+    kept = "no score was kept" if no_cache else "the same command goes on from the scores that were measured"
+    return f"stopped; {kept}"
+
+
 def writing(threads: int | None, memory: str, shard_size: str, replace: bool) -> Options:
     """How to write the chosen merge, as the options say."""
     from eutectic import api

@@ -82,13 +82,18 @@ def text(written: str) -> str:
 
 
 @contextmanager
-def refusals(as_json: bool = False) -> Iterator[None]:
-    """Turns every deliberate error into its message and exit code; anything else is a bug and keeps its traceback."""
+def refusals(as_json: bool = False, stopped: str = "") -> Iterator[None]:
+    """Turns every deliberate error into its message and exit code; anything else is a bug and keeps its traceback.
+
+    `stopped` is told after Ctrl-C.
+    """
     try:
         yield
     except EutecticError as error:
         fail(error, as_json)
     except KeyboardInterrupt:
+        if stopped:
+            err().print(stopped, soft_wrap=True)
         raise typer.Exit(130) from None
 
 

@@ -80,7 +80,7 @@ def soup(
     quiet: options.Quiet = False,
 ) -> None:
     """Average those of many fine-tunes whose average scores best, into the folder OUT. The same command resumes."""
-    with screen.refusals(json):
+    with screen.refusals(json, scoring.stopped(no_cache)):
         from eutectic import api
 
         if html is not None:

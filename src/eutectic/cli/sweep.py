@@ -56,7 +56,7 @@ def sweep(
     quiet: options.Quiet = False,
 ) -> None:
     """Score the merges of a sweep without writing them, and choose the best. `eutectic merge` writes all of them."""
-    with screen.refusals(json):
+    with screen.refusals(json, scoring.stopped(no_cache)):
         from eutectic import api
 
         if html is not None:
