@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,6 +117,33 @@ def activations(
 ) -> None:
     """Collect mean and mean square of every input of linear layers and convolutions."""
     _collect("activations", locals())
+
+
+@collect.command()
+def merge(
+    parts: Annotated[
+        list[str], typer.Argument(help="Folders of statistics, of one model over different data.", metavar="PART...")
+    ],
+    out: Out,
+    shard_size: ShardSize = "5GB",
+    replace: Replace = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Merge statistics that were collected of one model over parts of the data."""
+    with screen.refusals(json):
+        from eutectic import statistics
+
+        done = statistics.merge(parts, out, replace=replace, shard_bytes=values.size(shard_size, "--shard-size"))
+        if json:
+            screen.print_json(asdict(done))
+        elif not quiet:
+            console, where = screen.out(), screen.text(done.path)
+            if done.already_complete:
+                console.print(f"[green]nothing to do[/]: {where} holds these statistics already", soft_wrap=True)
+                return
+            console.print(f"[green]merged[/] {done.parts} parts, {done.tensors} tensors, {done.samples:,} samples")
+            console.print(where, soft_wrap=True)
 
 
 def _collect(kind: Any, given: dict[str, Any]) -> None:

@@ -8,4 +8,6 @@ from eutectic.statistics.models import Collected as Collected
 from eutectic.statistics.models import Options as Options
 from eutectic.statistics.models import Planned as Planned
 from eutectic.statistics.models import collect as collect
+from eutectic.statistics.parts import Merged as Merged
+from eutectic.statistics.parts import merge as merge
 from eutectic.statistics.result import Statistics as Statistics

@@ -37,6 +37,7 @@ class Batch:
     def of(cls, value: Any, device: torch.device | str | None = None) -> Self:
         """A batch of a loader, on the device. Raises `RecipeError` (F101) for one without a tensor or a sample."""
         value = _each(value, lambda tensor: tensor.to(device)) if device is not None else value
+        value = _each(value, lambda tensor: tensor.clone(), lambda tensor: tensor.is_inference())
         first = _first(value)
         if first is None or first.dim() == 0 or not len(first):
             hint = "batches are tensors, mappings of keyword arguments, or sequences whose first item is one of these"

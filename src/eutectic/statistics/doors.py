@@ -75,9 +75,9 @@ def fisher(
     if labels not in ("model", "data"):
         raise RecipeError(Problem("F108", f"must be model or data, not {labels!r}", "labels"))
     place = _place(module, device)
-    batches, first = _begun(loader, place)
     of = likelihood(labels, seed) if loss is None else own_loss(loss)
     with still(module):
+        batches, first = _begun(loader, place)
         collector = FisherCollector(module, Names(module), first, of)
         collect_all(collector, batches, place, samples)
     settings: dict[str, Any] = {"seed": seed, "labels": "data" if loss else labels, "settings": {}}
@@ -91,8 +91,8 @@ def _inputs_of(
     samples: int | None,
     device: str | None,
 ) -> Statistics:
-    batches, first = _begun(loader, _place(module, device))
     with still(module):
+        batches, first = _begun(loader, _place(module, device))
         collector = kind(module, Names(module), first)
         collect_all(collector, batches, _place(module, device), samples)
     return result_of(collector, MemorySource(type(module).__name__, module), {"seed": 0, "settings": {}})

@@ -26,6 +26,8 @@ else:
 _BLOCK = 256
 # Unfolded convolution inputs are this many numbers at a time, at most.
 _UNFOLDED = 1 << 24
+# From so many positions a sample on, a product a sample is cheaper than a copy that makes one of them all.
+_LONG = 128
 
 
 class InputCollector(Collector):
@@ -230,7 +232,12 @@ def _rows(layer: Layer, x: Tensor, batch: Batch) -> Any:
     x = x if x.dim() == len(part.kernel_size) + 2 else x[None]
     step = max(1, _UNFOLDED // max(1, x[0].numel() * part.kernel_size[0] * part.kernel_size[-1]))
     for piece in torch.chunk(x, -(-len(x) // step)):
-        yield [windows.mT.flatten(0, 1) for windows in unfolded(part, piece).unbind(1)]
+        windows = unfolded(part, piece)
+        if windows.shape[-1] >= _LONG:
+            for sample in windows:
+                yield list(sample.mT)
+        else:
+            yield [group.mT.flatten(0, 1) for group in windows.unbind(1)]
 
 
 def _unmasked(x: Tensor, batch: Batch) -> Tensor:

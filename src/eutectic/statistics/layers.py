@@ -130,7 +130,9 @@ def still(module: nn.Module) -> Iterator[None]:
     # The fast path of torch's own transformer layers calls none of the layers within.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        # What is made in inference mode cannot take part in a backward pass, and does not tell when it was changed.
+        with torch.inference_mode(False):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for part, was in training.items():

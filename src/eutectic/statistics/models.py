@@ -15,7 +15,6 @@ from eutectic.evaluate.language import Language
 from eutectic.evaluate.loading import Loader
 from eutectic.evaluate.model import Settings
 from eutectic.evaluate.opening import opened, refuse_several
-from eutectic.lazy import LazyModule
 from eutectic.run.refusals import check_device
 from eutectic.statistics.batches import Batch
 from eutectic.statistics.collecting import Going, collect_into
@@ -30,10 +29,7 @@ from eutectic.statistics.result import MEANS, identity_of
 from eutectic.statistics.text import Text, batches_of
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
-else:
-    torch = LazyModule("torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +178,6 @@ def collect(
         given = read(data, how, source, run)
         with (
             run.loader.module(source, given.kind, device=how.device, dtype=how.dtype) as made,
-            torch.inference_mode(False),
             still(made),
         ):
             collector = _collector(kind, made, source, given, how, loss)

@@ -11,7 +11,6 @@ from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate.data import DataTask, text_of
 from eutectic.evaluate.language import Language, Row
 from eutectic.evaluate.options import option
-from eutectic.evaluate.perplexity import windows_of
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class Text(DataTask):
     """Text for a causal language model: a sample is a sequence of at most `length` tokens.
 
     A `.jsonl` file has one document a line, any other file is one document. Each begins after the tokenizer's own
-    opening (or its BOS or EOS token), and is cut into sequences where it is longer: no token is left out, and each is
+    opening (or its BOS or EOS token), and is cut into sequences where it is longer: each token is an input once and
     predicted once, from those before it in its sequence. With `pack` documents follow one another, each with its
     opening, so that all sequences but the last are full; tokens then see the end of the document before.
 
@@ -68,10 +67,16 @@ class Text(DataTask):
         if self.pack:
             texts = [[token for text in texts for token in text]]
         first = max(1, len(language.start))
-        found = [row for text in texts if len(text) > first for row in windows_of(text, length, length, first)]
+        found = [row for text in texts if len(text) > first for row in _cut(text, length, first)]
         if not found:
             raise RecipeError(Problem("F101", "no document has a token to predict", "data", file=self.data))
         return found
+
+
+def _cut(tokens: list[int], length: int, first: int) -> Iterator[Row]:
+    """Sequences of `length` inputs, one behind the other, that predict every token from `first` on."""
+    for start in range(0, len(tokens) - 1, length):
+        yield Row(tokens[start : start + length + 1], max(1, first - start))
 
 
 def batches_of(rows: Sequence[Row], size: int) -> Iterator[dict[str, Any]]:

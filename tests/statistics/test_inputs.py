@@ -1,0 +1,195 @@
+"""Gram matrices and moments equal direct products of what the layers are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from collected_nets import Experts, TiedText, cnn, mlp
+from torch import Tensor, nn
+
+from eutectic.errors import EutecticError
+from eutectic.statistics import activations, gram
+
+
+def gram_of(rows: Tensor, *, one: bool = False) -> Tensor:
+    """xᵀx / n in float64, with a one behind each row."""
+    rows = rows.double()
+    rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=torch.float64)], 1) if one else rows
+    return rows.mT @ rows / len(rows)
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    assert found.dtype == torch.float32 and found.shape == wanted.shape
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_linear_layers_with_and_without_bias() -> None:
+    torch.manual_seed(0)
+    module, batches = mlp().train(), [torch.randn(5, 7), torch.randn(2, 7)]
+    found = gram(module, batches)
+    assert module.training
+    x = torch.cat(batches)
+    close(found.tensors["0.weight"], gram_of(x, one=True))
+    close(found.tensors["4.weight"], gram_of(module.eval()[:4](x).detach()))
+    assert found.layout.bias == {"0.weight": "0.bias"} and found.counts == {"0.weight": 7, "4.weight": 7}
+    one = found.tensors["0.weight"]
+    assert torch.equal(one, one.T) and one[-1, -1] == 1
+
+
+def test_matrices_larger_than_a_block() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 600)
+    close(gram(nn.Linear(600, 2), [x]).tensors["weight"], gram_of(x, one=True))
+
+
+def windows(layer: nn.Conv2d, x: Tensor, group: int) -> Tensor:
+    """Every window of one group's channels, cut out by hand."""
+    size = layer.kernel_size[0]
+    reach = layer.dilation[0] * (size - 1) + 1
+    side = (reach - 1) // 2 if layer.padding == "same" else layer.padding[0]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = nn.functional.pad(x, (side,) * 4, mode=mode)
+    width = layer.in_channels // layer.groups
+    x = x[:, group * width : (group + 1) * width]
+    rows = []
+    for i in range(0, x.shape[2] - reach + 1, layer.stride[0]):
+        for j in range(0, x.shape[3] - reach + 1, layer.stride[1]):
+            rows.append(x[:, :, i : i + reach : layer.dilation[0], j : j + reach : layer.dilation[1]].flatten(1))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("side", [12, 30])
+def test_convolutions(side: int) -> None:
+    torch.manual_seed(0)
+    module, x = cnn().eval(), torch.randn(5, 3, side, side)
+    found = gram(module, [x[:3], x[3:]])
+    close(found.tensors["0.weight"], gram_of(windows(module[0], x, 0)))
+    h = module[:3](x).detach()
+    grouped = torch.stack([gram_of(windows(module[3], h, group), one=True) for group in range(4)])
+    close(found.tensors["3.weight"], grouped)
+    assert found.layout.groups == {"3.weight": 4}
+    close(found.tensors["5.weight"], gram_of(module[:5](x).detach().movedim(1, -1).flatten(0, 2), one=True))
+
+
+def test_convolutions_in_one_dimension() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Conv1d(3, 4, 3, stride=2, padding=1), torch.randn(5, 3, 12)
+    rows = nn.functional.pad(x, (1, 1)).unfold(2, 3, 2).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+    close(gram(layer, [x]).tensors["weight"], gram_of(rows, one=True))
+
+
+class Sharing(nn.Module):
+    """Three layers of one input, a fourth of an equal copy; the last layer's weight is the first's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(4, 4, False), nn.Linear(4, 2, False), nn.Linear(4, 2)
+        self.copy, self.out = nn.Linear(4, 4, False), nn.Linear(4, 4, False)
+        self.out.weight = self.q.weight
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        h = self.q(x) + self.copy(x.clone())
+        self.k(x), self.v(x)
+        return self.out(h.tanh())
+
+
+def test_layers_of_one_input_are_collected_once_and_tied_weights_have_the_rows_of_all_uses() -> None:
+    torch.manual_seed(0)
+    module, x = Sharing(), torch.randn(6, 4)
+    found = gram(module, [x])
+    assert found.tensors.keys() == {"q.weight", "k.weight", "v.weight", "copy.weight"}
+    assert found.layout.shared == {}  # q is used again, so that its rows are others; v has a bias
+    h = (module.q(x) + module.copy(x)).tanh().detach()
+    close(found.tensors["q.weight"], gram_of(torch.cat([x, h])))
+    assert found.counts["q.weight"] == 12
+    module.out.weight = nn.Parameter(module.out.weight.detach().clone())
+    found = gram(module, [x])
+    assert found.layout.shared == {"k.weight": "q.weight"}
+    assert {"v.weight", "copy.weight", "out.weight"} <= found.tensors.keys()
+
+
+def test_a_head_that_is_the_embedding_is_left_out_and_said() -> None:
+    found = gram(TiedText(), [torch.randint(0, 9, (3, 5))])
+    assert list(found.tensors) == ["twice.weight"] and found.counts == {"twice.weight": 30}
+    assert found.layout.left_out == {"embed.weight": "a parameter of embed too, which is no linear layer"}
+
+
+def test_padding_counts_nowhere() -> None:
+    torch.manual_seed(0)
+    module, x = Sharing(), torch.randn(3, 5, 4)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 1, 1]])
+    found = gram(module, [{"x": x, "attention_mask": mask}])
+    close(found.tensors["k.weight"], gram_of(x[mask.bool()]))
+    assert found.counts["k.weight"] == found.positions == 9
+
+
+def test_experts_of_a_padded_batch_and_one_without_a_token() -> None:
+    torch.manual_seed(0)
+    module, x = Experts(), torch.randn(4, 6, 5)
+    mask = torch.ones(4, 6, dtype=torch.long)
+    mask[1, 3:] = 0
+    mask[2, :2] = 0
+    found = gram(module, [{"x": x, "attention_mask": mask}])
+    real = x[mask.bool()]
+    chosen = module.router(real).argmax(-1)
+    for number in (0, 1):
+        rows = real[chosen == number]
+        close(found.tensors[f"experts.{number}.weight"], gram_of(rows, one=True))
+        assert found.counts[f"experts.{number}.weight"] == len(rows) > 0
+    assert found.counts["experts.2.weight"] == 0 and not found.tensors["experts.2.weight"].any()
+
+
+def test_a_transposed_layer_of_transformers() -> None:
+    utils = pytest.importorskip("transformers.pytorch_utils")
+    layer, x = utils.Conv1D(3, 5), torch.randn(2, 4, 5)
+    found = gram(layer, [x])
+    assert found.layout.transposed == ("weight",)
+    close(found.tensors["weight"], gram_of(x.flatten(0, 1), one=True))
+
+
+def test_the_size_of_batches_changes_nothing_but_rounding() -> None:
+    torch.manual_seed(0)
+    module, x = cnn(), torch.randn(6, 3, 12, 12)
+    whole, single = gram(module, [x]), gram(module, list(x.split(1)))
+    for name, tensor in whole.tensors.items():
+        torch.testing.assert_close(single.tensors[name], tensor, rtol=1e-5, atol=1e-6)
+    assert gram(module, list(x.split(1)), samples=4).samples == gram(module, [x], samples=4).samples == 4
+
+
+def test_moments() -> None:
+    torch.manual_seed(0)
+    module, x = mlp(), torch.randn(9, 7)
+    found = activations(module, [x])
+    h = module.eval()[:4](x).detach()
+    for stem, rows in (("0", x), ("4", h)):
+        close(found.tensors[f"{stem}.mean"], rows.double().mean(0))
+        close(found.tensors[f"{stem}.square"], rows.double().square().mean(0))
+    images = torch.randn(4, 3, 12, 12)
+    channels = activations(cnn(), [images]).tensors["0.square"]
+    close(channels, images.double().square().mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("code", "module", "loader"),
+    [
+        ("F101", nn.Linear(3, 2), []),
+        ("F101", nn.Linear(3, 2), iter([])),
+        ("F101", nn.Linear(3, 2), [torch.zeros(0, 3)]),
+        ("F101", nn.Linear(3, 2), ["text"]),
+        ("F101", Sharing(), [{"x": torch.randn(2, 3, 4), "attention_mask": torch.zeros(2, 3)}]),
+        ("F102", nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), [torch.full((2, 3), 3e38)]),
+        ("F107", nn.Embedding(3, 2), [torch.zeros(2, 3, dtype=torch.long)]),
+    ],
+)
+def test_what_cannot_be(code: str, module: nn.Module, loader: Any) -> None:
+    with pytest.raises(EutecticError, match=code):
+        gram(module, loader)
+
+
+def test_nan_is_told_with_its_layer_and_samples() -> None:
+    broken = torch.randn(3, 7)
+    broken[1, 2] = float("nan")
+    with pytest.raises(EutecticError, match="F102 0: NaN or infinity in 0, in samples 3 to 5"):
+        gram(mlp(), [torch.randn(2, 7), broken])
