@@ -192,7 +192,7 @@ def test_without_off_diagonals_regmean_is_an_average_of_columns():
 
 
 def test_regmean_survives_dead_units_and_fewer_tokens_than_inputs():
-    thetas, inputs = draw(7, 2, 4, 9).double(), inputs_of(8, 2, 3, 9)
+    thetas, inputs = draw(7, 2, 4, 9).double(), draw(8, 2, 3, 9).double()
     inputs[..., 5] = 0
     for ridge in (0, 1e-12, 1e-9):
         found = methods.regmean(thetas, moments(inputs), alpha=1, ridge=ridge)

@@ -103,11 +103,6 @@ CODES: dict[str, tuple[str, str]] = {
         "read after close",
         "The Source was closed before this tensor was read. Read inside the block that opened it, or open it again.",
     ),
-    "C223": (
-        "statistics of another model",
-        "The statistics were measured of a model with other weights than the one they stand beside in the recipe: the "
-        "digest of a tensor differs. Check that each model has its own, and collect them again if it was trained on.",
-    ),
     "C240": (
         "not a tensor",
         "A live model may hold dense torch tensors and numpy arrays of the dtypes that checkpoints have. Sparse, "

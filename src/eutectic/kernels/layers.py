@@ -32,6 +32,10 @@ class Layer:
     bias: bool = False
     part: Literal["weight", "bias"] = "weight"
 
+    def outputs(self, weight: Sequence[int]) -> int:
+        """Outputs of a layer whose weight has this shape: the length of its bias."""
+        return weight[1 if self.transposed else 0]
+
     def fits(self, weight: Sequence[int], gram: Sequence[int]) -> bool:
         """Whether a weight and a Gram matrix of these shapes belong together."""
         if len(weight) < 2 or weight[0] % self.groups:

@@ -120,7 +120,8 @@ def _open_statistics(entry: ModelEntry, recipe: Recipe, opener: Opener) -> tuple
 def _placed(problem: Problem, entry: ModelEntry | None, recipe: Recipe, key: str) -> Problem:
     """The problem with the place in the recipe where the model is named, unless it has a place of its own."""
     path = "base_model" if entry is None else f"{entry.place.path}.{key}"
-    place = recipe.places.get(path) or (entry.place if entry else None)
+    beside = replace(entry.place, path=path) if entry and key == "statistics" else None
+    place = recipe.places.get(path) or beside or (entry.place if entry else None)
     if place is None or problem.file or problem.line is not None:
         return problem
     where = problem.where or place.path

@@ -149,13 +149,16 @@ class Measured:
         if partner is not None:
             beside = tuple(self._holders(partner))
             if len(beside) < len(self._models):
-                self._say(f"its bias {partner} is not in every model", _ANOTHER, name)
+                self._say(f"{partner}, which is solved with it, is not in every model", _ANOTHER, name)
+                return Beside()
+            lengths = {self._models[i].specs[stored].shape for i, stored in self._holders(str(bias))}
+            if lengths != {(layer.outputs(shapes[0]),)}:
+                message = f"is not as long as {weight} has outputs, whose bias the statistics call it"
+                self._say(message, _ANOTHER, str(bias))
                 return Beside()
         out = [one for one in together if not self._merged(one)]
         if out:
-            return Beside(
-                reason="averaged: `solve: false`" if out == [name] else f"averaged, as {out[0]} is not solved"
-            )
+            return Beside(reason="averaged: `solve: false`" if name in out else f"averaged, as {out[0]} is not solved")
         blind = [i for i, (_, stored) in enumerate(reads) if self._about(i).counts.get(stored, 1) == 0]
         if len(blind) == len(reads):
             return Beside(reason="averaged: no model has seen an input of it")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from eutectic import dtypes
 from eutectic.checkpoint import Source
-from eutectic.errors import CheckpointError, NumericError, Problem, RecipeError
+from eutectic.errors import NumericError, Problem, RecipeError
 from eutectic.kernels.bits import EXPONENT, STORED
 from eutectic.kernels.digests import BLOCK, block_digest
 from eutectic.kernels.streams import Block
@@ -46,6 +46,11 @@ CODES: dict[str, tuple[str, str]] = {
         "integer buffers that differ",
         "Integer and boolean tensors are copied, never averaged, and here the models disagree. Say whose to take with "
         "`buffers_from: MODEL` (or `base`). Many large ones mean that a model is quantised: dequantise it first.",
+    ),
+    "N504": (
+        "statistics of another model",
+        "The statistics were measured of a model with other weights than the one they stand beside in the recipe: the "
+        "digest of a tensor differs. Check that each model has its own, and collect them again if it was trained on.",
     ),
 }
 
@@ -246,7 +251,7 @@ class Loader:
         return bad
 
     def check_measured(self, number: int, digests: Sequence[str]) -> None:
-        """Raises `CheckpointError` (C223) if a model's tensor has other bytes than its statistics were measured of."""
+        """Raises `NumericError` (N504) if a model's tensor has other bytes than its statistics were measured of."""
         job, count = self.plan.jobs[number], len(self.plan.models)
         for (i, name), digest in zip(job.reads, digests, strict=True):
             artefact = self.plan.inputs[count + i] if i + count < len(self.plan.inputs) else None
@@ -254,7 +259,7 @@ class Loader:
             if artefact and said not in (None, digest):
                 model = self.plan.inputs[i].label
                 message = f"{artefact.label} was measured of another model than {model}: the tensor has other bytes"
-                raise CheckpointError(Problem("C223", message, name, "collect the statistics of this model"))
+                raise NumericError(Problem("N504", message, name, "collect the statistics of this model"))
 
 
 def _aligned(nbytes: int) -> int:
