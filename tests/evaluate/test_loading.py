@@ -230,6 +230,30 @@ def test_a_merge_takes_the_tokenizer_that_its_recipe_names(here: Path) -> None:
     assert other.value != live.value
 
 
+def test_a_mixture_without_a_common_tokenizer(here: Path) -> None:
+    from eutectic.connectivity import barrier
+
+    path = here / "b" / "tokenizer.json"
+    tokens = json.loads(path.read_text())
+    task = Perplexity("text.jsonl", block=16)
+    tokens["model"]["vocab"]["new"] = tokens["model"]["vocab"].pop("w95")  # in a reserved row: nearly the same
+    path.write_text(json.dumps(tokens))
+    assert eutectic.evaluate("recipe.yml", task, cache=False).value > 0
+    vocabulary = tokens["model"]["vocab"]
+    vocabulary["w5"], vocabulary["w6"] = vocabulary["w6"], vocabulary["w5"]
+    path.write_text(json.dumps(tokens))
+    wanted = "E906 the vocabularies of 'a' and 'b' differ: 2 tokens have other numbers, 2 are in one only; a mixture"
+    for call in (
+        lambda: eutectic.evaluate("recipe.yml", task, cache=False),
+        lambda: eutectic.soup(["a", "b"], task=task, cache=False),
+        lambda: barrier("a", "b", task, cache=False),
+        lambda: eutectic.evaluate("recipe.yml", Choice("choice.jsonl"), cache=False),
+    ):
+        assert refusal(call).startswith(wanted)
+    assert eutectic.evaluate("recipe.yml", task, cache=False, tokenizer="a").value > 0
+    assert eutectic.evaluate("b", task, cache=False).value > 0
+
+
 @pytest.mark.parametrize("task", ["perplexity", "choice", "match"])
 def test_nan_is_named(here: Path, task: str) -> None:
     state = dict(eutectic.open("a"))

@@ -10,15 +10,13 @@ from eutectic import dtypes
 from eutectic.adviser.beside import Beside, beside
 from eutectic.adviser.model import Matched, Structure
 from eutectic.checkpoint import Source, Spec
+from eutectic.checkpoint.vocabulary import moved_tokens
 from eutectic.errors import listed
 
 # With less than this share of the entries in every model, what a merge would copy is most of the model.
 COMMON_SHARE = 0.5
 # Integers in more than this share of the entries are no buffers: the model is quantised.
 QUANTISED_SHARE = 0.5
-# Fine-tunes put a few tokens of their own into reserved rows. Where more than this share of the tokens stands in
-# other rows, rows of the embeddings that mean different words would be averaged.
-MOVED_TOKENS = 0.01
 # Keys of config.json that cut tensors of the same shape into other parts: averaging those would mix unlike things.
 CUTS = ("num_attention_heads", "num_key_value_heads", "head_dim", "n_head", "num_heads", "num_local_experts")
 # Keys that say nothing about what the weights mean.
@@ -166,17 +164,15 @@ def _compare_tokenizers(found: Structure, models: Iterable[tuple[str, Beside]]) 
             alike = False
             found.cautions.append(f"the tokenizer files of {first_label} and {label} differ: {_changed(first, files)}")
             continue
-        moved = sum(files.tokens.get(token, at) != at for token, at in first.tokens.items())
-        extra = len(files.tokens.keys() ^ first.tokens.keys())
-        alike = alike and not moved and not extra
-        if moved > MOVED_TOKENS * len(first.tokens) or not files.tokens.keys() & first.tokens.keys():
+        how = moved_tokens(first.tokens, files.tokens)
+        alike = alike and not how.moved and not how.extra
+        if how.apart:
             found.faults.append(
-                f"the vocabularies of {first_label} and {label} differ: {moved} tokens have other numbers, "
-                f"{extra} are in one only; rows of the embeddings mean different tokens"
+                f"the vocabularies of {first_label} and {label} differ: {how}; rows of the embeddings mean different "
+                "tokens"
             )
-        elif moved or extra:
-            text = f"{moved} tokens have other numbers, {extra} are in one only"
-            found.cautions.append(f"the vocabularies of {first_label} and {label} are nearly the same: {text}")
+        elif how.moved or how.extra:
+            found.cautions.append(f"the vocabularies of {first_label} and {label} are nearly the same: {how}")
         else:
             text = f"{_changed(first, files)} (settings, not tokens)"
             found.cautions.append(f"the tokenizer files of {first_label} and {label} differ: {text}")

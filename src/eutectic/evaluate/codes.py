@@ -34,7 +34,8 @@ CODES: dict[str, tuple[str, str]] = {
     "E906": (
         "no tokenizer that fits",
         "Tasks on text use the tokenizer files beside the weights; a merge has those of its donor. A tokenizer may not "
-        "give tokens beyond the model's vocabulary. In Python `tokenizer=` names another one.",
+        "give tokens beyond the model's vocabulary. A mixture of models whose tokens have other numbers has none that "
+        "fits, unless its recipe names one with `tokenizer_source`. In Python `tokenizer=` names another one.",
     ),
     "E907": (
         "text longer than the model takes",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from eutectic.checkpoint import MemorySource, Source
 from eutectic.checkpoint.companions import companions
+from eutectic.checkpoint.vocabulary import moved_tokens, tokens_of
 from eutectic.errors import CheckpointError, Problem, RecipeError, listed
 from eutectic.evaluate.content import digest_of_bytes, digest_of_json, files_of
 from eutectic.lazy import LazyModule
@@ -57,6 +58,8 @@ class Loader:
         self._factory = module
         self._tokenizer = tokenizer
         self._tokenizers: dict[str, Any] = {}
+        # By the source's id; the source is kept, so that no other gets its id.
+        self._vocabularies: dict[int, tuple[Source, dict[str, int]]] = {}
         self._kept: tuple[Source, Any] | None = None
         self._built: tuple[Any, torch.nn.Module] | None = None
 
@@ -99,13 +102,20 @@ class Loader:
     def forget(self) -> None:
         """Lets the module go, and its memory."""
         self._kept = self._built = None
+        self._vocabularies.clear()
 
     def tokenizer(self, source: Source) -> Any:
-        """The tokenizer of a source. Raises `CheckpointError` (E906) where there is none or it cannot be read."""
+        """The tokenizer of a source.
+
+        Raises `CheckpointError` (E906) where there is none or it cannot be read, and for a merge of models whose tokens
+        have other numbers, unless its recipe says whose tokenizer to take.
+        """
         if self._tokenizer is not None and not _is_path(self._tokenizer):
             return self._tokenizer
         if self._tokenizer is not None:
             return self._read_tokenizer(_folder_files(self._tokenizer), source.label)
+        if isinstance(source, MergedSource) and source.plan.tokenizer is None:
+            self._refuse_apart(sources_in(source.plan))
         return self._read_tokenizer(files_of(source), source.label)
 
     def config(self, source: Source, kind: Kind) -> Any:
@@ -194,6 +204,17 @@ class Loader:
             hint = "a model with Python code of its own is never run; " + _FACTORY
             raise CheckpointError(Problem("E905", message, hint=hint)) from error
         return config, made
+
+    def _refuse_apart(self, sources: Sequence[Source]) -> None:
+        for source in sources:
+            if id(source) not in self._vocabularies:
+                self._vocabularies[id(source)] = (source, tokens_of(files_of(source)))
+        known = [(source.label, tokens) for source in sources if (tokens := self._vocabularies[id(source)][1])]
+        for label, tokens in known[1:]:
+            if tokens != known[0][1] and (how := moved_tokens(known[0][1], tokens)).apart:
+                message = f"the vocabularies of {known[0][0]!r} and {label!r} differ: {how}"
+                hint = "a mixture of them has no common tokenizer; `tokenizer_source` in a recipe says which to take"
+                raise CheckpointError(Problem("E906", message, hint=hint))
 
     def _read_tokenizer(self, files: Mapping[str, bytes], label: str) -> Any:
         if not any(name.lower().startswith(_TOKENIZER) for name in files):
