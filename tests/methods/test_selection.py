@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from eutectic.kernels import selection
@@ -22,7 +24,7 @@ def select(deltas: NDArray[Any], ranks: list[int], *, wide: bool = False) -> tup
     blocks = [
         Block(0, i, at, np.ascontiguousarray(bits[:, at : at + SIZE])) for i, at in enumerate(range(0, numel, SIZE))
     ]
-    chosen = Selection(ranks, numel, wide)
+    chosen = Selection(ranks, [numel], wide)
     stages = []
     while chosen.pending:
         stages.append(chosen._stage)
@@ -38,11 +40,15 @@ def expect(deltas: NDArray[Any], ranks: list[int], chosen: Selection) -> None:
         size = np.sort(np.abs(deltas[model]))[::-1]
         assert chosen.threshold[model] == size[rank - 1]
         assert chosen.rank[model] == rank - np.count_nonzero(size > size[rank - 1])
+        for (_, index), equal in (chosen.equal or {}).items():
+            block = np.abs(deltas[model, index * SIZE : (index + 1) * SIZE])
+            assert equal[model] == np.count_nonzero(block == size[rank - 1])
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "BLOCK", SIZE)
+    for name, value in {"BLOCK": SIZE, "SMALLEST": 4 * SIZE, "ONE_IN": 8, "LARGEST": 1024, "KEPT": 2048}.items():
+        monkeypatch.setattr(selection, name, value)
 
 
 def test_a_good_guess_takes_one_pass() -> None:
@@ -50,28 +56,94 @@ def test_a_good_guess_takes_one_pass() -> None:
     ranks = [800, 2000, 4000]
     chosen, stages = select(deltas, ranks)
     expect(deltas, ranks, chosen)
-    # Four blocks are a rough sample, so a guess may miss; the result may not.
-    assert stages[:2] == ["sample", "window"]
+    assert stages == ["sample", "near"]
+    assert chosen.equal is not None
 
 
-def test_quantised_deltas_are_guessed_right() -> None:
+def test_quantised_deltas_are_counted_and_not_kept() -> None:
     deltas = (np.random.default_rng(1).integers(-8, 9, (2, 64 * SIZE)) / 64).astype(np.float32)
     ranks = [725, 2650]
     chosen, stages = select(deltas, ranks)
     expect(deltas, ranks, chosen)
-    assert stages == ["sample", "window"]
+    assert stages == ["sample", "near"]
     assert min(chosen.rank) > 1  # ties, of which only some belong
 
 
+def test_too_many_to_be_kept_are_narrowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "KEPT", 100)
+    deltas = np.random.default_rng(4).normal(size=(2, 64 * SIZE)).astype(np.float32)
+    chosen, stages = select(deltas, [800, 1])
+    expect(deltas, [800, 1], chosen)
+    assert stages == ["sample", "narrow", "near"]
+
+
+def test_heaps_in_a_wide_window_are_narrowed_down_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "KEPT", 100)
+    # Half are one of forty neighbouring patterns, the others larger by orders: any window holds all forty in a bin.
+    rng = np.random.default_rng(5)
+    near = (np.uint32(0x3F800000) + np.arange(40, dtype=np.uint32)).view(np.float32)
+    deltas = np.where(rng.random(64 * SIZE) < 0.5, rng.choice(near, 64 * SIZE), np.float32(1e30))[None]
+    rank = int((deltas > 2).sum()) + 3
+    chosen, stages = select(deltas.astype(np.float32), [rank])
+    expect(deltas, [rank], chosen)
+    assert stages == ["sample", "narrow", "narrow", "near"]
+
+
+def test_more_between_than_promised_are_narrowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "KEPT", 1000)
+    rng = np.random.default_rng(6)
+    # Most of what is not sampled lies close around the median, and as much above it as below.
+    heap = 0.6745 * (1 + 0.01 * rng.normal(size=64 * SIZE))
+    hidden = rng.choice([1.0, 0.1, 10.0], 64 * SIZE, p=[0.6, 0.2, 0.2])
+    deltas = (heap * hidden).astype(np.float32)
+    for at in range(0, 64, 4):
+        deltas[at * SIZE : (at + 1) * SIZE : 3] = rng.normal(size=22)
+    chosen, stages = select(deltas[None], [32 * SIZE])
+    expect(deltas[None], [32 * SIZE], chosen)
+    assert stages == ["sample", "near", "narrow", "near"]
+
+
+@pytest.mark.parametrize("rank", [1200, 1600, 2000, 2400, 2800])
+def test_frequent_patterns_among_rare_ones(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "KEPT", 600)
+    rng = np.random.default_rng(7)
+    deltas = rng.normal(size=64 * SIZE).astype(np.float32)
+    common = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 1.0], np.float32)
+    deltas = np.where(rng.random(64 * SIZE) < 0.4, rng.choice(common, 64 * SIZE), deltas)[None]
+    chosen, stages = select(deltas, [rank])
+    expect(deltas, [rank], chosen)
+    assert stages in (["sample", "near"], ["sample", "narrow", "near"])
+
+
+@given(
+    st.lists(st.integers(0, 9), max_size=30),
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), max_size=4),
+    st.integers(-1, 60),
+)
+def test_the_kth_of_kept_and_counted(kept: list[int], counted: list[tuple[int, int]], left: int) -> None:
+    heavy = dict(counted)
+    inside = [pattern for pattern in kept if pattern not in heavy]
+    everything = sorted(inside + [pattern for pattern, count in heavy.items() for _ in range(count)], reverse=True)
+    found = selection._kth(
+        left, np.array(inside, np.int32), np.array(list(heavy), np.int32), np.array(list(heavy.values()), np.int64)
+    )
+    if not 0 < left <= len(everything):
+        assert found is None
+    else:
+        pattern = everything[left - 1]
+        assert found == (pattern, left - everything.index(pattern))
+
+
 @pytest.mark.parametrize("factor", [1e-4, 1e4])
-def test_a_wrong_guess_costs_two_passes_and_nothing_else(factor: float) -> None:
+def test_a_wrong_guess_costs_passes_and_nothing_else(factor: float) -> None:
     deltas = np.random.default_rng(2).normal(size=(2, 64 * SIZE)).astype(np.float32)
-    for at in range(0, 64, selection.SAMPLE):
+    for at in range(0, 64, 4):
         deltas[:, at * SIZE : (at + 1) * SIZE] *= factor
     ranks = [500, 2500]
     chosen, stages = select(deltas, ranks)
     expect(deltas, ranks, chosen)
-    assert stages == ["sample", "window", "level", "level"]
+    assert stages[-2:] == ["level", "level"]
+    assert chosen.equal is None
 
 
 @pytest.mark.parametrize(("wide", "passes"), [(False, 2), (True, 4)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,16 +23,16 @@ class Cut:
 
     Args:
         ranks: k of each model; 0 cuts nothing off.
-        numel: entries in all.
+        sizes: entries of each job.
         wide: whether the working floats are float64.
 
-    `pending`, `wants`, `reduce` and `fold` are as in `Stream`: the threshold's passes, then one that counts how many
-    entries equal to it each block has.
+    `pending`, `wants`, `reduce` and `fold` are as in `Stream`: the threshold's passes, then, if these have not said how
+    many entries equal to it each block has, one that counts them.
     """
 
-    def __init__(self, ranks: list[int], numel: int, wide: bool) -> None:
+    def __init__(self, ranks: list[int], sizes: Sequence[int], wide: bool) -> None:
         self._nothing = [rank == 0 for rank in ranks]
-        self._selection = Selection([max(rank, min(1, numel)) for rank in ranks], numel, wide)
+        self._selection = Selection([max(rank, min(1, sum(sizes))) for rank in ranks], sizes, wide)
         self._counted = False
         self._equal: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._budget: dict[tuple[int, int], NDArray[np.int64]] = {}
@@ -68,7 +69,9 @@ class Cut:
         """Ends the present pass."""
         if self._selection.pending:
             self._selection.fold()
-            return
+            if self._selection.equal is None:
+                return
+            self._equal = self._selection.equal
         left = np.where(self._nothing, 0, self._selection.rank)
         for place in sorted(self._equal):
             self._budget[place] = np.minimum(left, self._equal[place])

@@ -478,32 +478,85 @@ def histogram_below(
 
 
 @compiled
-def histogram_window(base: Any, rows: Any, words: Any, size: Any, low: Any, counts: Any, above: Any) -> None:
-    """Counts the patterns from `low[K]` on into `counts[K, n]`, one bin a pattern, and adds those beyond to `above[K]`.
+def histogram_window(
+    base: Any, rows: Any, words: Any, size: Any, low: Any, shift: Any, counts: Any, above: Any
+) -> None:
+    """Counts float32 patterns from `low[K]` on into `counts[K, n]`, 2^`shift[K]` patterns a bin; scratch as above.
 
-    For float32 patterns; scratch as above.
+    Those beyond the last bin are added to `above[K]`.
     """
     inside = np.empty(TILE + 1, np.uint32)
     width = np.uint32(counts.shape[1])
     for k in range(len(rows)):
-        row, tally, bottom = rows[k], counts[k], low[k]
-        end = np.uint32(bottom + width)
+        row, tally, bottom, step = rows[k], counts[k], low[k], shift[k]
+        end = np.uint64(bottom) + (np.uint64(width) << np.uint64(step))
         beyond = 0
         for start in range(0, len(base), TILE):
             count = min(TILE, len(base) - start)
             scores(base, row, start, count, size)
             larger: Any = np.int32(0)
             for t in range(count):
-                larger += np.int32(1) if words[t] >= end else np.int32(0)
+                larger = np.int32(larger + np.int32(words[np.uint64(t)] >= end))
             beyond += larger
             found = np.uint64(0)
             for t in range(count):
-                distance = np.uint32(words[t] - bottom)
+                distance = np.uint32(words[t] - bottom) >> step
                 inside[found] = distance
                 found += np.uint64(1) if distance < width else np.uint64(0)
             for j in range(found):
                 tally[inside[j]] += 1
         above[k] += beyond
+
+
+@compiled
+def all_scores(base: Any, rows: Any, out: Any) -> None:
+    """Writes the score of every entry of each row to `out (K, n)`."""
+    for k in range(len(rows)):
+        scores(base, rows[k], 0, len(base), out[k])
+
+
+@compiled
+def count_near(
+    base: Any, row: Any, words: Any, size: Any, low: Any, high: Any, heavy: Any, equal: Any, inside: Any
+) -> tuple[int, int]:
+    """How many float32 patterns are larger than `high`, and how many are written to `inside`.
+
+    These are the ones from `low` to `high` that are none of `heavy[H]`, of which `equal[H]` takes how many there are.
+    `inside` has a place more than there are entries; `words` is signed, else scratch as above.
+    """
+    flags = np.zeros(TILE, np.uint8)
+    eights = flags.view(np.uint64)
+    above, found = 0, np.uint64(0)
+    for start in range(0, len(base), TILE):
+        count = min(TILE, len(base) - start)
+        scores(base, row, start, count, size)
+        # Cut to 32 bits at each step, or the sums would be of 64 and half as many at a time.
+        larger: Any = np.int32(0)
+        for t in range(count):
+            larger = np.int32(larger + np.int32(words[np.uint64(t)] > high))
+        above += larger
+        for place in range(len(heavy)):
+            same: Any = np.int32(0)
+            for t in range(count):
+                same = np.int32(same + np.int32(words[np.uint64(t)] == heavy[place]))
+            equal[place] += same
+        if low == high:
+            continue
+        # In loops of their own, or none of them would vectorise.
+        for t in range(count):
+            word = words[np.uint64(t)]
+            flags[np.uint64(t)] = np.uint8((word >= low) & (word <= high))
+        for place in range(len(heavy)):
+            for t in range(count):
+                flags[np.uint64(t)] &= np.uint8(words[np.uint64(t)] != heavy[place])
+        flags[count:] = 0
+        # Few are left: eight are passed over at a time.
+        for group in range(len(eights)):
+            if eights[group]:
+                for t in range(8 * group, 8 * group + 8):
+                    inside[found] = words[t]
+                    found += np.uint64(flags[t])
+    return above, int(found)
 
 
 @compiled
@@ -515,9 +568,9 @@ def count_equal(base: Any, rows: Any, size: Any, threshold: Any, equal: Any) -> 
             count = min(TILE, len(base) - start)
             # In two loops, as one would branch at every entry.
             scores(base, row, start, count, size)
-            found = 0
+            found: Any = np.int32(0)
             for t in range(count):
-                found += size[t] == level
+                found = np.int32(found + np.int32(size[np.uint64(t)] == level))
             equal[k] += found
 
 

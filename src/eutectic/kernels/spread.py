@@ -82,7 +82,7 @@ class Sce(Stream):
         numel = self._job.numel
         wide = bool(self._job.parameters.get("wide", False))
         # The rank is known when the entries that differ have been counted, in the passes that find the threshold.
-        self._cut = Cut([numel], numel, wide) if self._share < 1.0 and numel else None
+        self._cut = Cut([numel], [numel], wide) if self._share < 1.0 and numel else None
         self._differing: dict[int, tuple[int, int]] = {}
         self._energies: dict[int, NDArray[np.float64]] = {}
         self._weights: tuple[float, ...] = ()

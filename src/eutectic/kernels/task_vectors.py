@@ -169,13 +169,14 @@ class TaskVectors(Stream):
 
 def _cuts(jobs: Sequence[StreamJob], densities: list[float]) -> list[Cut]:
     """Where the entries that stay end, and, if outliers are removed, where those end."""
-    numel, parameters = sum(job.numel for job in jobs), jobs[0].parameters
+    sizes, parameters = [job.numel for job in jobs], jobs[0].parameters
+    numel = sum(sizes)
     wide = any(job.parameters.get("wide", False) for job in jobs)
     shares = one_a_model(parameters.get("gamma", 0.0), jobs[0].models)
     kept = [kept_count(density, numel) for density in densities]
     removed = [outlier_count(gamma, numel, stay) for gamma, stay in zip(shares, kept, strict=True)]
-    cuts = [Cut([stay + out for stay, out in zip(kept, removed, strict=True)], numel, wide)]
-    return [*cuts, Cut(removed, numel, wide)] if any(removed) else cuts
+    cuts = [Cut([stay + out for stay, out in zip(kept, removed, strict=True)], sizes, wide)]
+    return [*cuts, Cut(removed, sizes, wide)] if any(removed) else cuts
 
 
 def _task(job: StreamJob, elect: bool) -> _Task:
