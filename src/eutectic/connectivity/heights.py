@@ -93,7 +93,7 @@ class Curve:
         return t, value
 
     def height(self, definition: Definition = "entezari") -> Height:
-        """How high the curve rises by a definition; never below 0 but for `frankle`."""
+        """How high the curve rises by a definition; never below 0, and by `frankle` above it where the ends differ."""
         return self._highest([self._shares(t, definition) for t in self.t])
 
     @property
