@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import median
 
 CORES = 2
-# A caller's settings for other work would slow either program down.
-THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+# A caller's settings for other work would slow either program down: too few threads, or modules compiled at each start.
+SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "PYTHONDONTWRITEBYTECODE")
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def run(command: Sequence[str], log: Path, environment: Mapping[str, str] | None
 def keep_to_cores(count: int = CORES) -> int:
     """Confines this process and its children to `count` cores where the system can; returns how many it has.
 
-    Settings of the environment that would give them fewer threads than cores are removed.
+    Settings of the environment that would slow them down are removed.
     """
-    for name in THREAD_SETTINGS:
+    for name in SETTINGS:
         os.environ.pop(name, None)
     if not hasattr(os, "sched_setaffinity"):
         return os.cpu_count() or 1
