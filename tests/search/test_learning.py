@@ -27,9 +27,10 @@ from eutectic.plan import make_plan
 from eutectic.run.merged import MergedSource
 from eutectic.search.coefficients import beginning, refuse_recipe, reweighted
 from eutectic.search.doors import LearnOptions
-from eutectic.search.gradients import METHODS, by_part, loss_gradient, mean_loss, weight_gradient
+from eutectic.search.gradients import by_part, loss_gradient, mean_loss
 from eutectic.search.ingredients import parts_of
 from eutectic.search.objectives import MEASURES, ClassLoss, cross_entropy, entropy
+from eutectic.search.pullback import METHODS, Pullback
 from eutectic.testing import tiny_llama
 
 Models = Sequence[dict[str, Tensor]]
@@ -115,7 +116,7 @@ def slopes_apart(source: Any, module: Any, batch: tuple[Tensor, Tensor], measure
 
         now = merge(weights)
         _, gradient = loss_gradient(now, [loss], "any", run, "a test")
-        found = by_part(now.plan, parts, weight_gradient(now, gradient)).numpy()
+        found = by_part(now.plan, parts, Pullback()(now, gradient)).numpy()
         step, wanted = 1e-6, np.zeros_like(weights)
         for at in np.ndindex(*weights.shape):
             ends = []

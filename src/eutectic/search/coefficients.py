@@ -18,9 +18,10 @@ from eutectic.plan import Plan
 from eutectic.recipe import Recipe
 from eutectic.recipe.values import EVERYTHING, Entry, Setting
 from eutectic.run.merged import MergedSource
-from eutectic.search.gradients import METHODS, by_part, loss_gradient, mean_loss, places_of, weight_gradient
+from eutectic.search.gradients import by_part, loss_gradient, mean_loss, places_of
 from eutectic.search.ingredients import DIGITS, Weights
 from eutectic.search.objectives import MEASURES
+from eutectic.search.pullback import METHODS, Pullback
 from eutectic.search.training_data import TrainingData
 
 if TYPE_CHECKING:
@@ -287,6 +288,7 @@ class _Descent:
         self._options, self._run = options, run
         self._values = values.requires_grad_()
         self._adam = torch.optim.Adam([self._values], lr=options.lr)
+        self._pullback = Pullback()
         self.notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[LearnStep]:
@@ -320,7 +322,7 @@ class _Descent:
     def _moved(self, merge: MergedSource, losses: Sequence[Any], number: int) -> float:
         """Takes a step, and returns the loss before it."""
         loss, gradient = loss_gradient(merge, losses, self._kind, self._run, f"step {number + 1}")
-        by_tensor = weight_gradient(merge, gradient)
+        by_tensor = self._pullback(merge, gradient)
         if number == 0:
             self.notes = _without_gradient(self._parts, by_tensor)
         slope = by_part(self._plan, self._parts, by_tensor)

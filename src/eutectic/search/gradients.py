@@ -1,4 +1,4 @@
-"""A loss's gradient by the weights of a live merge: through its module, then tensor by tensor through the method."""
+"""A live merge's loss and its gradient through the module, summed by what shares a weight; the memory it takes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ from eutectic.evaluate.loading import Kind
 from eutectic.lazy import LazyModule
 from eutectic.plan import Plan
 from eutectic.run.budget import MIB, make_budget
-from eutectic.run.groups import stream_job
-from eutectic.run.merged import MergedSource
-from eutectic.run.reference import arguments
 from eutectic.search.objectives import Loss
+from eutectic.search.pullback import pullback_bytes
 
 if TYPE_CHECKING:
     import torch
 else:
     torch = LazyModule("torch")
 
-# Methods whose plain torch form is differentiable in `weight`, signs, trims and masks being what they are.
-METHODS = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
 # Name of a stored tensor → ∂L/∂θ.
 Gradient = Mapping[str, Any]
 HALF = ("bfloat16", "float16")
+# What an interpreter takes with torch and its optimisers, beside what a merge needs.
+_TORCH_BYTES = 200 * MIB
 
 
 def loss_gradient(
@@ -91,42 +89,13 @@ def _finite(value: torch.Tensor, mixture: Source, what: str) -> float:
     return number
 
 
-def weight_gradient(merge: MergedSource, gradient: Gradient) -> dict[str, torch.Tensor]:
-    """∂L/∂w of every merged tensor that has a gradient, `(K,)` in float64, its models in the order of the plan.
-
-    Backwards through the method's plain torch form, in which sign votes, trims and masks are constants: they are steps
-    in the weights, flat almost everywhere. The rounding of the output is passed over. One tensor of every model is in
-    memory at a time.
-    """
-    plan, sources = merge.plan, merge.sources
-    return {
-        job.name: _pulled_back(plan, sources, number, gradient[job.name])
-        for number, job in enumerate(plan.jobs)
-        if job.action == "merge" and job.name in gradient
-    }
-
-
-def _pulled_back(plan: Plan, sources: Sequence[Source], number: int, gradient: torch.Tensor) -> torch.Tensor:
-    wide = getattr(torch, plan.working[number])
-    job = plan.jobs[number]
-    rows = torch.stack([sources[i][name].to(gradient.device, wide) for i, name in job.inputs])
-    tensors = rows[1:] - rows[0] if plan.method.space == "deltas" else rows
-    with torch.enable_grad():
-        weight = torch.tensor(job.parameters["weight"], dtype=torch.float64, requires_grad=True)
-        given = arguments(plan.method, stream_job(plan, number)) | {"weight": list(weight.to(rows.device).unbind())}
-        change = plan.method.function(tensors, **given)
-        change.backward(gradient.reshape(change.shape).to(change.dtype))  # type: ignore[no-untyped-call]
-    assert weight.grad is not None
-    return weight.grad
-
-
 def by_part(plan: Plan, parts: Mapping[str, Sequence[str]], gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Gradients of tensors summed over the parts of a model that share their weights: (parts, models of the recipe).
 
     Args:
         plan: of the merge.
         parts: the names of the tensors of each part; a tensor without gradient adds nothing.
-        gradients: what `weight_gradient` gives.
+        gradients: what `Pullback` gives.
     """
     places = places_of(plan)
     found = torch.zeros((len(parts), len(places)), dtype=torch.float64)
@@ -156,13 +125,9 @@ def refuse_memory(plan: Plan, memory: int | None, device: str = "cpu") -> None:
 def needed_bytes(plan: Plan, device: str = "cpu") -> int:
     """Resident memory that learning takes at least: all but what the forward pass keeps for the backward one.
 
-    The merge as it is loaded, the module and its gradient where these are not on a GPU, and what `weight_gradient`
-    takes for the largest tensor: stacked models, deltas, and what autograd keeps of them.
+    The merge as it is loaded, the module and its gradient where these are not on a GPU, and the way back to weights.
     """
     width = 8 if "float64" in plan.working else 4
-    least = make_budget(plan, memory=sys.maxsize, threads=1, reference=True).least_bytes
+    least = make_budget(plan, memory=sys.maxsize, threads=1).least_bytes + _TORCH_BYTES
     entries = sum(job.spec.numel for job in plan.jobs)
-    largest = max((job.spec.numel for job in plan.jobs if job.action == "merge"), default=0)
-    # An entry and model: up to three copies as they are, two in float64, and two masks; besides them four sums.
-    scratch = largest * (len(plan.inputs) * (3 * width + 18) + 32)
-    return least + plan.bytes_out + (2 * width * entries + scratch if device == "cpu" else 0)
+    return least + plan.bytes_out + pullback_bytes(plan) + (2 * width * entries if device == "cpu" else 0)

@@ -12,9 +12,10 @@ from eutectic.evaluate import Classification, Perplexity, Settings, Task
 from eutectic.evaluate.loading import Kind
 from eutectic.lazy import LazyModule
 from eutectic.run.merged import MergedSource
-from eutectic.search.gradients import by_part, loss_gradient, weight_gradient
+from eutectic.search.gradients import by_part, loss_gradient
 from eutectic.search.ingredients import DIGITS, Pot, Weights
 from eutectic.search.objectives import ClassLoss, Loss, TextLoss, cross_entropy, documents_of, kind_of
+from eutectic.search.pullback import Pullback
 
 if TYPE_CHECKING:
     import torch
@@ -61,13 +62,14 @@ def learn(pot: Pot, task: Task, run: Settings, options: Options) -> Iterator[Wei
     logits = torch.zeros((len(parts), len(everyone)), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.AdamW([logits], lr=options.rate, weight_decay=0.0)
     kind, losses = losses_of(task, run, pot.sources[0])
+    pullback = Pullback()
     yield _weights(parts, logits)
     for _ in range(options.epochs):
         for number, loss in enumerate(losses(), 1):
             mixture = pot.mix(everyone, _weights(parts, logits))
             assert isinstance(mixture, MergedSource)
             _, gradient = loss_gradient(mixture, [loss], kind, run, f"batch {number} of {task.name}")
-            by_share = by_part(mixture.plan, parts, weight_gradient(mixture, gradient))
+            by_share = by_part(mixture.plan, parts, pullback(mixture, gradient))
             optimiser.zero_grad()
             # The gradient by the logits, through the softmax.
             torch.softmax(logits, 1).backward(by_share)  # type: ignore[no-untyped-call]
