@@ -60,7 +60,7 @@ def test_jobs_name_what_they_read() -> None:
     assert jobs["head.weight"].reason == "solved"
     assert jobs["norm"].beside == ()
     assert jobs["norm"].parameters["solve"] is False
-    assert plan.notes == ("norm: averaged: no Gram matrix",)
+    assert plan.notes == ("averaged: no Gram matrix (norm)",)
     assert [item.role for item in plan.inputs] == ["model", "model", "statistics", "statistics"]
 
 

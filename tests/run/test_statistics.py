@@ -223,7 +223,7 @@ def test_the_manifest_says_what_became_of_every_tensor(models, tmp_path):
     assert [item["label"] for item in manifest["inputs"]] == ["one", "two", "one-gram", "two-gram"]
     read = [one.get("tensor", "shares.weight") for one in manifest["tensors"]["shares.weight"]["inputs"]]
     assert read == ["shares.weight", "shares.weight", "plain.weight", "plain.weight"]
-    assert "embed.weight, norm.weight, norm.bias: averaged: no Gram matrix" in manifest["notes"]
+    assert "averaged: no Gram matrix (embed.weight, norm.weight, norm.bias)" in manifest["notes"]
     assert not eutectic.verify(tmp_path / "out").problems
 
 

@@ -50,6 +50,9 @@ def weigh_entries(
         narrow = type(value_of(rows[0][i]))
         importance = importance_entry(statistics, scales, i)
         moment = moment_entry(rows, statistics, scales, i)
-        mean = weighted_entry(rows, weights, i) / divisor
-        weighed = moment / importance
-        store(out, i, narrow(weighed if importance > level else mean))
+        total = weighted_entry(rows, weights, i)
+        known = importance > level
+        # One division: two cost more than all the rest.
+        above = moment if known else total
+        below = importance if known else divisor
+        store(out, i, narrow(above / below))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from eutectic.kernels.sums import divisor, one_a_model, weighted_sum
 from eutectic.lazy import LazyModule
-from eutectic.methods.registry import PerModel, Range, method
+from eutectic.methods.registry import PerModel, PerModelOrGlobal, Range, method
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ def fisher(
     *,
     weight: Annotated[PerModel, Range("[0, inf)")] = 1.0,
     floor: Annotated[float, Range("[0, 1]")] = 1e-6,
-    norm: Annotated[PerModel | Literal["global"], Range("(0, inf)")] = 1.0,
+    norm: Annotated[PerModelOrGlobal, Range("(0, inf)")] = 1.0,
 ) -> Tensor:
     """Average of the models in which each entry is weighted by its Fisher information.
 

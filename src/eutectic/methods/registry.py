@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from eutectic.errors import Problem, RecipeError
 
@@ -47,6 +47,7 @@ class _PerModel:
 
 
 PerModel = Annotated[float | Sequence[float], _PerModel]
+PerModelOrGlobal = Annotated[float | Sequence[float] | Literal["global"], _PerModel]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,25 +267,15 @@ class Method:
 _METHODS: dict[str, Method] = {}
 
 
-def _bare(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A type without what is annotated, and that: also of the first member of a union (`PerModel | Literal[…]`)."""
-    extras: tuple[Any, ...] = ()
-    while get_origin(annotation) is Annotated:
-        annotation, *more = get_args(annotation)
-        extras += tuple(more)
-    members = get_args(annotation)
-    if get_origin(annotation) is Union and get_origin(members[0]) is Annotated:
-        first, inner = _bare(members[0])
-        return Union[(first, *members[1:])], extras + inner
-    return annotation, extras
-
-
 def _param(parameter: inspect.Parameter, namespace: dict[str, Any]) -> Param:
     annotation = parameter.annotation
     if isinstance(annotation, str):
         # Resolved one by one: `Tensor` may not be importable without torch, and is never a parameter's type.
         annotation = eval(annotation, namespace)
-    annotation, extras = _bare(annotation)
+    extras: tuple[Any, ...] = ()
+    while get_origin(annotation) is Annotated:
+        annotation, *more = get_args(annotation)
+        extras += tuple(more)
     per_model = any(extra is _PerModel for extra in extras)
     choices: tuple[Any, ...] = ()
     # Words beside a number leave it a number; beside true and false they make a choice.
@@ -312,6 +303,17 @@ def _param(parameter: inspect.Parameter, namespace: dict[str, Any]) -> Param:
         allowed=next((extra for extra in extras if isinstance(extra, Range)), None),
         choices=choices,
     )
+
+
+def _signature(function: Callable[..., Any], tensors: int) -> tuple[Any, list[inspect.Parameter]]:
+    """Its space, and the parameters after the `tensors` that come first. Raises `ValueError` for what is no method."""
+    found = list(inspect.signature(function).parameters.values())
+    if not found or found[0].name not in ("weights", "deltas"):
+        raise ValueError(f"{function.__name__}: the first argument must be called `weights` or `deltas`")
+    if len(found) < tensors or any(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in found[tensors:]):
+        after = " after weights and statistics" if tensors == 2 else ""
+        raise ValueError(f"{function.__name__}: parameters must be keyword-only{after}")
+    return found[0].name, found[tensors:]
 
 
 def method(
@@ -343,20 +345,14 @@ def method(
     """
 
     def declare(function: Callable[..., Tensor]) -> Method:
-        signature = list(inspect.signature(function).parameters.values())
-        if not signature or signature[0].name not in ("weights", "deltas"):
-            raise ValueError(f"{function.__name__}: the first argument must be called `weights` or `deltas`")
-        first = 2 if statistics else 1
-        if len(signature) < first or any(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in signature[first:]):
-            after = " after weights and statistics" if statistics else ""
-            raise ValueError(f"{function.__name__}: parameters must be keyword-only{after}")
-        found = [_param(p, function.__globals__) for p in signature[first:] if p.name not in ("rng", "scope")]
+        space, signature = _signature(function, 2 if statistics else 1)
+        found = [_param(p, function.__globals__) for p in signature if p.name not in ("rng", "scope")]
         made = Method(
             name=function.__name__.rstrip("_"),
             function=function,
             family=family,
             paper=paper,
-            space="weights" if signature[0].name == "weights" else "deltas",
+            space=space,
             params={p.name: p for p in found},
             base=base,
             models=models,

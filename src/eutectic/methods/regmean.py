@@ -57,15 +57,15 @@ def regmean(
 
     **Differs from the paper.** Jin et al. 2023 (equation 2) have no ridge, and average biases, which does not fit
     weights that were solved. Their code counts padding among the inputs; the Gram matrices of `eutectic collect` do
-    not. Its Gram matrices are means over tokens, as here, where the formula has sums. Inputs that no model has ever seen
-    (a dead unit, an expert without tokens in every model) keep an average.
+    not. Its Gram matrices are means over tokens, as here, where the formula has sums. Inputs that no model has seen (a
+    dead unit, an expert without tokens in every model) keep an average.
 
     **Differs from mergekit.** It does not have this method.
 
-    **Cost.** One Cholesky factorisation of side n, the inputs of a layer, and K + 1 products of m × n × n, in float64:
-    about a second for 2048 × 2048 and three models on one core, a minute for 4096 × 14,336's output side. In memory a weight
-    and a Gram matrix of every model at a time; `eutectic plan` says how much that is. Where there is a bias it is
-    solved a second time with the weight, which doubles the arithmetic.
+    **Cost.** One Cholesky factorisation of side n, the inputs of a layer, and K + 1 products of m × n × n, all in
+    float64: 2 · 10¹¹ operations for 2048 × 4096 and two models, about ten seconds on a free core. In memory stand the
+    weight and the Gram matrix of every model, one layer at a time; `eutectic plan` says how much that is. A bias is
+    solved a second time, apart from its weight: twice the arithmetic for layers that have one.
     """
     shares = one_a_model(weight, len(weights))
     if grams is None or not solve:

@@ -100,7 +100,7 @@ class Measured:
         if not self._used:
             self._say(f"no tensor that is merged has a {self._word}", _ANOTHER)
         for reason, names in self._fates.items():
-            self._findings.notes.append(f"{listed(names)}: {reason}")
+            self._findings.notes.append(f"{reason} ({listed(names)})")
 
     # One kind after the other
 
