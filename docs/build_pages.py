@@ -32,6 +32,7 @@ FAMILIES = {
     "E": "Evaluating",
     "S": "Soups and sweeps",
     "L": "Between models",
+    "F": "Statistics",
     "X": "Asking for help",
 }
 
@@ -74,8 +75,8 @@ def source_page() -> str:
         rows.append((f"`{path.relative_to(root).as_posix()}`", plain(about.split("\n", 1)[0])))
     head = (
         "# The source\n\nOne line a file, from the file itself. Imports go one way, and a test keeps them so: "
-        "cli → api → merging → report → search → connectivity → adviser, averaging, evaluate → run → plan → recipe, "
-        "methods, checkpoint → kernels, names, errors."
+        "cli → api → merging → report → search → connectivity, statistics → adviser, averaging, evaluate → run → "
+        "plan → recipe, methods, checkpoint → kernels, names, errors."
     )
     return f"{head}\n\n{table(('file', 'what is in it'), rows)}\n"
 
@@ -113,13 +114,22 @@ def cli_page() -> str:
         "",
         options_table(root.params),
     ]
-    for name, command in root.commands.items():
+    for name, command in commands().items():
         arguments = [p for p in command.params if not p.opts[0].startswith("-")]
         usage = " ".join(["eutectic", name, "[OPTIONS]", *(str(p.metavar) for p in arguments)])
         lines += ["", f"## eutectic {name}", "", str(command.help), "", f"```text\n{usage}\n```", ""]
         rows = [(f"`{str(p.metavar).strip('[]')}`", p.help) for p in arguments]
         lines += [table(("argument", "what it is"), rows), "", options_table(command.params)]
     return "\n".join(lines) + "\n"
+
+
+def commands() -> dict[str, Any]:
+    """Every command by its name; one that has commands of its own stands for these."""
+    found = {}
+    for name, command in typer.main.get_command(app).commands.items():
+        within = getattr(command, "commands", None)
+        found |= {name: command} if within is None else {f"{name} {own}": one for own, one in within.items()}
+    return found
 
 
 def options_table(params: Iterable[Any]) -> str:

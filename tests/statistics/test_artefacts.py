@@ -211,6 +211,7 @@ def test_a_module_of_ones_own_over_a_loader(here: Path) -> None:
         ("M603", ("gram", "model", "out", "--data", "text.jsonl", "--memory", "much")),
         ("W405", ("gram", "model", "no/such/out", "--data", "text.jsonl")),
         ("W406", ("gram", "model", "model", "--data", "text.jsonl")),
+        ("W406", ("gram", "model", "model/out", "--data", "text.jsonl")),
         ("E906", ("gram", "bare", "out", "--data", "text.jsonl")),
     ],
 )

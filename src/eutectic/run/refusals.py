@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 
 from eutectic.checkpoint import Source
 from eutectic.checkpoint.output import WORK
@@ -18,13 +19,18 @@ def sources_in(planned: Plan) -> list[Source]:
 
 
 def refuse_overlap(planned: Plan, out: str) -> None:
+    """As `refuse_overlap_of`, for everything that is merged."""
+    refuse_overlap_of(sources_in(planned), out)
+
+
+def refuse_overlap_of(sources: Sequence[Source], out: str) -> None:
     """Raises `RecipeError` (W406) if the output is, contains or lies within an input's folder, or is its file.
 
     The same holds for the folder beside the output in which the work is done.
     """
     target = os.path.realpath(out)
     problems = []
-    for source in sources_in(planned):
+    for source in sources:
         folder = source.folder()
         paths = [*(source.files() or ()), *([folder] if folder else [])]
         taken = any(_within(path, place) for path in paths for place in (target, target + WORK))

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torch.nn import functional
+    from torch.nn import grad as backward
 else:
     torch = LazyModule("torch")
     nn = LazyModule("torch.nn")
     functional = LazyModule("torch.nn.functional")
+    backward = LazyModule("torch.nn.grad")
 
 # Gradients of several samples are made at once while they are this many numbers: small layers cost a call each.
 _AT_ONCE = 1 << 20
@@ -100,9 +102,7 @@ def rows_of_embedding(call: Call, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def unfolded(module: Any, x: Tensor) -> Tensor:
     """The windows of a convolution's input: (samples, groups, inputs of an output, positions)."""
     spatial = len(module.kernel_size)
-    mode = module.padding_mode if module.padding_mode != "zeros" else "constant"
-    if any(module._reversed_padding_repeated_twice):
-        x = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    x = _padded(module, x)
     x = x[:, :, None] if spatial == 1 else x
     lead = (1,) * (2 - spatial)
     kernel, stride, dilation = (lead + tuple(v) for v in (module.kernel_size, module.stride, module.dilation))
@@ -127,15 +127,25 @@ def _of_linear(call: Call, g: Tensor) -> Iterator[tuple[str, slice, Tensor]]:
 
 def _of_conv(call: Call, g: Tensor) -> Iterator[tuple[str, slice, Tensor]]:
     module, x, size = call.module, call.x.float(), call.size
-    x = x if x.dim() == len(module.kernel_size) + 2 else x[None]
-    g = g.reshape(size, module.groups, module.out_channels // module.groups, -1)
-    step = max(1, _AT_ONCE // max(x[0].numel() * module.kernel_size[0] * module.kernel_size[-1], 1))
-    for low in range(0, size, step):
-        part = slice(low, min(low + step, size))
-        found = g[part] @ unfolded(module, x[part]).mT
-        yield "weight", part, found.reshape(-1, *module.weight.shape)
+    spatial = len(module.kernel_size)
+    weight_of: Any = backward.conv1d_weight if spatial == 1 else backward.conv2d_weight
+    x = x if x.dim() == spatial + 2 else x[None]
+    g = g if g.dim() == spatial + 2 else g[None]
+    plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    padding = module.padding if plain else (0,) * spatial
+    for number in range(size):
+        own = x[number : number + 1] if plain else _padded(module, x[number : number + 1])
+        shape, gradient = module.weight.shape, g[number : number + 1]
+        found = weight_of(own, shape, gradient, module.stride, padding, module.dilation, module.groups)
+        yield "weight", slice(number, number + 1), found[None]
     if module.bias is not None:
-        yield "bias", slice(0, size), g.sum(3).reshape(size, -1)
+        yield "bias", slice(0, size), g.flatten(2).sum(2)
+
+
+def _padded(module: Any, x: Tensor) -> Tensor:
+    mode = module.padding_mode if module.padding_mode != "zeros" else "constant"
+    amounts = module._reversed_padding_repeated_twice
+    return functional.pad(x, amounts, mode=mode) if any(amounts) else x
 
 
 def _of_norm(call: Call, g: Tensor) -> Iterator[tuple[str, slice, Tensor]]:
@@ -149,12 +159,16 @@ def _of_norm(call: Call, g: Tensor) -> Iterator[tuple[str, slice, Tensor]]:
         x = functional.layer_norm(x, module.normalized_shape, eps=module.eps)
     else:
         x = functional.rms_norm(x, module.normalized_shape, eps=module.eps)
-    by_channel = name.startswith(("Batch", "Group"))
-    for key, value in (("weight", g * x), ("bias", g)):
-        if getattr(module, key, None) is not None:
-            found = value.flatten(2).sum(2) if by_channel and value.dim() > 2 else value
-            shape = getattr(module, key).shape
-            yield key, slice(0, size), found if by_channel else found.reshape(size, -1, *shape).sum(1)
+    own = {key: getattr(module, key, None) for key in ("weight", "bias")}
+    if name.startswith(("Batch", "Group")):
+        x, g = (tensor.reshape(size, x.shape[1], -1) for tensor in (x, g))
+        found = {"weight": lambda: torch.einsum("scp,scp->sc", g, x), "bias": lambda: g.sum(2)}
+    else:
+        x, g = (tensor.reshape(size, -1, *module.normalized_shape) for tensor in (x, g))
+        found = {"weight": lambda: (g * x).sum(1), "bias": lambda: g.sum(1)}
+    for key, parameter in own.items():
+        if parameter is not None:
+            yield key, slice(0, size), found[key]()
 
 
 def _again(call: Call, g: Tensor) -> Iterator[tuple[str, slice, Tensor]]:

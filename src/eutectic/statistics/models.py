@@ -15,7 +15,7 @@ from eutectic.evaluate.language import Language
 from eutectic.evaluate.loading import Loader
 from eutectic.evaluate.model import Settings
 from eutectic.evaluate.opening import opened, refuse_several
-from eutectic.run.refusals import check_device
+from eutectic.run.refusals import check_device, refuse_overlap_of
 from eutectic.statistics.batches import Batch
 from eutectic.statistics.collecting import Going, collect_into
 from eutectic.statistics.fisher import FisherCollector
@@ -174,6 +174,7 @@ def collect(
     run = Settings(how.device, how.batch, how.samples, how.seed, Loader(module, tokenizer))
     with opened([model], live=module is None) as sources:
         source = refuse_several(sources)
+        refuse_overlap_of(sources, os.fspath(out))
         read = _text if isinstance(data, str | os.PathLike) else _loader
         given = read(data, how, source, run)
         with (

@@ -14,6 +14,7 @@ from eutectic.checkpoint.statistics import ABOUT, read_about
 from eutectic.errors import CheckpointError, Problem, RecipeError, listed
 from eutectic.evaluate.content import digest_of_bytes
 from eutectic.lazy import LazyModule
+from eutectic.run.refusals import refuse_overlap_of
 from eutectic.statistics.folder import SHARD_BYTES, Folder
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def merge(
     """
     with ExitStack() as opened:
         sources = [opened.enter_context(part) for part in _opened(parts)]
+        refuse_overlap_of(sources, os.fspath(out))
         texts = [source.beside(ABOUT) or b"" for source in sources]
         tables: list[dict[str, Any]] = [json.loads(text) for text in texts]
         _check(sources, tables, [digest_of_bytes(text) for text in texts])
