@@ -43,12 +43,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Check:
-    """What the figures should show: `better` above `worse`, or within `margin` of it where one is given."""
+    """What the figures should show: `better` above `worse` by `least`, or within `margin` of it where one is given."""
 
     text: str
     better: str
     worse: str
     margin: float | None = None
+    least: float = 0.0
 
     def difference(self, figures: Mapping[str, Sequence[float]]) -> tuple[float, float]:
         """Mean and standard error of the difference."""
@@ -56,7 +57,7 @@ class Check:
 
     def holds(self, figures: Mapping[str, Sequence[float]]) -> bool:
         mean, error = self.difference(figures)
-        return mean > CLEAR * error if self.margin is None else abs(mean) + CLEAR * error < self.margin
+        return mean - self.least > CLEAR * error if self.margin is None else abs(mean) + CLEAR * error < self.margin
 
 
 def merged(
