@@ -275,3 +275,20 @@ def test_nan_in_statistics_is_refused_and_can_be_counted(home, tmp_path):
     assert problem.hint.startswith("collect the statistics again")
     done = eutectic.merge(recipe(home, "fisher"), tmp_path / "out", options=Options(nonfinite="count"))
     assert done.nonfinite == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("nonfinite", ["stop", "count"])
+def test_a_negative_fisher_is_refused_and_a_negative_zero_is_not(home, tmp_path, dtype, nonfinite):
+    fishers = {name: fisher.to(dtype) for name, fisher in eutectic.open(home / "two-fisher").items()}
+    fishers["plain.weight"][0, :3] = torch.tensor([-0.0, -1e-3, -2.0])
+    write_statistics(home / "two-fisher", "fisher", fishers)
+    with pytest.raises(NumericError) as caught:
+        eutectic.merge(recipe(home, "fisher"), tmp_path / "out", options=Options(nonfinite=nonfinite))
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.where) == ("N505", "plain.weight")
+    assert problem.message == "2 values of two-fisher are negative"
+    assert not list(tmp_path.glob("out*"))
+    fishers["plain.weight"][0, 1:3] = -0.0
+    write_statistics(home / "two-fisher", "fisher", fishers)
+    eutectic.merge(recipe(home, "fisher"), tmp_path / "out")

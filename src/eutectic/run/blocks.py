@@ -52,6 +52,11 @@ CODES: dict[str, tuple[str, str]] = {
         "The statistics were measured of a model with other weights than the one they stand beside in the recipe: the "
         "digest of a tensor differs. Check that each model has its own, and collect them again if it was trained on.",
     ),
+    "N505": (
+        "a negative Fisher information",
+        "It is a mean of squares, and weights that are negative give no average: quotients of any size. Statistics made "
+        "elsewhere may hold something else, such as gradients that were not squared. `eutectic collect fisher` measures.",
+    ),
 }
 
 
@@ -248,6 +253,9 @@ class Loader:
             mend = "mend the model" if item.about is None else "collect the statistics again"
             hint = f"{mend}, or pass `--nonfinite count` to go on and have them counted"
             raise NumericError(Problem("N501", f"{bad} values of {item.label} are NaN or infinite", name, hint))
+        if item.about and item.about.kind == "fisher" and (less := count_negative(row, item.specs[name].dtype)):
+            hint = "a Fisher information is a mean of squares: collect the statistics again"
+            raise NumericError(Problem("N505", f"{less} values of {item.label} are negative", name, hint))
         return bad
 
     def check_measured(self, number: int, digests: Sequence[str]) -> None:
@@ -286,6 +294,15 @@ def count_nonfinite(bits: NDArray[Any], dtype: str) -> int:
     found = int(fused.carries(words[:whole].view(np.uint64), np.uint64(mask), np.uint64(step)))
     rest = words[whole:] if not found & signs else words
     return int(fused.count_masked(rest, words.dtype.type(exponent)))
+
+
+def count_negative(bits: NDArray[Any], dtype: str) -> int:
+    """How many stored values are below zero; -0.0 and NaN are not."""
+    words = bits.view(dtypes.BY_NAME[dtype].bits)
+    signed = words.view(f"i{words.itemsize}") < 0
+    if not signed.any():
+        return 0
+    return int(np.count_nonzero(_converted(bits[signed], "float64") < 0))
 
 
 def _converted(row: NDArray[Any], dtype: str) -> NDArray[Any]:
