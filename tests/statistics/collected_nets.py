@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class TiedText(nn.Module):
@@ -84,6 +85,31 @@ class Scale(nn.Module):
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
+class Frozen(nn.Module):
+    """A part runs without a graph; another keeps none, and runs again when it goes backwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen, self.again, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.frozen(x)
+        h = checkpoint(self.again, checkpoint(self.again, x.requires_grad_(), use_reentrant=False), use_reentrant=False)
+        return self.head(h)
+
+
+class Places(nn.Module):
+    """Positions without an axis for the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.place, self.head = nn.Embedding(9, 6), nn.Embedding(12, 6), nn.Linear(6, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head((self.embed(ids) + self.place(torch.arange(ids.shape[1]))).tanh()).mean(1)
+
+
 class Recurrent(nn.Module):
     """A leaf that returns no tensor."""
 
@@ -147,5 +173,6 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
     "transformer": (Transformer, floats(6, 5)),
     "reused": (Reused, floats(4)),
     "scale": (lambda: nn.Sequential(nn.Linear(4, 6), Scale(), nn.RMSNorm(6), nn.Linear(6, 3)), floats(4)),
+    "frozen": (Frozen, floats(4)),
     "recurrent": (Recurrent, floats(6, 4)),
 }

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from collected_nets import NETS, mlp
+from collected_nets import NETS, Places, mlp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from eutectic.errors import EutecticError
 from eutectic.statistics import fisher
@@ -147,6 +148,50 @@ def padded() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def by_tokens(module: nn.Module, row: tuple[Tensor, Tensor]) -> list[tuple[float, Tensor]]:
+    """The tokens that are no padding, each after one that is none either."""
+    ids, mask = row
+    logs = module(input_ids=ids[None], attention_mask=mask[None]).logits[0].log_softmax(-1)
+    known = (mask[1:] * mask[:-1]).bool()
+    return [(1.0, logs[:-1].gather(1, ids[1:, None])[known].sum())]
+
+
+@pytest.mark.parametrize("masked", [[(1, slice(0, 6)), (3, slice(0, 2))], [(0, slice(3, 5)), (2, slice(7, 8))]])
+def test_padding_on_the_left_and_in_the_middle_predicts_nothing(masked: list[tuple[int, slice]]) -> None:
+    module, ids, mask = causal("llama"), padded()["input_ids"], torch.ones(4, 9, dtype=torch.long)
+    for row, where in masked:
+        mask[row, where] = 0
+    found = fisher(module, [{"input_ids": ids, "attention_mask": mask}], labels="data").tensors
+    assert_equal(found, looped(module, list(zip(ids, mask, strict=True)), by_tokens))
+
+
+def test_as_many_positions_as_samples() -> None:
+    torch.manual_seed(0)
+    module, ids = Places(), torch.randint(0, 9, (2, 2))
+    assert_equal(fisher(module, [ids]).tensors, looped(module, list(ids), every_class))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+def test_parts_that_run_again_in_either_way_are_the_same() -> None:
+    class Again(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+            self.reentrant = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.layer(x).tanh()
+            for _ in range(2):
+                h = checkpoint(lambda h: self.layer(h).tanh(), h, use_reentrant=self.reentrant)
+            return self.head(h)
+
+    torch.manual_seed(0)
+    module, x = Again(), torch.randn(5, 4)
+    found = fisher(module, [x]).tensors
+    module.reentrant = False
+    assert_equal(found, looped(module, list(x), every_class))
+
+
 @pytest.mark.parametrize("name", ["llama", "tied", "gpt2"])
 def test_of_a_language_model_a_sample_is_a_sequence(name: str) -> None:
     module, batch = causal(name), padded()
@@ -189,12 +234,24 @@ class Overwrites(nn.Module):
         return y + x
 
 
+class Both(nn.Module):
+    """The outputs of a decoder, as many as the encoder has inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(3, 4)
+
+    def forward(self, input_ids: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        return self.embed(input_ids) + self.embed(decoder_input_ids)
+
+
 @pytest.mark.parametrize(
     ("code", "module", "batch", "more"),
     [
         ("F103", nn.Linear(3, 1), torch.randn(2, 3), {}),
         ("F103", nn.Conv2d(1, 2, 1), torch.randn(2, 1, 3, 3), {}),
         ("F103", nn.Linear(3, 2), torch.randn(2, 3), {"labels": "data"}),
+        ("F103", Both(), {"input_ids": torch.ones(2, 3).long(), "decoder_input_ids": torch.ones(2, 3).long()}, {}),
         ("F103", nn.Linear(3, 2), torch.randn(2, 3), {"loss": lambda output, batch: output.mean()}),
         ("F108", nn.Linear(3, 2), torch.randn(2, 3), {"labels": "both"}),
         ("F102", nn.Linear(3, 2), torch.full((2, 3), float("nan")), {}),

@@ -35,7 +35,7 @@ class Batch:
 
     @classmethod
     def of(cls, value: Any, device: torch.device | str | None = None) -> Self:
-        """A batch of a loader, on the device. Raises `RecipeError` (F101) for one without a tensor or a sample."""
+        """A batch of a loader, on the device. Raises `RecipeError` (F101, F104)."""
         value = _each(value, lambda tensor: tensor.to(device)) if device is not None else value
         value = _each(value, lambda tensor: tensor.clone(), lambda tensor: tensor.is_inference())
         first = _first(value)
@@ -46,6 +46,9 @@ class Batch:
         mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
         if mask is None or mask.dim() != 2 or bool(mask.all()):
             return cls(value, len(first), None)
+        if "decoder_input_ids" in inputs:
+            message = "of a padded batch of an encoder and a decoder it is not known which rows are padding"
+            raise RecipeError(Problem("F104", message, "attention_mask", "give batches without padding"))
         return cls(value, len(first), mask.bool())
 
     def sample(self, number: int) -> Batch:

@@ -58,9 +58,11 @@ class FisherCollector(Collector):
         self._parameters = {self._names[id(p)]: p for p in module.parameters() if id(p) in self._names}
         if not self._parameters:
             raise RecipeError(Problem("F107", "nothing to collect: it has no parameters", type(module).__name__))
+        whole = [name for p in module.parameters() if not p.is_floating_point() and (name := names(p)) is not None]
         self.layout = Layout(
             units={name: {name: tuple(p.shape)} for name, p in self._parameters.items()},
-            left_out=dict.fromkeys(names.missing, "not in the checkpoint"),
+            left_out=dict.fromkeys(names.missing, "not in the checkpoint")
+            | dict.fromkeys(whole, "holds whole numbers"),
         )
         self._rules: dict[nn.Module, str] = {
             part: rule for part in module.modules() if self._own(part) and (rule := rule_of(part)) is not None
@@ -83,21 +85,23 @@ class FisherCollector(Collector):
 
     def _survey(self, first: Batch) -> None:
         """Drops rules that do not hold, and finds out whether samples must go one at a time."""
-        few = first.head(2)
-        handles = [part.register_forward_hook(self._look(few.size), with_kwargs=True) for part in self._rules]
-        try:
-            with torch.no_grad():
-                few.run(self._module)
-        finally:
-            for handle in handles:
-                handle.remove()
+        # Two sizes: what has as many rows as there are samples by chance has as many when one is gone.
+        for count in range(min(first.size, 2), 0, -1):
+            few = first.head(count)
+            handles = [part.register_forward_hook(self._look(few.size), with_kwargs=True) for part in self._rules]
+            try:
+                with torch.no_grad():
+                    few.run(self._module)
+            finally:
+                for handle in handles:
+                    handle.remove()
         tapped = {name for part in self._rules for name in self._own(part).values()}
         loose = [name for name in self._parameters if name not in tapped]
         if loose:
             self._alone = f"{listed(loose)} belong to no layer of a known kind"
         if not self._alone:
             self.counts = dict.fromkeys(self._parameters, 0)
-            found = self._outside(few.sample(0))
+            found = self._outside(first.head(1))
             if found:
                 self._alone = f"{listed(found)} are used outside of their layers"
             self.counts = {}
@@ -196,7 +200,8 @@ class FisherCollector(Collector):
             version = call.x._version
             for name in self._own(part).values():
                 self._calls.setdefault(name, []).append(call)
-            if not dry:
+            # No gradient arrives at what a module does without a graph: frozen by itself, or to be run again.
+            if not dry and output.requires_grad:
                 hooked: Any = output
                 hooked.register_hook(lambda g: self._arrive(call, g.detach(), version))
             return output
@@ -209,7 +214,7 @@ class FisherCollector(Collector):
         if call.x._version != version:
             message = f"the input of {path} was changed in place after the layer had it"
             raise RecipeError(Problem("F104", message, path, "such a model cannot be trained either"))
-        self._watch(f"the gradient of {path}", g.sum())
+        self._watch(f"the gradient of {path}", g.sum(dtype=torch.float32))
         with torch.no_grad():
             if call.rule == "embedding":
                 self._add_rows(own["weight"], call, g)
@@ -277,7 +282,7 @@ class FisherCollector(Collector):
                     message = f"{name} is used outside of its layer, as it was not in the first sample"
                     raise RecipeError(Problem("F104", message, name))
                 self._buffer(name)[0] += gradient.float()
-                self._watch(f"the gradient of {name}", gradient.sum())
+                self._watch(f"the gradient of {name}", gradient.sum(dtype=torch.float32))
                 parameter.grad = None
         for name, gradients_ in self._buffers.items():
             _square_into(self.sums[name], gradients_)

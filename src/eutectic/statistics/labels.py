@@ -107,13 +107,17 @@ def _targets(batch: Batch, length: int) -> Tensor:
     given: Mapping[str, Tensor] = batch.inputs
     if "targets" in given:
         return given["targets"]
-    ids = given.get("labels", given["input_ids"]).clone()
-    if batch.mask is not None:
-        ids[~batch.mask] = _IGNORED
-    if ids.shape[1] != length:
+    ids = given.get("labels", given["input_ids"])
+    if "decoder_input_ids" in given or ids.shape[1] != length:
         message = f"{length} positions of logits for {ids.shape[1]} tokens"
+        message += " of an encoder" if "decoder_input_ids" in given else ""
         raise RecipeError(Problem("F103", message, "loss", _LOSS))
-    return torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], _IGNORED)], dim=1)
+    wanted = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], _IGNORED)], dim=1)
+    if batch.mask is None:
+        return wanted
+    # Neither is padding predicted, nor the first token from the padding on its left.
+    both = batch.mask & batch.mask.roll(-1, dims=1)
+    return wanted.masked_fill(~both, _IGNORED)
 
 
 def _labels(batch: Batch) -> Tensor:
