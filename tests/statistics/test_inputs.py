@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from collected_nets import Experts, TiedText, cnn, mlp
+from collected_nets import NETS, Experts, TiedText, cnn, mlp
 from torch import Tensor, nn
 
 from eutectic.errors import EutecticError
@@ -113,7 +113,35 @@ def test_layers_of_one_input_are_collected_once_and_tied_weights_have_the_rows_o
 def test_a_head_that_is_the_embedding_is_left_out_and_said() -> None:
     found = gram(TiedText(), [torch.randint(0, 9, (3, 5))])
     assert list(found.tensors) == ["twice.weight"] and found.counts == {"twice.weight": 30}
-    assert found.layout.left_out == {"embed.weight": "a parameter of embed too, which is no linear layer"}
+    assert found.layout.left_out == {
+        "embed.weight": "a parameter of embed too, which is no linear layer",
+        "place.weight": "a parameter of Embedding, whose inputs are not measured",
+    }
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("measure", [gram, activations])
+def test_every_weight_is_measured_or_listed_with_a_reason(name: str, measure: Any) -> None:
+    make, inputs = NETS[name]
+    module = make()
+    layout = measure(module, [inputs(2)]).layout
+    weights = {name for name, parameter in module.named_parameters() if parameter.dim() > 1}
+    measured = {*layout.units, *layout.shared}
+    assert measured | layout.left_out.keys() == weights and not measured & layout.left_out.keys()
+    assert all(layout.left_out.values())
+
+
+def test_experts_that_transformers_holds_in_one_tensor_are_listed() -> None:
+    transformers = pytest.importorskip("transformers", minversion="5")
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=20, hidden_size=8, moe_intermediate_size=4, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4, num_experts=3, num_experts_per_tok=2,
+    )  # fmt: skip
+    module = transformers.AutoModelForCausalLM.from_config(config)
+    left_out = gram(module, [{"input_ids": torch.arange(8)[None]}]).layout.left_out
+    reasons = {name.removeprefix("model.layers.0.mlp."): reason for name, reason in left_out.items()}
+    for name in ("experts.gate_up_proj", "experts.down_proj"):
+        assert reasons[name] == "a parameter of Qwen3MoeExperts, whose inputs are not measured"
 
 
 def test_padding_counts_nowhere() -> None:

@@ -54,8 +54,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "N505": (
         "a negative Fisher information",
-        "It is a mean of squares, and weights that are negative give no average: quotients of any size. Statistics made "
-        "elsewhere may hold something else, such as gradients that were not squared. `eutectic collect fisher` measures.",
+        "It is a mean of squares; with negative weights an average is none. Statistics from elsewhere may hold "
+        "something else, such as gradients that were not squared. `eutectic collect fisher` measures.",
     ),
 }
 

@@ -6,7 +6,7 @@ import inspect
 import weakref
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eutectic.errors import Problem, RecipeError
@@ -52,6 +52,7 @@ class InputCollector(Collector):
         self._module = module
         layers = layers_of(module, names)
         left_out = dict.fromkeys(names.missing, "not in the checkpoint") | _elsewhere(module, names, layers)
+        left_out |= _no_layers(module, names, layers, left_out)
         self._layers = [layer for layer in layers if layer.weight not in left_out]
         if not self._layers:
             kinds = "it has no linear layer or convolution whose weight is its own"
@@ -262,6 +263,21 @@ def _elsewhere(module: nn.Module, names: Names, layers: Sequence[Layer]) -> dict
         for parameter in part._parameters.values() if id(part) not in inside else ():
             if (name := names(parameter)) in weights and name is not None:
                 found[name] = f"a parameter of {path} too, which is no linear layer"
+    return found
+
+
+def _no_layers(module: nn.Module, names: Names, layers: Sequence[Layer], known: Collection[str]) -> dict[str, str]:
+    """Weights of two axes or more that are of no linear layer or convolution: embeddings, experts held as one tensor.
+
+    Vectors are not listed: nobody expects a matrix for a norm, and a bias stands with its weight.
+    """
+    weights = {layer.weight for layer in layers}
+    found = {}
+    for part in module.modules():
+        for parameter in part._parameters.values():
+            name = names(parameter)
+            if name is not None and name not in weights and name not in known and parameter.dim() > 1:
+                found[name] = f"a parameter of {type(part).__name__}, whose inputs are not measured"
     return found
 
 
