@@ -198,6 +198,19 @@ def test_a_module_of_ones_own_over_a_loader(here: Path) -> None:
     the_same("memory", "live", 0)
 
 
+def test_another_loader_or_loss_is_not_taken_for_the_same_collection(here: Path) -> None:
+    torch.manual_seed(0)
+    module, loader = mlp(), [torch.randn(3, 7), torch.randn(2, 7)]
+    collect("fisher", module, loader, "out")
+    assert collect("fisher", module, [batch.clone() for batch in loader], "out").already_complete
+    with pytest.raises(EutecticError, match="W401"):
+        collect("fisher", module, loader[::-1], "out")
+    with pytest.raises(EutecticError, match="W401"):
+        collect("fisher", module, loader, "out", loss=lambda output, batch: output.sum(1))
+    collect("fisher", module, loader, "summed", loss=lambda output, batch: output.sum(1))
+    assert about("out")["labels"] == "model" and about("summed")["labels"] == "data"
+
+
 @pytest.mark.parametrize(
     ("code", "arguments"),
     [

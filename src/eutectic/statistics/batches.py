@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from eutectic.errors import Problem, RecipeError
+from eutectic.evaluate.content import digest_of_bytes, digest_of_json
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -91,6 +92,18 @@ class Batch:
             return int(self.mask.sum())
         ids = self.inputs.get("input_ids") if isinstance(self.inputs, Mapping) else None
         return 0 if ids is None else int(ids.numel())
+
+    def digest(self) -> str:
+        """Of every tensor in it."""
+        found: list[Any] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            found.append([str(tensor.dtype), list(tensor.shape), digest_of_bytes(raw.tobytes())])
+            return tensor
+
+        _each(self.value, note)
+        return digest_of_json(found)
 
     def _has_all(self, tensor: Tensor) -> bool:
         return tensor.dim() > 0 and len(tensor) == self.size

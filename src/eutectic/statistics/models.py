@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from eutectic import dtypes
@@ -126,10 +126,11 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """Batches that can be gone through again."""
+    """Batches that can be gone through again, and the first of them; None where there is none."""
 
     kind: Literal["causal", "any"]
     batches: Callable[[], Iterable[Any]]
+    first: Any
     samples: int | None
     identity: dict[str, Any]
 
@@ -155,7 +156,7 @@ def collect(
         kind: `fisher`, `gram` or `activations`.
         model: a model as for `eutectic.open`, a live module, or a recipe, whose merge is not written.
         data: a file of text for a causal language model (`.txt`, `.jsonl`, `.tsv`), or a loader as for `gram` that
-            gives the same batches each time it is gone through.
+            gives the same batches each time it is gone through. It is told from another by its first batch alone.
         out: the folder to make.
         options: how.
         loss: see `fisher`.
@@ -177,6 +178,9 @@ def collect(
         refuse_overlap_of(sources, os.fspath(out))
         read = _text if isinstance(data, str | os.PathLike) else _loader
         given = read(data, how, source, run)
+        if loss is not None:
+            name = getattr(loss, "__qualname__", type(loss).__name__)
+            given = replace(given, identity={**given.identity, "loss": name})
         with (
             run.loader.module(source, given.kind, device=how.device, dtype=how.dtype) as made,
             still(made),
@@ -208,7 +212,7 @@ def _collected(
         folder.flush()
         samples, positions = (folder.recorded(key) for key in ("samples", "positions"))
         about = {"kind": collector.kind, "mean": MEANS[collector.kind], "samples": samples, "tokens": positions}
-        chosen = {"labels": how.labels} if collector.kind == "fisher" else {}
+        chosen = {"labels": "data" if "loss" in given.identity else how.labels} if collector.kind == "fisher" else {}
         settings = {"seed": how.seed, **chosen, "settings": given.identity}
         folder.finish({**about, **settings, **identity_of(source), **collector.layout.as_json()})
     return Collected(folder.path, planned, False, samples, tuple(folder.unseen()))
@@ -218,10 +222,9 @@ def _collector(
     kind: Kind, module: nn.Module, source: Source, given: _Data, how: Options, loss: Callable[[Any, Any], Tensor] | None
 ) -> Collector:
     names = Names(module, source)
-    value = next(iter(given.batches()), None)
-    if value is None:
+    if given.first is None:
         raise RecipeError(Problem("F101", "the loader gave no batch", "loader", "was it used up before?"))
-    first = Batch.of(value, next(module.parameters()).device)
+    first = Batch.of(given.first, next(module.parameters()).device)
     if kind == "fisher":
         return FisherCollector(module, names, first, own_loss(loss) if loss else likelihood(how.labels, how.seed))
     return (GramCollector if kind == "gram" else MomentCollector)(module, names, first)
@@ -259,7 +262,8 @@ def _text(data: Any, how: Options, source: Source, run: Settings) -> _Data:
     rows = task.sequences(Language(source, run))
     chosen = [rows[i] for i in run.chosen(len(rows))]
     identity = {**DataTask.identity(task), "samples": how.samples, "batch": how.batch, "dtype": how.dtype}
-    return _Data("causal", lambda: batches_of(chosen, how.batch), len(chosen), identity)
+    first = next(batches_of(chosen, how.batch))
+    return _Data("causal", lambda: batches_of(chosen, how.batch), first, len(chosen), identity)
 
 
 def _loader(loader: Any, how: Options, source: Source, run: Settings) -> _Data:
@@ -279,4 +283,7 @@ def _loader(loader: Any, how: Options, source: Source, run: Settings) -> _Data:
                 if left <= 0:
                     return
 
-    return _Data("any", batches, None, {"samples": how.samples, "dtype": how.dtype})
+    first = next(batches(), None)
+    # All that tells one loader from another without going through it.
+    digest = None if first is None else Batch.of(first).digest()
+    return _Data("any", batches, first, None, {"samples": how.samples, "dtype": how.dtype, "first_batch": digest})
