@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from eutectic.errors import EutecticError
 from eutectic.statistics import activations, gram
+from eutectic.statistics.batches import Batch
+from eutectic.statistics.inputs import GramCollector
+from eutectic.statistics.layers import Names
 
 
 def gram_of(rows: Tensor, *, one: bool = False) -> Tensor:
@@ -110,6 +113,42 @@ def test_layers_of_one_input_are_collected_once_and_tied_weights_have_the_rows_o
     assert {"v.weight", "copy.weight", "out.weight"} <= found.tensors.keys()
 
 
+class Changing(nn.Module):
+    """Two layers have the same input, but for large inputs."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.a, self.b = way, nn.Linear(4, 4, False), nn.Linear(4, 4, False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, large = self.a(x), float(x.detach().mean()) > 5
+        if large and self.way == "left out":
+            return y
+        if large and self.way == "called again":
+            y = y + self.a(x)
+        return y + self.b(x.mul_(2) if large and self.way == "in place" else x)
+
+
+@pytest.mark.parametrize("way", ["left out", "called again", "in place"])
+def test_an_input_that_is_shared_no_more_is_refused(way: str) -> None:
+    torch.manual_seed(0)
+    small, large = torch.randn(3, 4), torch.randn(3, 4) + 20
+    assert gram(Changing(way), [small.clone(), small.clone()]).layout.shared == {"b.weight": "a.weight"}
+    with pytest.raises(EutecticError, match=r"F104 b: b had the input of a\.weight at first, and now has another"):
+        gram(Changing(way), [small.clone(), large.clone()])
+
+
+def test_means_take_no_memory_beside_the_sums() -> None:
+    torch.manual_seed(0)
+    module, x = nn.Linear(600, 2), torch.randn(9, 600)
+    collector = GramCollector(module, Names(module), Batch.of(x))
+    collector.start(["weight"], "cpu")
+    collector.add(Batch.of(x))
+    found = collector.means()["weight"]
+    assert found.data_ptr() == collector.sums["weight"].data_ptr()
+    close(found, gram_of(x, one=True))
+
+
 def test_a_head_that_is_the_embedding_is_left_out_and_said() -> None:
     found = gram(TiedText(), [torch.randint(0, 9, (3, 5))])
     assert list(found.tensors) == ["twice.weight"] and found.counts == {"twice.weight": 30}
@@ -207,6 +246,11 @@ def test_moments() -> None:
         ("F101", nn.Linear(3, 2), [torch.zeros(0, 3)]),
         ("F101", nn.Linear(3, 2), ["text"]),
         ("F101", Sharing(), [{"x": torch.randn(2, 3, 4), "attention_mask": torch.zeros(2, 3)}]),
+        (
+            "F104",
+            Sharing(),
+            [dict.fromkeys(("x", "decoder_input_ids"), torch.ones(1, 2, 4)) | {"attention_mask": torch.eye(2)[:1]}],
+        ),
         ("F102", nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), [torch.full((2, 3), 3e38)]),
         ("F107", nn.Embedding(3, 2), [torch.zeros(2, 3, dtype=torch.long)]),
     ],

@@ -30,6 +30,8 @@ else:
 FORMAT = 1
 _STATE = "state.safetensors"
 SHARD_BYTES = 5 * 10**9
+# Entries that are widened to float64 at a time.
+_AT_ONCE = 1 << 20
 
 
 class Folder:
@@ -105,7 +107,8 @@ class Folder:
                 view[:] = raw[4 * start : 4 * stop]
 
             digest = tensor_digest(bits.size, 4, read)
-            square = float((tensor.detach().double() ** 2).sum())
+            pieces = torch.tensor_split(tensor.detach().reshape(-1), range(_AT_ONCE, tensor.numel(), _AT_ONCE))
+            square = math.fsum(float((piece.double() ** 2).sum()) for piece in pieces)
             own = {key: value[name] for key, value in about.items()}
             self._output.finish(number, {"digest": digest, "square": square, **own})
 

@@ -6,8 +6,8 @@ import inspect
 import weakref
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from eutectic.errors import Problem, RecipeError
 from eutectic.lazy import LazyModule
@@ -59,7 +59,8 @@ class InputCollector(Collector):
             raise RecipeError(Problem("F107", f"nothing to collect: {kinds}", type(module).__name__))
         self._bias = _biases(self._layers)
         self._mixes: bool | None = None
-        self._seen: dict[str, Any] = {}
+        self._seen: dict[str, tuple[Callable[[], Any], int]] = {}
+        self._calls: Counter[str] = Counter()
         self._brief = self._tied_head(left_out)
         shared = self._shared(first.head(2))
         self.layout = self._lay_out(shared, left_out)
@@ -74,22 +75,31 @@ class InputCollector(Collector):
             def hook(layer: Layer, x: Tensor, part: Batch = part) -> None:
                 self._see(layer, x, part)
 
+            self._calls.clear()
             with torch.no_grad(), hooked(wanted, hook):
                 part.run(self._module, **self._brief)
+            for layer in wanted:
+                if self._calls[layer.weight] != self._calls[self._unit(layer)]:
+                    self._refuse_another(layer)
 
     def _see(self, layer: Layer, x: Tensor, batch: Batch) -> None:
         unit = self._unit(layer)
+        self._calls[layer.weight] += 1
         if unit != layer.weight:
-            # The survey saw one tensor; a module that decides otherwise later must not be taken at its word.
-            if (last := self._seen.get(unit)) is None or last() is not x:
-                message = f"{layer.path} had the input of {unit} at first, and now has another"
-                raise RecipeError(Problem("F104", message, layer.path))
+            seen = self._seen.get(unit)
+            if seen is None or seen[0]() is not x or seen[1] != x._version:
+                self._refuse_another(layer)
             return
-        self._seen[unit] = weakref.ref(x)
+        self._seen[unit] = weakref.ref(x), x._version
         if not _matches(x, batch) and batch.mask is not None:
             message = f"{layer.path} gets rows of shape {tuple(x.shape)}, and which of them are padding is not known"
             raise RecipeError(Problem("F104", message, layer.path, "collect with batches of one sample"))
         self._add(layer, x, batch)
+
+    def _refuse_another(self, layer: Layer) -> NoReturn:
+        """The survey saw one input; a module that decides otherwise later must not be taken at its word."""
+        message = f"{layer.path} had the input of {self._unit(layer)} at first, and now has another"
+        raise RecipeError(Problem("F104", message, layer.path))
 
     @abstractmethod
     def _add(self, layer: Layer, x: Tensor, batch: Batch) -> None:
@@ -178,7 +188,11 @@ class GramCollector(InputCollector):
             self.counts[layer.weight] += len(windows[0])
 
     def _whole(self, total: Tensor) -> Tensor:
-        return total.tril() + total.tril(-1).mT
+        for low in range(0, total.shape[-1], _BLOCK):
+            own = total[..., low : low + _BLOCK, low : low + _BLOCK]
+            own.copy_(own.tril() + own.tril(-1).mT)
+            total[..., low : low + _BLOCK, low + _BLOCK :] = total[..., low + _BLOCK :, low : low + _BLOCK].mT
+        return total
 
 
 class MomentCollector(InputCollector):
@@ -271,12 +285,12 @@ def _no_layers(module: nn.Module, names: Names, layers: Sequence[Layer], known: 
 
     Vectors are not listed: nobody expects a matrix for a norm, and a bias stands with its weight.
     """
-    weights = {layer.weight for layer in layers}
+    known = {*known, *(layer.weight for layer in layers)}
     found = {}
     for part in module.modules():
         for parameter in part._parameters.values():
             name = names(parameter)
-            if name is not None and name not in weights and name not in known and parameter.dim() > 1:
+            if parameter is not None and name and name not in known and parameter.dim() > 1:
                 found[name] = f"a parameter of {type(part).__name__}, whose inputs are not measured"
     return found
 
