@@ -107,8 +107,8 @@ class Folder:
                 view[:] = raw[4 * start : 4 * stop]
 
             digest = tensor_digest(bits.size, 4, read)
-            pieces = torch.tensor_split(tensor.detach().reshape(-1), range(_AT_ONCE, tensor.numel(), _AT_ONCE))
-            square = math.fsum(float((piece.double() ** 2).sum()) for piece in pieces)
+            pieces = (bits[at : at + _AT_ONCE].astype(float) for at in range(0, bits.size, _AT_ONCE))
+            square = math.fsum(float((piece**2).sum()) for piece in pieces)
             own = {key: value[name] for key, value in about.items()}
             self._output.finish(number, {"digest": digest, "square": square, **own})
 
