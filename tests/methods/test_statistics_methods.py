@@ -202,6 +202,18 @@ def test_regmean_survives_dead_units_and_fewer_tokens_than_inputs():
         assert found[:, 5].amax() <= thetas[:, :, 5].amax()
 
 
+def test_regmean_without_a_ridge_resolves_small_inputs_beside_large_and_dead_ones():
+    scale = 10.0 ** torch.tensor([0, 5, 0, -5, 0, 0, 0, 0]).double()
+    thetas, inputs = draw(18, 2, 4, 8).double(), draw(19, 2, 50, 8).double() * scale
+    inputs[..., 5] = 0
+    found = methods.regmean(thetas, moments(inputs), alpha=1, ridge=0)
+    rows, targets = np.vstack(inputs / scale), np.vstack(inputs @ thetas.mT)
+    wanted = np.linalg.lstsq(rows, targets, rcond=None)[0].T / scale.numpy()
+    live = [0, 1, 2, 3, 4, 6, 7]
+    np.testing.assert_allclose(found[:, live], wanted[:, live], rtol=1e-8)
+    near(found[:, 5], thetas[:, :, 5].mean(0))
+
+
 def test_a_model_without_inputs_has_no_say():
     thetas, grams = draw(9, 3, 4, 6), moments(inputs_of(10, 3, 30, 6)).float()
     grams[1] = 0

@@ -99,8 +99,8 @@ def regression_mean(
     """(Σ WᵢG̃ᵢ)(Σ G̃ᵢ)⁻¹ in float64, with G̃ᵢ of `regressors`; as the mean W̄ and what Σ (Wᵢ - W̄)G̃ᵢ adds to it.
 
     So rounding is of the size of the models' differences, and copies of one model give that model. Columns are scaled
-    to a unit diagonal, as a few inputs of an LLM are a thousand times the others. Where even so Σ G̃ᵢ is singular to
-    float64, its eigenvectors decide, and what they do not span is the mean.
+    to a unit diagonal, as a few inputs of an LLM are a thousand times the others. Where even then Σ G̃ᵢ is singular to
+    float64, the eigenvectors of what was scaled decide, and what they do not span is the mean.
     """
     start = weighted_sum(weights, shares) / sum(shares)
     moment, gram = torch.zeros_like(start), torch.zeros_like(grams[0], dtype=torch.float64)
@@ -111,11 +111,14 @@ def regression_mean(
             gram.add_(regressor)
     diagonal = gram.diagonal().sqrt()
     scale = torch.where(diagonal > 0, 1 / diagonal, torch.ones_like(diagonal))
-    factor, failed = torch.linalg.cholesky_ex(gram * scale * scale[:, None])
+    gram.mul_(scale).mul_(scale[:, None])
+    moment.mul_(scale)
+    factor, failed = torch.linalg.cholesky_ex(gram)
     if not failed and bool((factor.diagonal() > RESOLVED).all()):
-        return start + torch.cholesky_solve((moment * scale).T, factor).T * scale
+        return start + torch.cholesky_solve(moment.T, factor).T * scale
     values, vectors = principal(gram)
-    return start + Equations(moment, values, vectors).solution(torch.zeros_like(start), torch.ones_like(values))
+    step = Equations(moment, values, vectors).solution(torch.zeros_like(start), torch.ones_like(values))
+    return start + step * scale
 
 
 def regressors(gram: Tensor, share: float, alpha: float, ridge: float) -> Tensor:
