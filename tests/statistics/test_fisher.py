@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -93,6 +95,15 @@ def test_it_is_not_the_square_of_the_batch_gradient() -> None:
     squared = module[0].weight.grad.square()
     found = fisher(module, [(x, y)], labels="data").tensors["0.weight"]
     assert not torch.allclose(found, squared, rtol=0.1)
+
+
+def test_a_module_is_let_go_when_it_is_done() -> None:
+    module = mlp()
+    kept = weakref.ref(module)
+    fisher(module, [torch.randn(4, 7)])
+    del module
+    gc.collect()
+    assert kept() is None
 
 
 def test_labels_of_the_data_and_a_loss_of_ones_own() -> None:

@@ -175,6 +175,8 @@ class FisherCollector(Collector):
             for p, needed, gradient in before:
                 p.requires_grad_(needed)
                 p.grad = gradient
+            # The inputs lead to the graph, and its hooks back here: a circle that no collector of garbage sees.
+            self._calls, self._buffers, self._rows = {}, {}, {}
 
     def _hide(self, part: nn.Module, _: Any) -> None:
         """Within the layer its parameters get no gradient from autograd; any other use of them does, and is found."""
