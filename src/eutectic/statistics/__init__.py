@@ -4,6 +4,8 @@ from eutectic.statistics.codes import CODES as CODES
 from eutectic.statistics.doors import activations as activations
 from eutectic.statistics.doors import fisher as fisher
 from eutectic.statistics.doors import gram as gram
+from eutectic.statistics.layerwise import LayerwiseMerge as LayerwiseMerge
+from eutectic.statistics.layerwise import regmean_plusplus as regmean_plusplus
 from eutectic.statistics.models import Collected as Collected
 from eutectic.statistics.models import Options as Options
 from eutectic.statistics.models import Planned as Planned

@@ -47,4 +47,10 @@ CODES: dict[str, tuple[str, str]] = {
         "`labels` is `model` or `data`, and is chosen by `loss` where one is given; `samples` and `batch` are whole "
         "numbers from 1 on. Options of text (`length`, `pack`, `field`) need a file of text.",
     ),
+    "F109": (
+        "modules that cannot be merged layer by layer",
+        "RegMean++ runs the merged module, so all modules have one architecture: the same layers, names, shapes and "
+        "dtypes, and each has a loader. A layer is solved before its outputs are made, so it is called once in a "
+        "forward pass, and its weight is no other layer's.",
+    ),
 }

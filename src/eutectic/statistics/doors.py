@@ -74,7 +74,7 @@ def fisher(
     """
     if labels not in ("model", "data"):
         raise RecipeError(Problem("F108", f"must be model or data, not {labels!r}", "labels"))
-    place = _place(module, device)
+    place = place_of(module, device)
     of = likelihood(labels, seed) if loss is None else own_loss(loss)
     with still(module):
         batches, first = _begun(loader, place)
@@ -92,13 +92,14 @@ def _inputs_of(
     device: str | None,
 ) -> Statistics:
     with still(module):
-        batches, first = _begun(loader, _place(module, device))
+        batches, first = _begun(loader, place_of(module, device))
         collector = kind(module, Names(module), first)
-        collect_all(collector, batches, _place(module, device), samples)
+        collect_all(collector, batches, place_of(module, device), samples)
     return result_of(collector, MemorySource(type(module).__name__, module), {"seed": 0, "settings": {}})
 
 
-def _place(module: nn.Module, device: str | None) -> Any:
+def place_of(module: nn.Module, device: str | None = None) -> Any:
+    """Where batches are moved: the device that is asked for, or that of the first parameter."""
     if device is not None:
         return device
     one = next(module.parameters(), None)
