@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import Result
 from collected_nets import Experts, cnn, mlp
-from torch import nn
+from torch import Tensor, nn
 
 import eutectic
 from eutectic import statistics
@@ -158,6 +158,44 @@ def test_parts_weigh_by_what_each_layer_saw(here: Path) -> None:
     the_same("out", "whole")
     assert about("out")["counts"] == about("whole")["counts"]
     assert about("out")["counts"]["experts.2.weight"] == 0
+
+
+class Gated(nn.Module):
+    """Two experts of two layers each; the sign of a sample's first entry chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(
+            nn.ModuleDict({"gate": nn.Linear(4, 3, False), "up": nn.Linear(4, 3, False)}) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.zeros(len(x), 3)
+        for number, expert in enumerate(self.experts):
+            rows = ((x[:, 0] > 0) == bool(number)).nonzero()[:, 0]
+            if len(rows):
+                chosen = x[rows]
+                out = out.index_add(0, rows, expert["gate"](chosen) * expert["up"](chosen))
+        return out
+
+
+def test_parts_whose_first_samples_reached_other_experts(here: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Gated(), torch.randn(8, 4)
+    x[:, 0] = torch.linspace(-1, 1, 8)
+    parts = [x[:5], x.flip(0)]
+    for number, part in enumerate(parts):
+        statistics.gram(module, [part]).save(f"part{number}")
+    assert about("part0")["shared"] != about("part1")["shared"]
+    statistics.gram(module, [torch.cat(parts)]).save("whole")
+    statistics.merge(["part0", "part1"], "out")
+    with eutectic.open("out") as out, eutectic.open("whole") as whole:
+        shared = about("whole")["shared"]
+        assert out.specs.keys() == {f"experts.{i}.{part}.weight" for i in range(2) for part in ("gate", "up")}
+        for name in out:
+            torch.testing.assert_close(out[name], whole[shared.get(name, name)])
+            assert about("out")["counts"][name] == about("whole")["counts"][shared.get(name, name)]
+    assert about("out")["shared"] == {}
 
 
 def test_parts_that_do_not_belong_together(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,7 +29,6 @@ _EQUAL = {
     "kind": "the kind of statistics",
     "labels": "whose labels they were taken with",
     "digests": "the weights of the model",
-    "shared": "which weights share theirs",
     "bias": "which biases stand with their weights",
     "groups": "groups of convolutions",
     "transposed": "which weights are transposed",
@@ -80,7 +80,8 @@ def merge(
         texts = [source.beside(ABOUT) or b"" for source in sources]
         tables: list[dict[str, Any]] = [json.loads(text) for text in texts]
         _check(sources, tables, [digest_of_bytes(text) for text in texts])
-        shapes = {name: spec.shape for name, spec in sources[0].specs.items()}
+        shared = _shared(tables)
+        shapes = {name: shape for name, shape in _shapes(sources[0], tables[0]).items() if name not in shared}
         folder = Folder(
             os.fspath(out),
             shapes,
@@ -92,8 +93,8 @@ def merge(
         samples = sum(table["samples"] for table in tables)
         with folder:
             if not folder.complete:
-                _merge_into(folder, sources, tables, progress or (lambda nbytes: None))
-                folder.finish(_about(sources, tables, samples))
+                _merge_into(folder, shapes, sources, tables, progress or (lambda nbytes: None))
+                folder.finish({**_about(sources, tables, samples), "shared": shared})
             return Merged(folder.path, len(sources), samples, len(shapes), folder.complete)
 
 
@@ -106,14 +107,31 @@ def weighted_mean(tensors: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
 
 
 def _merge_into(
-    folder: Folder, sources: Sequence[Source], tables: Sequence[Mapping[str, Any]], progress: Callable[[int], None]
+    folder: Folder,
+    shapes: Mapping[str, Sequence[int]],
+    sources: Sequence[Source],
+    tables: Sequence[Mapping[str, Any]],
+    progress: Callable[[int], None],
 ) -> None:
-    for name, spec in sources[0].specs.items():
+    for name, shape in shapes.items():
         if not folder.has({name: None}):
-            counts = [int(table["counts"][name]) for table in tables]
-            mean = weighted_mean([source[name] for source in sources], counts)
+            stored = [table["shared"].get(name, name) for table in tables]
+            counts = [int(table["counts"][own]) for table, own in zip(tables, stored, strict=True)]
+            mean = weighted_mean([source[own] for source, own in zip(sources, stored, strict=True)], counts)
             folder.write({name: mean}, count={name: sum(counts)})
-        progress(spec.nbytes)
+        progress(4 * math.prod(shape))
+
+
+def _shared(tables: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Weights that share in every part. An expert that the first samples of a part did not reach shares in none."""
+    first, *others = (table["shared"] for table in tables)
+    return {name: owner for name, owner in first.items() if all(table.get(name) == owner for table in others)}
+
+
+def _shapes(source: Source, table: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Of everything that was measured, under names of their own or of others."""
+    own = {name: tuple(spec.shape) for name, spec in source.specs.items()}
+    return own | {name: own[owner] for name, owner in table["shared"].items() if owner in own}
 
 
 def _about(sources: Sequence[Source], tables: Sequence[Mapping[str, Any]], samples: int) -> dict[str, Any]:
@@ -150,8 +168,9 @@ def _check(sources: Sequence[Source], tables: Sequence[Mapping[str, Any]], diges
     first, others = sources[0].label, list(zip(sources, tables, strict=True))[1:]
     for source, table in others:
         differs = [words for key, words in _EQUAL.items() if table.get(key) != tables[0].get(key)]
-        if dict(source.specs) != dict(sources[0].specs):
-            names = {n for n in {*source.specs, *sources[0].specs} if source.specs.get(n) != sources[0].specs.get(n)}
+        found, wanted = _shapes(source, table), _shapes(sources[0], tables[0])
+        if found != wanted:
+            names = {name for name in found | wanted if found.get(name) != wanted.get(name)}
             differs.append(f"tensors ({listed(sorted(names))})")
         problems += [Problem("F106", f"{source.label!r} and {first!r} differ in {what}", "parts") for what in differs]
     for number, digest in enumerate(digests):
