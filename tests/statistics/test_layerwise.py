@@ -43,6 +43,27 @@ def test_of_one_layer_it_is_regmean() -> None:
     assert found.solved == {"weight": "solved with bias", "bias": "solved with weight"} and not found.averaged
 
 
+def test_of_one_grouped_convolution_it_is_regmean_of_each_group() -> None:
+    modules = made(lambda: nn.Conv2d(4, 6, (2, 3), groups=2, stride=2))
+    loaders = [[torch.randn(3, 4, 6, 6)], [torch.randn(5, 4, 6, 6)]]
+    found = regmean_plusplus(modules, loaders)
+    grams = [gram(*pair).tensors["weight"] for pair in zip(modules, loaders, strict=True)]
+    for group, rows in enumerate((slice(0, 3), slice(3, 6))):
+        joined = torch.stack([torch.cat([m.weight[rows].flatten(1), m.bias[rows, None]], 1).detach() for m in modules])
+        wanted = methods.regmean(joined, [one[group] for one in grams])
+        assert torch.equal(found.tensors["weight"][rows].flatten(1), wanted[:, :-1])
+        assert torch.equal(found.tensors["bias"][rows], wanted[:, -1])
+
+
+def test_a_transposed_layer_of_transformers_is_regmean_of_its_transpose() -> None:
+    utils = pytest.importorskip("transformers.pytorch_utils")
+    modules, loaders = made(lambda: utils.Conv1D(3, 5)), [[torch.randn(9, 5)], [torch.randn(8, 5)]]
+    found = regmean_plusplus(modules, loaders)
+    grams = [gram(*pair).tensors["weight"] for pair in zip(modules, loaders, strict=True)]
+    joined = torch.stack([torch.cat([m.weight.T, m.bias[:, None]], 1).detach() for m in modules])
+    assert torch.equal(found.tensors["weight"].T, methods.regmean(joined, grams)[:, :-1])
+
+
 def least_squares(weights: list[Any], inputs: list[Any], shares: list[float]) -> Any:
     """The W for which Σ share · mean ‖(W - Wᵢ)x‖² is least, as one tall system."""
     rows = [np.sqrt(s / len(x)) * x for x, s in zip(inputs, shares, strict=True)]
