@@ -183,18 +183,9 @@ def learn(
     Args:
         source: the recipe, as for `plan`.
         out: the recipe to write, a .yml file; None: only return it.
-        data: what to learn from, one or several: the path of a text or .jsonl file, a perplexity task as for
-            `evaluate`, or `Classification` with a loader (labels may be None for entropy). A batch of each goes into
-            every step.
-        by: one weight for each model (`task`), for each model and `layer`, or for each model and `tensor`.
-        objective: `entropy` or `cross-entropy`, in nats.
-        steps: at most (500, the paper's).
-        lr: rate of Adam (0.001, the paper's).
-        init: what weights begin at; None: the recipe's, else 0.3 (the paper's), or one divided by the number of models
-            where the method normalises.
-        clamp: keep weights in [0, 1], as the paper's code does.
-        held_out: share of the data by which the step is chosen; 0: the last step is.
-        patience: looks at the held-out data, one in ten steps, without gain before it stops.
+        data: one or several, a batch of each a step: the path of a text or .jsonl file, a perplexity task as for
+            `evaluate`, or `Classification` with a loader (labels may be None for entropy).
+        by, objective, steps, lr, init, clamp, held_out, patience: as in `eutectic.search.LearnOptions`.
         overrides: other changes to the recipe.
         settings: how to run; by default 16 windows a batch, the paper's.
         memory: bound in bytes on resident memory; what the forward pass keeps comes on top. None: the machine's.
@@ -202,16 +193,15 @@ def learn(
         replace: write over `out` if it exists.
         on_step: called with each step.
 
-    The merge is computed at each step as `merge` would, and its gradient goes back through the module and then, tensor
-    by tensor, through the method's plain torch form; one module, its gradient and one tensor of every model are in
-    memory. The same call takes the same steps.
+    The merge is computed at each step as `merge` would. Its gradient goes back through the module and then, block by
+    block, through the method's plain torch form. The same call takes the same steps.
 
     Differs from the paper: the step is chosen by held-out data, a step takes one batch of each data set (the code
     takes two), and a weight that reaches a bound can come back. The entropy of next-token distributions and
     cross-entropy are extensions.
 
-    Raises `RecipeError` (S804, S810, S811, S812), `ResourceError` (M601), `OutputError` (S809, W405), `NumericError`
-    (E908) and what `plan` and `evaluate` raise; all but E908 before a weight is read.
+    Raises `RecipeError` (S804, S810 to S812), `ResourceError` (M601), `OutputError` (S809, W405), `NumericError` (E908)
+    and what `plan` and `evaluate` raise; all but E908 before a weight is read.
     """
     chosen = search.LearnOptions(by, objective, steps, lr, init, clamp, held_out, patience)
     changes = [overrides] if isinstance(overrides, str) else list(overrides)
