@@ -255,7 +255,7 @@ def test_another_loader_or_loss_is_not_taken_for_the_same_collection(here: Path)
         ("C200", ("gram", "modle", "out", "--data", "text.jsonl")),
         ("E903", ("gram", "model", "out", "--data", "no.jsonl")),
         ("E904", ("gram", "model", "out", "--data", "fields.jsonl")),
-        ("F101", ("gram", "model", "out", "--data", "empty.txt")),
+        ("E904", ("gram", "model", "out", "--data", "empty.txt")),
         ("E907", ("gram", "model", "out", "--data", "text.jsonl", "--length", "4096")),
         ("F108", ("gram", "model", "out", "--data", "text.jsonl", "--dtype", "flaot32")),
         ("M602", ("gram", "model", "out", "--data", "text.jsonl", "--device", "tpu")),

@@ -82,6 +82,20 @@ class DataTask(Checked):
             raise RecipeError(problems)
         return found
 
+    def texts(self, field: str) -> list[str]:
+        """The documents: one a row under `field`, or the whole file; those of white space alone left out.
+
+        Raises `RecipeError` (E904) for lines that are wrong, and where there is no text.
+        """
+        if self.data.lower().endswith((".jsonl", ".json", ".tsv")):
+            found = [row["text"] for row in self.rows(lambda row: {"text": text_of(row, field, empty=True)})]
+        else:
+            found = [self.text]
+        found = [text for text in found if text.strip()]
+        if not found:
+            raise RecipeError(Problem("E904", "there is no text in it", "data", file=self.data))
+        return found
+
 
 def near_file(path: str) -> str:
     """A hint at a file of a similar name in the same folder, or nothing."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from eutectic.checkpoint import Source
 from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate import options
-from eutectic.evaluate.data import DataTask, text_of
+from eutectic.evaluate.data import DataTask
 from eutectic.evaluate.language import Language, Row, log_likelihoods
 from eutectic.evaluate.model import Score, Settings, score_of
 from eutectic.evaluate.options import option
@@ -60,14 +60,7 @@ class Perplexity(DataTask):
     @cached_property
     def documents(self) -> list[str]:
         """The documents, those of white space alone left out."""
-        if self.data.lower().endswith((".jsonl", ".json", ".tsv")):
-            found = [row["text"] for row in self.rows(lambda row: {"text": text_of(row, self.field, empty=True)})]
-        else:
-            found = [self.text]
-        found = [text for text in found if text.strip()]
-        if not found:
-            raise RecipeError(Problem("E904", "there is no text in it", "data", file=self.data))
-        return found
+        return self.texts(self.field)
 
     def check(self, source: Source, run: Settings) -> None:
         """See `Task.check`."""

@@ -46,7 +46,8 @@ class Options:
         seed: draws the samples, and labels from the model.
         device: `cpu`, `cuda` or `cuda:N`.
         dtype: of the arithmetic; None: as stored. Sums are float32.
-        memory: bytes for the model and the sums of one pass, the activations of a batch not counted; None: one pass.
+        memory: bytes for the model and the sums of one pass, the activations of a batch and the gradient of
+            a layer not counted; None: one pass.
         replace: whether the folder may be replaced.
         shard_bytes: largest file.
     """

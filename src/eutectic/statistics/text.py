@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from eutectic.errors import Problem, RecipeError
-from eutectic.evaluate.data import DataTask, text_of
+from eutectic.evaluate.data import DataTask
 from eutectic.evaluate.language import Language, Row
 from eutectic.evaluate.options import option
 from eutectic.lazy import LazyModule
@@ -47,15 +47,8 @@ class Text(DataTask):
 
     @cached_property
     def documents(self) -> list[str]:
-        """The documents, those of white space alone left out. Raises `RecipeError` (E904) for lines that are wrong."""
-        if self.data.lower().endswith((".jsonl", ".json", ".tsv")):
-            found = [row["text"] for row in self.rows(lambda row: {"text": text_of(row, self.field, empty=True)})]
-        else:
-            found = [self.text]
-        found = [text for text in found if text.strip()]
-        if not found:
-            raise RecipeError(Problem("F101", "there is no text in it", "data", file=self.data))
-        return found
+        """The documents, those of white space alone left out. Raises `RecipeError` (E904)."""
+        return self.texts(self.field)
 
     def sequences(self, language: Language) -> list[Row]:
         """Every sequence, each with the token that is predicted last. Raises `RecipeError` (E907, F101)."""
