@@ -18,11 +18,11 @@ def report(found: Evaluation, tuned: Mapping[str, Tuning]) -> str:
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
-def overview(found: Evaluation) -> Iterator[str]:
-    """Perplexities, marked ↓ where surely below the base's and ↑ where surely above it."""
+def overview(found: Evaluation, to: str = "base") -> Iterator[str]:
+    """Perplexities, marked ↓ where surely below those of the model `to` and ↑ where surely above them."""
     rows = []
     for model in found.models:
-        marks = {task: _mark(paired(scores[model], scores["base"])) for task, scores in found.scores.items()}
+        marks = {task: _mark(paired(scores[model], scores[to])) for task, scores in found.scores.items()}
         rows.append([model, *(f"{found.scores[task][model].value:.2f}{marks[task]}" for task in found.tasks)])
     return table(["model", *found.tasks], rows)
 
@@ -33,8 +33,8 @@ def by_task(scores: Mapping[str, Score]) -> Iterator[str]:
     parent = min(DOMAINS, key=lambda name: scores[name].value)
     rows = []
     for model, score in scores.items():
-        to_base = "-" if model == "base" else _difference(paired(score, base))
-        to_parent = "-" if model == parent else _difference(paired(score, scores[parent]))
+        to_base = "-" if model == "base" else difference(paired(score, base))
+        to_parent = "-" if model == parent else difference(paired(score, scores[parent]))
         rows.append([model, f"{score.value:.3f}", _interval(score, ".2f"), to_base, to_parent])
     return table(["model", "perplexity", "95 % interval", "less the base", f"less {parent}, the best parent"], rows)
 
@@ -45,7 +45,7 @@ def of_sweep(found: Tuning) -> Iterator[str]:
     rows = []
     for label, scores in found.scores.items():
         said = "chosen" if label == found.best else "no" if found.failed[label] else "yes"
-        less = {task: _difference(paired(scores[task], found.base[task])) for task in found.tasks}
+        less = {task: difference(paired(scores[task], found.base[task])) for task in found.tasks}
         rows.append(
             [label, f"{scores[target].value:.3f}", less[target], f"{scores[guard].value:.2f}", less[guard], said]
         )
@@ -64,7 +64,8 @@ def _mark(difference: Difference) -> str:
     return "" if difference.better is None else " ↓" if difference.better else " ↑"
 
 
-def _difference(one: Difference) -> str:
+def difference(one: Difference) -> str:
+    """With its interval of 95 %."""
     return f"{one.value:+.3f} ({_interval(one, '+.3f')})"
 
 

@@ -24,6 +24,14 @@ def figures():
         yield importlib.import_module("figures")
 
 
+@pytest.fixture(scope="module")
+def script():
+    pytest.importorskip("transformers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "examples" / "llm")
+        yield importlib.import_module("statistics_llm")
+
+
 def score(loss, task="code", wobble=0.0):
     """A perplexity on 21 items of the mean loss `loss`; `wobble` is what is not shared with the other models."""
     items = loss + NOISE + wobble * NOISE[::-1] ** 3
@@ -61,3 +69,22 @@ def test_a_sweep_says_which_merge_keeps_the_guard_and_which_was_chosen(figures):
     assert [cells(lines, label)[-1] for label in losses] == ["yes", "chosen", "no"]
     assert cells(lines, "w=1")[2].startswith(f"{math.exp(1) - math.exp(1.5):+.3f} (")
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_merges_with_statistics_are_paired_with_the_average(script):
+    losses = {**LOSSES, "linear": 1.9, "regmean-64": 1.8}
+    del losses["merge"]
+    found = Evaluation(tuple(losses), ("code",), {"code": {model: score(loss) for model, loss in losses.items()}})
+    lines = list(script.shown(found))
+    assert [cells(lines, model)[1] for model in ("base", "linear", "regmean-64")] == ["7.39 ↑", "6.69", "6.05 ↓"]
+    less = lines[lines.index("") + 1 :]
+    assert cells(less, "regmean-64")[1].startswith(f"{math.exp(1.8) - math.exp(1.9):+.3f} (")
+    assert len(less) == 3
+    assert script.BEGIN in script.PAGE.read_text(encoding="utf-8")
+
+
+def test_the_recipes_are_of_the_statistics_that_are_collected(script):
+    for merge in script.MERGES.values():
+        for domain, entry in zip(script.DOMAINS, merge.recipe()["models"], strict=True):
+            assert entry["model"].endswith(f"models/{domain}")
+            assert entry["statistics"] == str(script.place(merge.kind, domain, merge.samples))
