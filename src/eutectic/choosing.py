@@ -176,7 +176,7 @@ def learn(
 ) -> search.Learned:
     """Learns the weights of a recipe by gradient through the merge, and leaves a recipe with the numbers in it.
 
-    AdaMerging (Yang and others, arXiv:2310.02575, §3.2): the mean entropy of the merged model's outputs on data
+    AdaMerging (Yang and others, arXiv:2310.02575): the mean entropy of the merged model's outputs on data
     without labels is made small by Adam; with labels, cross-entropy. Methods: linear, task_arithmetic, ties,
     dare_linear and dare_ties, their trims, votes and masks taken as they are at each step.
 

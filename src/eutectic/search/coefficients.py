@@ -198,7 +198,7 @@ def learn_weights(
         run: how to load and run the merges.
         on_step: called after each step, and with the beginning.
 
-    Yang and others, AdaMerging (arXiv:2310.02575), eq. 5 and its code. Differs from the paper: the step is chosen by
+    Yang and others, AdaMerging (arXiv:2310.02575), and its code. Differs from the paper: the step is chosen by
     data that are held out, and not the last; a batch of each data set goes into a step, where the code takes two;
     clamped weights stop at the bound and can come back, where the code's lose their gradient beyond it. Means over
     next-token distributions and over several data sets of language models are an extension, and so is cross-entropy.
