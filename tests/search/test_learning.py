@@ -365,6 +365,18 @@ def test_all_that_is_wrong_with_a_recipe_is_told_at_once(fine_tunes: Models) -> 
     assert "linear, task_arithmetic, ties, dare_linear, dare_ties" in refused.value.problems[0].hint
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties"])
+def test_a_gpu_learns_the_same(method: str, fine_tunes: Models) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        run = Settings(device=device, loader=Loader(Net))
+        source = described(method, {}, fine_tunes)
+        done = eutectic.learn(source, data=Classification(items(7)), by="layer", steps=10, settings=run)
+        found.append([weight for own in done.weights.values() for weight in own])
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+
+
 def test_a_loss_that_is_not_a_number(fine_tunes: Models) -> None:
     endless = [(x * torch.inf, labels) for x, labels in items(7)]
     for options in ({"held_out": 0}, {}):
