@@ -134,6 +134,12 @@ def test_p308_nothing_in_common() -> None:
     assert refused(linear("a", "b"), *only_buffers)[0].startswith("P308 ")
 
 
+def test_p308_all_left_out() -> None:
+    a, b = Header("a", {"x": ("float32", 2)}), Header("b", {"x": ("float32", 2)})
+    everything = linear("a", "b", leave_out="*")
+    assert refused(everything, a, b) == ["P308 leave_out: no tensor can be merged: leave_out takes every one"]
+
+
 def test_p309_layer_range(tmp_path: Path) -> None:
     file = tmp_path / "r.yml"
     file.write_text(

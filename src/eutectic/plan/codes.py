@@ -39,9 +39,9 @@ CODES: dict[str, tuple[str, str]] = {
         "bfloat16 with the tool that made it, then merge.",
     ),
     "P308": (
-        "the models have no tensor in common",
-        "The names of the tensors are different in every model, so there is nothing to merge. Perhaps one is of "
-        "another architecture, or its names have a prefix.",
+        "no tensor can be merged",
+        "The names of the tensors are different in every model: perhaps one is of another architecture, or its names "
+        "have a prefix. Or `leave_out` takes every tensor that they have in common.",
     ),
     "P309": (
         "layer_range does not cover the model",

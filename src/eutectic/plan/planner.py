@@ -94,6 +94,8 @@ class _Planner:
         self.findings.check_filters([(pattern, where) for pattern in self.recipe.leave_out], self.names, tied)
         jobs = [job for name in self.names if (job := self._job(name)) is not None]
         self._report_groups()
+        if floats and all(map(self._rule, floats)):
+            self.findings.say("P308", "no tensor can be merged: leave_out takes every one", where="leave_out")
         self.measured.report()
         if not any(job.action == "merge" for job in jobs) and not self.findings.problems:
             labels = listed([item.label for item in self.inputs])
