@@ -91,7 +91,7 @@ class Param:
         if self.kind == "bool":
             return None if isinstance(value, bool) else "must be true or false"
         if isinstance(value, bool) or not isinstance(value, int | float):
-            return f"must be a number, not {value!r}"
+            return f"must be {' or '.join(['a number', *map(str, self.choices)])}, not {value!r}"
         if not math.isfinite(value):
             return f"must be a finite number, not {value}"
         if self.kind == "int" and value != int(value):
