@@ -32,7 +32,7 @@ def test_a_recipe_with_learned_weights(run: Run, here: Path) -> None:
     page = (here / "learn.html").read_text()
     assert page.count("<svg") == 2 and "held out" in page and "<script" not in page
     refused = run(*arguments)
-    assert refused.exit_code == 2 and "W401" in refused.stderr
+    assert refused.exit_code == 2 and "W401" in refused.stderr and "`--replace`" in refused.stderr
     assert run(*arguments, "--replace", "--quiet").output == ""
     assert "Weights by task" in (here / "out.yml").read_text()
 

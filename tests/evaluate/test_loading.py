@@ -212,7 +212,7 @@ def test_text_that_is_too_long(here: Path) -> None:
     said = refusal(lambda: eutectic.evaluate("a", ExactMatch("long.jsonl", max_new_tokens=3), cache=False))
     assert said.startswith("E907 item 1 has 129 tokens, 'a' takes 128")
     said = refusal(lambda: eutectic.evaluate("a", Perplexity("text.jsonl"), cache=False))
-    assert said.startswith("E907 block: 'a' takes 128 tokens, a window has 512; set block: 128")
+    assert said.startswith("E907 block: 'a' takes 128 tokens, a window has 512; set block: 128 or less in a task file")
 
 
 def test_a_merge_takes_the_tokenizer_that_its_recipe_names(here: Path) -> None:

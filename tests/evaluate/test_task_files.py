@@ -160,6 +160,8 @@ def test_a_file_of_a_similar_name_is_suggested() -> None:
     Path("dev.jsonl").write_text('{"text": "w5"}\n')
     assert said(lambda: eutectic.evaluate("a", "perplexity:dve.jsonl")).endswith("did you mean 'dev.jsonl'?")
     assert "own folder" in said(lambda: eutectic.evaluate("a", "perplexity:nowhere/dev.jsonl"))
+    Path("texts").mkdir()
+    assert said(lambda: eutectic.evaluate("a", "perplexity:texts")).endswith("Is a directory; name one file")
 
 
 def test_many_wrong_lines_are_counted() -> None:

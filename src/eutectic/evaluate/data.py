@@ -33,7 +33,8 @@ class DataTask(Checked):
             with open(os.path.expanduser(self.data), "rb") as file:
                 return file.read()
         except OSError as error:
-            hint = near_file(self.data) or _STARTS
+            folder = os.path.isdir(os.path.expanduser(self.data))
+            hint = "name one file" if folder else near_file(self.data) or _STARTS
             raise RecipeError(
                 Problem("E903", f"the data cannot be read: {error.strerror}", "data", hint, self.data)
             ) from error

@@ -102,7 +102,9 @@ class Perplexity(DataTask):
         """Every window with the place of its document among those chosen."""
         if language.limit is not None and self.block > language.limit:
             message = f"{language.label!r} takes {language.limit} tokens, a window has {self.block}"
-            raise RecipeError(Problem("E907", message, "block", f"set block: {language.limit} or less, for all models"))
+            raise RecipeError(
+                Problem("E907", message, "block", f"set block: {language.limit} or less in a task file, for all models")
+            )
         found = []
         for place, number in enumerate(numbers):
             tokens = [*language.start, *language.encode(self.documents[number])]

@@ -39,7 +39,7 @@ def task_of(task: Any) -> Task:
         return _from_text(os.fspath(task))
     if isinstance(task, Task):
         return task
-    hint = "give a task, a path, 'KIND:DATA' or a dict"
+    hint = "give a task, a path, 'KIND:DATA' or a dict; a loader goes into `eutectic.evaluate.Classification`"
     raise RecipeError(Problem("E901", f"a {type(task).__name__} is no task", "task", hint))
 
 

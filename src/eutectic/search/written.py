@@ -23,7 +23,7 @@ def refuse_file(out: str | os.PathLike[str], recipe: Recipe, *, replace: bool) -
         hint = "leave out the file: the recipe is returned"
         problems.append(Problem("S811", f"{listed(unnamed)}: in memory, so no file can name it", "OUT", hint))
     if os.path.isdir(path) or (os.path.exists(path) and not replace):
-        problems.append(Problem("W401", "exists", path, "choose another name, or replace it"))
+        problems.append(Problem("W401", "exists", path, "choose another name, or pass `--replace`"))
     if problems:
         raise RecipeError(problems)
     folder = os.path.dirname(path)

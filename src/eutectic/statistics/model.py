@@ -116,6 +116,6 @@ class Collector(ABC):
 
     def _refuse(self, where: str, batch: Batch) -> None:
         first = self.samples - batch.size + 1
-        message = f"NaN or infinity in {where}, in samples {first} to {self.samples}"
-        hint = "a float16 overflow goes away with dtype float32; `eutectic inspect` finds broken weights"
+        message = f"NaN or infinity in samples {first} to {self.samples}"
+        hint = "a float16 overflow goes away with dtype float32; else weights or data are broken"
         raise NumericError(Problem("F102", message, where, hint))
