@@ -276,7 +276,7 @@ def test_nan_after_some_prompts_alone(here: Path) -> None:
     write_safetensors(here / "a" / "model.safetensors", state)
     (here / "match.jsonl").write_text('{"prompt": "w5 w6", "answer": "w7"}\n{"prompt": "w5 w90", "answer": "w7"}\n')
     said = refusal(lambda: eutectic.evaluate("a", ExactMatch("match.jsonl", max_new_tokens=1), cache=False))
-    assert said.startswith("E908 match: item 2 scores nan with model 'a'")
+    assert said.startswith("E908 match: item 2 scores nan with model 'a'; `eutectic compare` finds broken weights")
 
 
 def test_a_module_of_ones_own(here: Path) -> None:

@@ -221,7 +221,7 @@ def refuse_nonfinite(task: Task, source: Source, values: ArrayLike, numbers: Seq
     value = float(np.atleast_1d(np.asarray(values, np.float64))[first])
     others = f", and so do {len(bad) - 1} more" if len(bad) > 1 else ""
     message = f"{what} {value} with model {source.label!r}{others}"
-    raise NumericError(Problem("E908", message, task.name, "`eutectic inspect` and `compare` find broken weights"))
+    raise NumericError(Problem("E908", message, task.name, "`eutectic compare` finds broken weights"))
 
 
 def _exp(value: float) -> float:
