@@ -15,7 +15,6 @@ from hypothesis import settings
 
 import eutectic.kernels
 
-
 # A change is judged by what it does. Elsewhere every run draws new examples, and finds what these do not.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):

@@ -1,7 +1,7 @@
 """The three specialists of `demo_llm.py` merged with statistics of their training texts, beside their plain average.
 
-Writes its tables into `docs/experiments/statistics.md`, between its markers, and `runs/demo-llm/statistics/report.json`.
-What was collected or measured before is not made again.
+Writes its tables into `docs/experiments/statistics.md`, between its markers, and all figures to
+`runs/demo-llm/statistics/report.json`. What was collected or measured before is not made again.
 """
 
 from __future__ import annotations
