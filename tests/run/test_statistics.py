@@ -261,6 +261,9 @@ def test_statistics_of_another_model_are_refused_at_the_first_tensor(home, tmp_p
         assert problem.code == "N504"
         assert problem.message.startswith(f"one-{label} was measured of another model than one")
         assert not list(tmp_path.glob("out*"))
+        with pytest.raises(NumericError) as caught:
+            dict(eutectic.merged(recipe(home, method)))
+        assert caught.value.problems[0].code == "N504"
 
 
 def test_nan_in_statistics_is_refused_and_can_be_counted(home, tmp_path):

@@ -63,6 +63,9 @@ def test_from_text_to_a_folder(run: Run, kind: str) -> None:
     assert about("out")["tokens"] == sum(4 + 3 * i for i in range(8)), "each token is an input once, but the last"
     again = run(kind, "model", "out", "--data", "text.jsonl", "--length", "16", "--dtype", "float32")
     assert again.exit_code == 0 and "nothing to do" in again.stdout
+    two = run(kind, "model", "out", "--data", "text.jsonl", "--data", "text.jsonl")
+    assert two.exit_code == 2
+    assert "M603 --data: takes one file, not 2" in two.stderr
     other = run(kind, "model", "out", "--data", "text.jsonl", "--length", "8")
     assert other.exit_code == 2 and "W401" in other.stderr
     assert run(kind, "model", "out", "--data", "text.jsonl", "--length", "8", "--replace", "-q").output == ""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eutectic.cli import options, screen, values
+from eutectic.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
     from eutectic.statistics import Collected, Planned
@@ -25,7 +26,9 @@ class Labels(StrEnum):
 
 Model = Annotated[str, typer.Argument(help="The model: a folder, a file, a hub id, or a recipe.", metavar="MODEL")]
 Out = Annotated[str, typer.Argument(help="Folder to make.", metavar="OUT")]
-Data = Annotated[str, typer.Option(help="Text: .jsonl has one document a line, else one document.", metavar="FILE")]
+Data = Annotated[
+    list[str], typer.Option(help="Text: .jsonl has one document a line, else one document. Given once.", metavar="FILE")
+]
 Samples = Annotated[
     int | None, typer.Option(min=1, help="So many sequences, drawn by --seed.", metavar="N", show_default="all")
 ]
@@ -154,13 +157,16 @@ def _collect(kind: Any, given: dict[str, Any]) -> None:
         from eutectic import api
         from eutectic.statistics import Options
 
+        if len(data) > 1:
+            hint = "join the files, or collect of each and join the statistics with `eutectic collect merge`"
+            raise RecipeError(Problem("M603", f"takes one file, not {len(data)}", "--data", hint))
         given["shard_bytes"] = values.size(given.pop("shard_size"), "--shard-size")
         if given["memory"] is not None:
             given["memory"] = values.size(given["memory"], "--memory")
         with ExitStack() as bars:
             told = _Told(bars, hidden=quiet or json)
             done = api.collect(
-                kind, model, data, out, options=Options(**given), on_plan=told.of_plan, progress=told.of_samples
+                kind, model, data[0], out, options=Options(**given), on_plan=told.of_plan, progress=told.of_samples
             )
         if json:
             screen.print_json(as_json(done))

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from eutectic import dtypes
 from eutectic.checkpoint import Source
-from eutectic.kernels.digests import BLOCK
+from eutectic.kernels.digests import BLOCK, digest_of
 from eutectic.plan import Plan
-from eutectic.run.blocks import Loader, sources_of
+from eutectic.run.blocks import Loader, Made, sources_of
 from eutectic.run.groups import Group, Unit, Work
 from eutectic.run.measure import measured
 
@@ -51,6 +51,9 @@ class MergedSource(Source):
         self._checked = False
         self._work: Work | None = None
         self._kept: tuple[int, NDArray[np.uint8]] | None = None
+        # Digests of the inputs of those blocks that have been made, until there are all of a tensor to be checked.
+        self._digests: dict[int, dict[int, list[bytes]]] = {}
+        self._measured = any(item.about for item in plan.inputs)
 
     def read_into(self, name: str, start: int, stop: int, out: memoryview) -> None:
         job = self._number[name]
@@ -67,11 +70,25 @@ class MergedSource(Source):
     def _bits(self, group: Group, unit: Unit) -> NDArray[np.uint8]:
         """The stored bytes of a unit. A tensor that can only be made whole is kept until another one is wanted."""
         if not group.whole:
-            return next(self._loader.make(group, unit)).bits.view(np.uint8)
+            made = next(self._loader.make(group, unit))
+            self._check(group, unit, made)
+            return made.bits.view(np.uint8)
         with self._lock:
             if self._kept is None or self._kept[0] != unit.job:
-                self._kept = (unit.job, next(self._loader.make(group, unit)).bits.view(np.uint8).copy())
+                made = next(self._loader.make(group, unit))
+                self._check(group, unit, made)
+                self._kept = (unit.job, made.bits.view(np.uint8).copy())
             return self._kept[1]
+
+    def _check(self, group: Group, unit: Unit, made: Made) -> None:
+        """Compares a model's tensor with what its statistics were measured of, once all of its blocks were read."""
+        if not self._measured:
+            return
+        parts = self._digests.setdefault(unit.job, {})
+        parts[unit.index] = made.inputs
+        if len(parts) == group.unit_counts[unit.job]:
+            of_inputs = zip(*(parts[index] for index in sorted(parts)), strict=True)
+            self._loader.check_measured(unit.job, [digest_of(list(blocks)) for blocks in of_inputs])
 
     def _ready(self, job: int) -> Group:
         """The group of a job with its reductions done."""
