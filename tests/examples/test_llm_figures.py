@@ -50,6 +50,19 @@ def test_the_overview_marks_what_is_surely_better_or_worse_than_the_base(figures
     assert [cells(lines, model)[1] for model in LOSSES] == ["7.39", "2.72 ↓", "4.48 ↓", "12.18 ↑", "7.46"]
 
 
+def test_what_is_kept_is_told_of_the_loss(figures):
+    tasks = ("code", "arithmetic", "biomedical")
+    losses = {**LOSSES, "merge": 1.25}
+    scores = {
+        task: {
+            model: score(1.0 if model == task else 2.0 if model in tasks else loss) for model, loss in losses.items()
+        }
+        for task in tasks
+    }
+    lines = list(figures.kept(Evaluation(tuple(losses), tasks, scores)))
+    assert lines[2:] == ["| merge | 75 % | 75 % | 75 % |"]
+
+
 def test_each_model_is_paired_with_the_base_and_with_the_best_parent(figures):
     lines = list(figures.by_task({model: score(loss) for model, loss in LOSSES.items()}))
     assert cells(lines, "model")[-1] == "less code, the best parent"
@@ -88,3 +101,17 @@ def test_the_recipes_are_of_the_statistics_that_are_collected(script):
         for domain, entry in zip(script.DOMAINS, merge.recipe()["models"], strict=True):
             assert entry["model"].endswith(f"models/{domain}")
             assert entry["statistics"] == str(script.place(merge.kind, domain, merge.samples))
+
+
+def test_the_merge_that_was_chosen_is_the_best_target_of_those_that_keep_the_guard(figures):
+    def tuning(best, **losses):
+        scores = {label: {"t": score(loss, "t")} for label, loss in losses.items()}
+        return Tuning(("t",), {}, scores, {}, (), {}, best)
+
+    sweeps = {"a": tuning("x", x=1.5, y=1.0), "b": tuning("x", x=1.2), "c": tuning(None, x=0.5)}
+    assert figures.chosen(sweeps) == "b-tuned"
+    assert figures.chosen({"c": sweeps["c"]}) is None
+    scores = {"code": {model: score(loss) for model, loss in LOSSES.items()}}
+    lines = list(figures.beside(Evaluation(tuple(LOSSES), ("code",), scores), "code"))
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| base", "| arithmetic", "| biomedical", "| merge"]
+    assert cells(lines, "base")[1].startswith(f"{math.exp(2) - math.exp(1):+.3f} (")
