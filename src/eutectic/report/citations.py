@@ -36,6 +36,18 @@ class Entry:
 
 # Every paper that a method declares, as `paper` or `also` (a test keeps it complete). Braces keep capitals.
 ENTRIES: dict[str, Entry] = {
+    "arXiv:2111.09832": Entry(
+        "matena2021fisher",
+        "Matena, Michael and Raffel, Colin",
+        "Merging Models with {F}isher-Weighted Averaging",
+        2021,
+    ),
+    "arXiv:2212.09849": Entry(
+        "jin2022regmean",
+        "Jin, Xisen and Ren, Xiang and Preotiuc-Pietro, Daniel and Cheng, Pengxiang",
+        "Dataless Knowledge Fusion by Merging Weights of Language Models",
+        2022,
+    ),
     "arXiv:2109.01903": Entry(
         "wortsman2021robust", "Wortsman, Mitchell and others", "Robust fine-tuning of zero-shot models", 2021
     ),
