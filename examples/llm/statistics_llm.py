@@ -54,7 +54,7 @@ class Merge:
         return {"merge_method": self.method, "models": models, "parameters": self.parameters, "dtype": "float32"}
 
 
-AVERAGE = "linear"  # made by `demo_llm.py`
+AVERAGE, TUNED = "linear", "task_arithmetic-tuned"  # made by `demo_llm.py`
 MERGES = {
     "fisher-64": Merge("fisher", 64),
     "regmean-64": Merge("regmean", 64),
@@ -85,8 +85,8 @@ def collect(names: list[str], console: Console) -> None:
 
 
 def evaluate(names: list[str], console: Console) -> Evaluation:
-    """Base, specialists, average and merges on the test texts of the demonstration; merges are not written."""
-    models = [*(RUNS / "models" / name for name in ("base", *DOMAINS)), RUNS / AVERAGE]
+    """Base, specialists, their merges without and with statistics on the test texts; the latter are not written."""
+    models = _made()
     for name in names:
         (HOME / f"{name}.yml").write_text(yaml.safe_dump(MERGES[name].recipe(), sort_keys=False), encoding="utf-8")
         models.append(HOME / f"{name}.yml")
@@ -99,15 +99,21 @@ def evaluate(names: list[str], console: Console) -> Evaluation:
 
 
 def shown(found: Evaluation) -> Iterator[str]:
-    """Perplexities, marked against the average's; then how far each merge is from the average."""
+    """Perplexities, marked against the average's; then how far each merge is from those without statistics."""
     yield from figures.overview(found, AVERAGE)
-    yield ""
-    rows = []
-    for model in found.models:
-        if model not in ("base", *DOMAINS, AVERAGE):
-            less = [paired(found.scores[task][model], found.scores[task][AVERAGE]) for task in found.tasks]
+    merges = [model for model in found.models if model not in ("base", *DOMAINS, AVERAGE, TUNED)]
+    for other in (AVERAGE, TUNED):
+        rows = []
+        for model in merges:
+            less = [paired(found.scores[task][model], found.scores[task][other]) for task in found.tasks]
             rows.append([model, *map(figures.difference, less)])
-    yield from figures.table(["less the average", *found.tasks], rows)
+        yield ""
+        yield from figures.table([f"less {other}", *found.tasks], rows)
+
+
+def _made() -> list[Path]:
+    """What `demo_llm.py` has made: the base, the specialists, and two merges of them without statistics."""
+    return [*(RUNS / "models" / name for name in ("base", *DOMAINS)), RUNS / AVERAGE, RUNS / TUNED]
 
 
 def _seconds() -> float:
@@ -124,8 +130,7 @@ def main() -> None:
     os.chdir(ROOT)
     logging.disable_progress_bar()
     console = Console(width=120)
-    wanted = [*(RUNS / "models" / name for name in ("base", *DOMAINS)), RUNS / AVERAGE]
-    if missing := [str(path) for path in wanted if not path.exists()]:
+    if missing := [str(path) for path in _made() if not path.exists()]:
         raise SystemExit(f"{', '.join(missing)} not found; `make demo-llm` makes them")
     HOME.mkdir(exist_ok=True)
     write_tasks(RUNS / "tasks")
