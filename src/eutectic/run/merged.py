@@ -87,6 +87,8 @@ class MergedSource(Source):
         parts = self._digests.setdefault(unit.job, {})
         parts[unit.index] = made.inputs
         if len(parts) == group.unit_counts[unit.job]:
+            # Gone, so that what is read again is not compared at its every block.
+            self._digests.pop(unit.job, None)
             of_inputs = zip(*(parts[index] for index in sorted(parts)), strict=True)
             self._loader.check_measured(unit.job, [digest_of(list(blocks)) for blocks in of_inputs])
 
