@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from eutectic.adviser import CODES as ADVISER
+from eutectic.alignment.codes import CODES as ALIGNMENT
 from eutectic.averaging import CODES as AVERAGING
 from eutectic.checkpoint.codes import CODES as CHECKPOINT
 from eutectic.checkpoint.torchfile import CODES as TORCHFILE
@@ -20,4 +21,4 @@ from eutectic.statistics.codes import CODES as STATISTICS
 _OF_CHECKPOINTS = {**CHECKPOINT, **TORCHFILE}
 _OF_MERGES = {**RECIPE, **PLAN, **BLOCKS, **BUDGET, **VERIFY}
 _OF_SCORES = {**ADVISER, **EVALUATE, **CONNECTIVITY, **SEARCH, **AVERAGING}
-CODES: dict[str, tuple[str, str]] = {**_OF_MERGES, **_OF_CHECKPOINTS, **_OF_SCORES, **PAGES, **STATISTICS}
+CODES: dict[str, tuple[str, str]] = {**_OF_MERGES, **_OF_CHECKPOINTS, **_OF_SCORES, **PAGES, **STATISTICS, **ALIGNMENT}

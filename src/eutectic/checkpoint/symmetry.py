@@ -1,0 +1,241 @@
+"""Symmetries as data: which units of which axes may change places without changing what a network computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from eutectic.checkpoint.source import Spec
+from eutectic.errors import Problem
+from eutectic.kernels.axes import mixed, scaled, taken
+from eutectic.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch")
+
+Role = Literal["out", "in", "order"]
+_ROLES = ("out", "in", "order")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Units of a layer that may change places: neurons, channels, heads, experts, the residual stream.
+
+    Attributes:
+        size: number of units.
+        scale: by what else a unit may be multiplied, its inputs undoing it: nothing, −1 (`sign`), a positive number
+            (`positive`, a ReLU in between) or any but zero (`any`).
+        within: a group of fewer units that these are divided among: unit u is of unit ⌊u·m/n⌋ of it, moves along
+            with that, and changes places only among the units of the same one (query heads of a key's head).
+    """
+
+    size: int
+    scale: Literal["", "sign", "positive", "any"] = ""
+    within: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """Bases of vectors between two linear maps, one for each unit of a group, that may be changed.
+
+    Attributes:
+        of: the group whose units have one each; None: there is one.
+        size: of the vectors.
+        kind: the matrices that do: `linear` (all that can be inverted), `orthogonal`, or `rotary` (a rotation and
+            a scale in each plane of coordinates i and i + size/2, which rotary embeddings leave alone).
+    """
+
+    of: str | None
+    size: int
+    kind: Literal["linear", "orthogonal", "rotary"]
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """One factor of an axis: `size` places that are units of a group, coordinates of a gauge, or fixed."""
+
+    size: int
+    group: str | None = None
+    gauge: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive entries of an axis as a product of factors, the slowest first.
+
+    `role` says what multiplications do: `out` makes the units (rows of a weight, its bias), `in` reads them (columns:
+    inverse scales, inverse transposed matrices), `order` only follows their places (gains of a norm, a gate).
+    """
+
+    factors: tuple[Factor, ...]
+    role: Role = "out"
+
+    @property
+    def size(self) -> int:
+        """Entries."""
+        return math.prod(factor.size for factor in self.factors)
+
+
+# Parts one behind the other.
+Axis = tuple[Part, ...]
+
+
+def axis(*factors: Factor, role: Role = "out") -> Axis:
+    """An axis of one part."""
+    return (Part(factors, role),)
+
+
+def fixed(size: int) -> Axis:
+    """An axis in which nothing moves."""
+    return (Part((Factor(size),)),)
+
+
+@dataclass(frozen=True)
+class Moves:
+    """An element of a symmetry group.
+
+    Attributes:
+        orders: group → (n,) int64: unit u is what was unit `orders[u]`.
+        scales: group → (n,) float64, by which unit u is multiplied when it has its place.
+        matrices: gauge → (units, size, size) float64, in the order in which units then are.
+
+    What is not named stays.
+    """
+
+    orders: Mapping[str, Tensor] = field(default_factory=dict)
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
+    matrices: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Symmetries:
+    """The symmetries of a network, as a table over its tensors.
+
+    Attributes:
+        groups: by name.
+        gauges: by name.
+        axes: tensor → its axes, one for each dimension. Every tensor of the model is named, fixed ones too.
+        origin: where the table is from, for people: `declared for llama`, `traced`.
+    """
+
+    groups: Mapping[str, Group]
+    axes: Mapping[str, tuple[Axis, ...]]
+    gauges: Mapping[str, Gauge] = field(default_factory=dict)
+    origin: str = ""
+
+    def places(self, name: str) -> Iterator[tuple[str, int, Part, int]]:
+        """Where a group or gauge is: tensor, number of the axis, part, and place of the factor in the part."""
+        for tensor, axes in self.axes.items():
+            for number, parts in enumerate(axes):
+                for part in parts:
+                    for place, factor in enumerate(part.factors):
+                        if name in (factor.group, factor.gauge):
+                            yield tensor, number, part, place
+
+    def moved(self, name: str, tensor: Tensor, moves: Moves) -> Tensor:
+        """The tensor called `name` as the moves make it: of its own dtype where places change, else float64."""
+        return moved(tensor, self.axes[name], moves)
+
+    def problems(self, specs: Mapping[str, Spec]) -> list[Problem]:
+        """What does not fit a model with these tensors: G101 an unknown one, G102 a shape, G103 the table itself."""
+        unnamed = [name for name in specs if name not in self.axes]
+        found = [Problem("G101", "the symmetries do not name this tensor", name) for name in unnamed]
+        for name, axes in self.axes.items():
+            found += self._of_table(name, axes)
+            if name not in specs:
+                found.append(Problem("G101", "the model has no such tensor, which its symmetries name", name))
+                continue
+            due = tuple(sum(part.size for part in parts) for parts in axes)
+            if due != specs[name].shape:
+                message = f"is of shape {list(specs[name].shape)}, and its symmetries are for {list(due)}"
+                found.append(Problem("G102", message, name))
+        return found
+
+    def _of_table(self, name: str, axes: tuple[Axis, ...]) -> Iterator[Problem]:
+        for part in (part for parts in axes for part in parts):
+            units = 1
+            for factor in part.factors:
+                if factor.group is not None and factor.group not in self.groups:
+                    yield Problem("G103", f"has units of {factor.group!r}, and there is no such group", name)
+                    continue
+                size = self.groups[factor.group].size if factor.group else factor.size
+                if factor.size != size:
+                    yield Problem("G103", f"has {factor.size} units of {factor.group!r}, which has {size}", name)
+                if factor.gauge is not None and not self._fits(factor.gauge, factor.size, units):
+                    yield Problem("G103", f"has vectors of {factor.gauge!r}, which has none like these", name)
+                units *= factor.size
+
+    def _fits(self, name: str, size: int, units: int) -> bool:
+        gauge = self.gauges.get(name)
+        if gauge is None or gauge.size != size:
+            return False
+        return units % (1 if gauge.of is None else self.groups[gauge.of].size) == 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The table as plain data, which `from_json` reads."""
+        return {
+            "origin": self.origin,
+            "groups": {name: [one.size, one.scale, one.within] for name, one in self.groups.items()},
+            "gauges": {name: [one.of, one.size, one.kind] for name, one in self.gauges.items()},
+            "axes": {name: [[_plain(part) for part in parts] for parts in axes] for name, axes in self.axes.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Symmetries:
+        """Reads what `as_json` made. Raises `ValueError`, `KeyError` or `TypeError` for anything else."""
+        return cls(
+            {name: Group(*one) for name, one in data["groups"].items()},
+            {name: tuple(tuple(map(_part, parts)) for parts in axes) for name, axes in data["axes"].items()},
+            {name: Gauge(*one) for name, one in data["gauges"].items()},
+            data["origin"],
+        )
+
+
+def _plain(part: Part) -> list[Any]:
+    return [part.role, *([one.size, one.group, one.gauge] for one in part.factors)]
+
+
+def _part(data: list[Any]) -> Part:
+    if data[0] not in _ROLES:
+        raise ValueError(f"{data[0]!r} is no role")
+    return Part(tuple(Factor(*one) for one in data[1:]), data[0])
+
+
+def moved(tensor: Tensor, axes: tuple[Axis, ...], moves: Moves) -> Tensor:
+    """A tensor with those axes as the moves make it: of its own dtype where only places change, else float64.
+
+    Whatever is float64 is to be rounded once, by who asked.
+    """
+    for number, parts in enumerate(axes):
+        if not any(_touches(factor, moves) for part in parts for factor in part.factors):
+            continue
+        pieces = torch.split(tensor, [part.size for part in parts], dim=number)
+        made = [moved_part(piece, number, part, moves) for piece, part in zip(pieces, parts, strict=True)]
+        wide = any(piece.dtype != tensor.dtype for piece in made)
+        tensor = torch.cat([piece.double() if wide else piece for piece in made], dim=number)
+    return tensor
+
+
+def moved_part(tensor: Tensor, axis: int, part: Part, moves: Moves) -> Tensor:
+    """Moves one axis of a tensor, all of which is one part."""
+    sizes = [factor.size for factor in part.factors]
+    for place, factor in enumerate(part.factors):
+        if (order := moves.orders.get(factor.group or "")) is not None:
+            tensor = taken(tensor, axis, sizes, place, order)
+        if part.role == "order":
+            continue
+        if (scale := moves.scales.get(factor.group or "")) is not None:
+            tensor = scaled(tensor, axis, sizes, place, 1 / scale.double() if part.role == "in" else scale)
+        if (matrices := moves.matrices.get(factor.gauge or "")) is not None:
+            dual = torch.linalg.inv(matrices.double()).mT if part.role == "in" else matrices
+            tensor = mixed(tensor, axis, sizes, place, dual)
+    return tensor
+
+
+def _touches(factor: Factor, moves: Moves) -> bool:
+    return factor.group in moves.orders or factor.group in moves.scales or factor.gauge in moves.matrices

@@ -1,0 +1,67 @@
+"""Units of an axis change places, and vectors along it are mixed: what a symmetry does to one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from eutectic.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch")
+
+
+def taken(tensor: Tensor, axis: int, sizes: Sequence[int], place: int, order: Tensor) -> Tensor:
+    """Reads an axis as a product of factors and takes the units of one of them in another order.
+
+    Args:
+        tensor: of any dtype.
+        axis: whose length is the product of `sizes`.
+        sizes: of the factors, the slowest first.
+        place: of the factor among them.
+        order: (m,) int64; unit u of the result is unit `order[u]`. m may differ from the factor's size.
+
+    Returns the tensor with its axis m / `sizes[place]` as long.
+    """
+    shape = tensor.shape
+    apart = tensor.reshape(*shape[:axis], *sizes, *shape[axis + 1 :])
+    return apart.index_select(axis + place, order.to(tensor.device)).reshape(*shape[:axis], -1, *shape[axis + 1 :])
+
+
+def mixed(tensor: Tensor, axis: int, sizes: Sequence[int], place: int, matrices: Tensor) -> Tensor:
+    """Reads an axis as a product of factors and multiplies one of them by a matrix for each unit of those before it.
+
+    Args:
+        tensor: floats.
+        axis: whose length is the product of `sizes`.
+        sizes: of the factors, the slowest first.
+        place: of the factor among them, of size n.
+        matrices: (c, m, n) float64. c divides the number of units before the factor; when there are more, as many
+            consecutive units as it takes share a matrix (the query heads of a key's).
+
+    Returns float64, with its axis m / n as long: y[u] = matrices[u·c // units] x[u].
+    """
+    shape, n = tensor.shape, sizes[place]
+    count, m = matrices.shape[0], matrices.shape[1]
+    wide = tensor.double().movedim(axis, 0)
+    before = 1
+    for size in sizes[:place]:
+        before *= size
+    apart = wide.reshape(count, before // count, n, -1)
+    made = torch.einsum("cmn,cgnr->cgmr", matrices.to(wide), apart)
+    length = shape[axis] // n * m
+    return made.reshape(length, *wide.shape[1:]).movedim(0, axis)
+
+
+def scaled(tensor: Tensor, axis: int, sizes: Sequence[int], place: int, scale: Tensor) -> Tensor:
+    """Reads an axis as a product of factors and multiplies each unit of one of them by a number of its own.
+
+    Args as of `taken`; `scale` is (sizes[place],) float64. Returns float64.
+    """
+    shape = [1] * len(sizes)
+    shape[place] = sizes[place]
+    along = scale.double().reshape(shape).expand(*sizes).reshape(-1).to(tensor.device)
+    return tensor.double() * along.reshape(-1, *[1] * (tensor.dim() - axis - 1))
