@@ -5,8 +5,8 @@ from __future__ import annotations
 CODES: dict[str, tuple[str, str]] = {
     "G101": (
         "tensors and symmetries do not name the same",
-        "A table of symmetries names every tensor of its model, those that nothing moves in too, so that none is forgotten. "
-        "Make it for this model: `eutectic align --check` says what is known of it.",
+        "A table of symmetries names every tensor of its model, those that nothing moves in too, so that none is "
+        "forgotten. Make it for this model: `eutectic align --check` says what is known of it.",
     ),
     "G102": (
         "a tensor of another shape than its symmetries",
