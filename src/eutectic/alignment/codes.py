@@ -16,4 +16,9 @@ CODES: dict[str, tuple[str, str]] = {
         "a table of symmetries that contradicts itself",
         "Each axis names the groups and gauges that its units and coordinates are of, and their sizes must agree.",
     ),
+    "G180": (
+        "similarities that are no numbers",
+        "Units are matched by how alike they are, and NaN or infinity is no likeness. It comes from weights or "
+        "activations that are NaN or infinite, or too large for their dtype; units that never fire give zeros, not NaN.",
+    ),
 }
