@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from eutectic.checkpoint.source import Spec
@@ -120,6 +121,9 @@ class Symmetries:
         groups: by name.
         gauges: by name.
         axes: tensor → its axes, one for each dimension. Every tensor of the model is named, fixed ones too.
+        stacks: group → patterns of tensors that are its units (experts), with `{}` for the unit's number:
+            `experts.{}.up.weight`. `experts.up[{}]` are the slices of `experts.up` along its first dimension. Each
+            such tensor or slice has its axes in `axes`; they are those of the place, whoever takes it.
         origin: where the table is from, for people: `declared for llama`, `traced`.
     """
 
@@ -127,6 +131,7 @@ class Symmetries:
     axes: Mapping[str, tuple[Axis, ...]]
     gauges: Mapping[str, Gauge] = field(default_factory=dict)
     origin: str = ""
+    stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def places(self, name: str) -> Iterator[tuple[str, int, Part, int]]:
         """Where a group or gauge is: tensor, number of the axis, part, and place of the factor in the part."""
@@ -138,11 +143,67 @@ class Symmetries:
                             yield tensor, number, part, place
 
     def moved(self, name: str, tensor: Tensor, moves: Moves) -> Tensor:
-        """The tensor called `name` as the moves make it: of its own dtype where places change, else float64."""
+        """The tensor that takes the place `name` (see `taker`) as the moves make it.
+
+        Of its own dtype where places change, else float64.
+        """
         return moved(tensor, self.axes[name], moves)
+
+    @cached_property
+    def _units(self) -> dict[str, tuple[str, str, int]]:
+        """Tensor or slice of a stack → group, pattern, number of the unit."""
+        return {
+            _unit(pattern, number): (group, pattern, number)
+            for group, patterns in self.stacks.items()
+            if group in self.groups
+            for pattern in patterns
+            for number in range(self.groups[group].size)
+        }
+
+    @cached_property
+    def _sliced(self) -> dict[str, list[str]]:
+        """Tensor whose slices are units → their names, in order."""
+        found: dict[str, list[str]] = {}
+        for name, (_, pattern, _) in self._units.items():
+            if pattern.endswith("[{}]"):
+                found.setdefault(pattern.removesuffix("[{}]"), []).append(name)
+        return found
+
+    def taker(self, name: str, moves: Moves) -> str:
+        """The tensor or slice that the moves bring to the place `name`: of another unit of its stack, or itself."""
+        group, pattern, unit = self._units.get(name, ("", "", 0))
+        order = moves.orders.get(group)
+        return name if order is None else _unit(pattern, int(order[unit]))
+
+    def made(self, name: str, read: Callable[[str], Tensor], moves: Moves) -> Tensor:
+        """A whole tensor of the moved model.
+
+        Args:
+            name: as the model has it, of a tensor and not of a slice.
+            read: gives the tensor of a name before it moves.
+            moves: what to do.
+        """
+        if name not in self._sliced:
+            return self.moved(name, read(self.taker(name, moves)), moves)
+        slices = dict(zip(self._sliced[name], read(name), strict=True))
+        parts = [self.moved(place, slices[self.taker(place, moves)], moves) for place in slices]
+        wide = any(part.dtype != next(iter(slices.values())).dtype for part in parts)
+        return torch.stack([part.double() if wide else part for part in parts])
+
+    def apart(self, specs: Mapping[str, Spec]) -> dict[str, Spec]:
+        """A model's tensors as `axes` names them: with those slices that are units each by its name."""
+        found: dict[str, Spec] = {}
+        for name, spec in specs.items():
+            slices = self._sliced.get(name)
+            if slices is None or spec.shape[:1] != (len(slices),):
+                found[name] = spec
+            else:
+                found |= dict.fromkeys(slices, Spec(spec.dtype, spec.shape[1:]))
+        return found
 
     def problems(self, specs: Mapping[str, Spec]) -> list[Problem]:
         """What does not fit a model with these tensors: G101 an unknown one, G102 a shape, G103 the table itself."""
+        specs = self.apart(specs)
         unnamed = [name for name in specs if name not in self.axes]
         found = [Problem("G101", "the symmetries do not name this tensor", name) for name in unnamed]
         for name, axes in self.axes.items():
@@ -154,6 +215,11 @@ class Symmetries:
             if due != specs[name].shape:
                 message = f"is of shape {list(specs[name].shape)}, and its symmetries are for {list(due)}"
                 found.append(Problem("G102", message, name))
+        for group in self.stacks:
+            if group not in self.groups:
+                found.append(Problem("G103", f"has stacks of {group!r}, and there is no such group"))
+        lost = [name for name in self._units if name not in self.axes]
+        found += [Problem("G103", "is a unit of a stack, and its axes are not given", name) for name in lost]
         return found
 
     def _of_table(self, name: str, axes: tuple[Axis, ...]) -> Iterator[Problem]:
@@ -183,6 +249,7 @@ class Symmetries:
             "groups": {name: [one.size, one.scale, one.within] for name, one in self.groups.items()},
             "gauges": {name: [one.of, one.size, one.kind] for name, one in self.gauges.items()},
             "axes": {name: [[_plain(part) for part in parts] for parts in axes] for name, axes in self.axes.items()},
+            "stacks": {group: list(patterns) for group, patterns in self.stacks.items()},
         }
 
     @classmethod
@@ -193,7 +260,12 @@ class Symmetries:
             {name: tuple(tuple(map(_part, parts)) for parts in axes) for name, axes in data["axes"].items()},
             {name: Gauge(*one) for name, one in data["gauges"].items()},
             data["origin"],
+            {group: tuple(patterns) for group, patterns in data["stacks"].items()},
         )
+
+
+def _unit(pattern: str, number: int) -> str:
+    return pattern.replace("{}", str(number))
 
 
 def _plain(part: Part) -> list[Any]:
