@@ -19,6 +19,6 @@ CODES: dict[str, tuple[str, str]] = {
     "G180": (
         "similarities that are no numbers",
         "Units are matched by how alike they are, and NaN or infinity is no likeness. It comes from weights or "
-        "activations that are NaN or infinite, or too large for their dtype; units that never fire give zeros, not NaN.",
+        "activations that are NaN or infinite, or too large for their dtype. Units that never fire give zeros.",
     ),
 }
