@@ -112,6 +112,11 @@ class Moves:
     scales: Mapping[str, Tensor] = field(default_factory=dict)
     matrices: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @cached_property
+    def duals(self) -> dict[str, Tensor]:
+        """Gauge → inverse transposed matrices, float64: what reads the vectors is multiplied by them."""
+        return {gauge: torch.linalg.inv(matrices.double()).mT for gauge, matrices in self.matrices.items()}
+
 
 @dataclass(frozen=True)
 class Symmetries:
@@ -303,9 +308,9 @@ def moved_part(tensor: Tensor, axis: int, part: Part, moves: Moves) -> Tensor:
             continue
         if (scale := moves.scales.get(factor.group or "")) is not None:
             tensor = scaled(tensor, axis, sizes, place, 1 / scale.double() if part.role == "in" else scale)
-        if (matrices := moves.matrices.get(factor.gauge or "")) is not None:
-            dual = torch.linalg.inv(matrices.double()).mT if part.role == "in" else matrices
-            tensor = mixed(tensor, axis, sizes, place, dual)
+        if (gauge := factor.gauge or "") in moves.matrices:
+            matrices = moves.duals[gauge] if part.role == "in" else moves.matrices[gauge]
+            tensor = mixed(tensor, axis, sizes, place, matrices)
     return tensor
 
 
