@@ -91,7 +91,7 @@ class InputCollector(Collector):
                 self._refuse_another(layer)
             return
         self._seen[unit] = weakref.ref(x), x._version
-        if not _matches(x, batch) and batch.mask is not None:
+        if not matches(x, batch) and batch.mask is not None:
             message = f"{layer.path} gets rows of shape {tuple(x.shape)}, and which of them are padding is not known"
             raise RecipeError(Problem("F104", message, layer.path, "collect with batches of one sample"))
         self._add(layer, x, batch)
@@ -151,7 +151,7 @@ class InputCollector(Collector):
         odd: list[str] = []
 
         def hook(layer: Layer, x: Tensor) -> None:
-            if layer.form == "conv" or not _matches(x, batch):
+            if layer.form == "conv" or not matches(x, batch):
                 odd.append(layer.path)
 
         with torch.no_grad(), hooked(self._layers, hook):
@@ -210,7 +210,7 @@ class MomentCollector(InputCollector):
 
     def _add(self, layer: Layer, x: Tensor, batch: Batch) -> None:
         x = x.movedim(-1 - len(layer.module.kernel_size), -1).flatten(0, -2) if layer.form == "conv" else x
-        rows = _unmasked(x, batch).float()
+        rows = unmasked(x, batch).float()
         first, second = (self.sums[name] for name in self.layout.units[layer.weight])
         added = rows.sum(0)
         first += added
@@ -241,7 +241,7 @@ def add_gram(total: Tensor, rows: Tensor, *, augmented: bool = False) -> Tensor:
 def _rows(layer: Layer, x: Tensor, batch: Batch) -> Any:
     """Inputs as rows: for each piece of the batch one (positions, inputs) a group."""
     if layer.form != "conv":
-        yield [_unmasked(x, batch)]
+        yield [unmasked(x, batch)]
         return
     part = layer.module
     x = x if x.dim() == len(part.kernel_size) + 2 else x[None]
@@ -255,13 +255,14 @@ def _rows(layer: Layer, x: Tensor, batch: Batch) -> Any:
             yield [group.mT.flatten(0, 1) for group in windows.unbind(1)]
 
 
-def _unmasked(x: Tensor, batch: Batch) -> Tensor:
+def unmasked(x: Tensor, batch: Batch) -> Tensor:
+    """The rows of what a linear layer is given or returns, those of padding left out."""
     if batch.mask is not None and x.shape[:2] == batch.mask.shape and x.dim() > 2:
         x = x[batch.mask]
     return x.reshape(-1, x.shape[-1])
 
 
-def _matches(x: Tensor, batch: Batch) -> bool:
+def matches(x: Tensor, batch: Batch) -> bool:
     """Whether the rows of a linear layer's input are the positions, or the samples, of a padded batch."""
     if batch.mask is None:
         return True
