@@ -53,6 +53,7 @@ class Source(Mapping[str, "torch.Tensor"]):
         implied: other name → stored name, for tensors that are not stored and that config.json says are tied; not part
             of the mapping, since not every model class has them.
         ignored: stored tensor → why it is not part of the mapping.
+        rounds: tensor that is read wider than it is stored, as it is computed → the dtype that it is stored with.
     """
 
     label: str
@@ -61,6 +62,7 @@ class Source(Mapping[str, "torch.Tensor"]):
     metadata: Mapping[str, str]
     implied: Mapping[str, str] = MappingProxyType({})
     ignored: Mapping[str, str] = MappingProxyType({})
+    rounds: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def read_into(self, name: str, start: int, stop: int, out: memoryview) -> None:
@@ -84,6 +86,10 @@ class Source(Mapping[str, "torch.Tensor"]):
 
     def check_unchanged(self) -> None:
         """Raises `CheckpointError` if a file behind this source changed since it was opened."""
+
+    def working_bytes(self) -> int:
+        """Memory that reading takes at most, in each thread, beside what is read. 0 where bytes are read as they lie."""
+        return 0
 
     def close(self) -> None:
         """Releases files. A closed source cannot be read."""
