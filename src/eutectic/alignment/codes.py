@@ -53,4 +53,30 @@ CODES: dict[str, tuple[str, str]] = {
         "Units are matched by how alike they are, and NaN or infinity is no likeness. It comes from weights or "
         "activations that are NaN or infinite, or too large for their dtype. Units that never fire give zeros.",
     ),
+    "G200": (
+        "data that can be gone through once",
+        "With a memory bound activations are collected in several passes over the data, so a generator does not do. Give "
+        "a list, a DataLoader or anything else that can be iterated over again.",
+    ),
+    "G201": (
+        "activations that do not show the units of a table",
+        "Units are looked at in the inputs of linear layers and convolutions, found by the names of their weights. Both "
+        "models are of the architecture that the table is for. Where no such layer runs, matching by weights works.",
+    ),
+    "G202": (
+        "the memory bound is too small for a pass of activation matching",
+        "Each pair of units of a group takes 8 bytes for each layer that reads them, and what depends on each other is "
+        "collected together. The message has the figure that is needed.",
+    ),
+    "G210": (
+        "parents that a merge cannot be repaired with",
+        "REPAIR brings the activations of a merge to those of the models that it was merged from: of the same layers, "
+        "tensors and dtypes, with their units in the merge's order. A model that was aligned for the merge is given "
+        "aligned.",
+    ),
+    "G211": (
+        "an option of REPAIR that cannot be",
+        "`how` is `sequential` or `closed form`; there is one weight from 0 on for each parent, and not all are 0; the "
+        "data can be gone through again, as there are several passes.",
+    ),
 }
