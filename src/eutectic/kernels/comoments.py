@@ -27,7 +27,8 @@ class Moments:
         """Nothing yet, of `size` columns; sums are on the device."""
         self.count = 0
         self._origin: Tensor = torch.zeros(size, device=device)
-        self._first, self._second = torch.zeros((2, size), dtype=torch.float64, device=device)
+        self._first = torch.zeros(size, dtype=torch.float64, device=device)
+        self._second = torch.zeros_like(self._first)
 
     def add(self, rows: Tensor) -> Tensor:
         """Adds (r, n) rows; returns them as deviations from the point about which sums are taken."""
@@ -43,7 +44,7 @@ class Moments:
     @property
     def offset(self) -> Tensor:
         """(n,) float64: the mean less the point about which sums are taken."""
-        return self._first.div(max(1, self.count))
+        return self._first / max(1, self.count)
 
     @property
     def mean(self) -> Tensor:
@@ -53,8 +54,8 @@ class Moments:
     @property
     def variance(self) -> Tensor:
         """(n,) float64, of the population; exactly 0 for a constant but for its rounding."""
-        found = (self._second.div(max(1, self.count)) - self.offset.square()).clamp(min=0)
-        constant = found <= CONSTANT * (found + self.mean.square())
+        found = (self._second / max(1, self.count) - self.offset**2).clamp(min=0)
+        constant = found <= CONSTANT * (found + self.mean**2)
         return found.masked_fill(constant, 0.0)
 
 

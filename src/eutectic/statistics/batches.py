@@ -45,8 +45,12 @@ class Batch:
             raise RecipeError(Problem("F101", f"a batch holds no sample: {_shown(value)}", "loader", hint))
         inputs = _inputs(value)
         mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-        if mask is None or mask.dim() != 2 or bool(mask.all()):
+        if mask is None or (mask.dim() == 2 and bool(mask.all())):
             return cls(value, len(first), None)
+        if mask.dim() != 2:
+            message = f"a mask of shape {tuple(mask.shape)} does not say which positions are padding"
+            hint = "give one of shape (samples, positions)"
+            raise RecipeError(Problem("F104", message, "attention_mask", hint))
         if "decoder_input_ids" in inputs:
             message = "of a padded batch of an encoder and a decoder it is not known which rows are padding"
             raise RecipeError(Problem("F104", message, "attention_mask", "give batches without padding"))
@@ -75,11 +79,24 @@ class Batch:
         mask = None if self.mask is None else self.mask[:count]
         return Batch(_each(self.value, lambda tensor: tensor[:count], self._has_all), count, mask)
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return Batch(_each(self.value, lambda tensor: tensor.to(device)), self.size, mask)
+
     def run(self, module: nn.Module, **more: Any) -> Any:
-        """What the module makes of it."""
-        if isinstance(self.inputs, Mapping):
-            return module(**{key: item for key, item in self.inputs.items() if key not in ANSWERS}, **more)
-        return module(self.inputs, **more)
+        """What the module makes of it. Raises `RecipeError` (F110) where it cannot take the inputs."""
+        try:
+            if isinstance(self.inputs, Mapping):
+                return module(**{key: item for key, item in self.inputs.items() if key not in ANSWERS}, **more)
+            return module(self.inputs, **more)
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:
+            said = " ".join(str(error).split())
+            message = f"the module cannot run a batch: {type(error).__name__}: {said}"
+            hint = "a batch has the inputs of the module, a sequence's first item or a mapping of keyword arguments"
+            raise RecipeError(Problem("F110", message, "loader", hint)) from error
 
     @property
     def inputs(self) -> Any:

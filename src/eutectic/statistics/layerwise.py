@@ -168,7 +168,7 @@ def _check(modules: Sequence[nn.Module], loaders: Sequence[Iterable[Any]]) -> No
             message = f"must be batches that can be gone through again, not a {type(loader).__name__}"
             problems.append(Problem("F108", message, f"loaders[{number}]", "a list of them, or a DataLoader"))
     for number, module in enumerate(modules[1:], 1):
-        if differs := _difference(modules[0], module):
+        if differs := difference(modules[0], module):
             hint = "merge fine-tunes of one architecture"
             problems.append(Problem("F109", f"differs from the first in {differs}", f"modules[{number}]", hint))
     if problems:
@@ -183,7 +183,7 @@ def _check(modules: Sequence[nn.Module], loaders: Sequence[Iterable[Any]]) -> No
         raise NumericError(broken)
 
 
-def _difference(one: nn.Module, other: nn.Module) -> str:
+def difference(one: nn.Module, other: nn.Module) -> str:
     """What two architectures differ in, or nothing."""
 
     def tensors(module: nn.Module) -> dict[str, Any]:

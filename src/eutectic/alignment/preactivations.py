@@ -1,0 +1,198 @@
+"""What the layers of a module make before the nonlinearity, and its mean and variance over data, channel by channel."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eutectic.averaging.statistics import statistics_layers
+from eutectic.kernels.comoments import Moments
+from eutectic.lazy import LazyModule
+from eutectic.statistics.batches import Batch
+from eutectic.statistics.doors import place_of
+from eutectic.statistics.inputs import matches, unmasked
+from eutectic.statistics.layers import Names, first_input, layers_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+else:
+    torch = LazyModule("torch")
+
+# Forms of layers whose channels are the last axis; of others they are the second.
+_ROWS = ("linear", "transposed")
+
+
+class _Enough(Exception):  # noqa: N818
+    """Ends a forward pass of which no more is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """The layers of an architecture whose outputs are hidden and can be rescaled by the layer's own tensors.
+
+    Attributes:
+        layers: path of a linear layer or convolution → its form (see `Layer`), in the order of the forward pass.
+        norms: paths of batch normalisation with statistics, in the order of the forward pass.
+        left: path of any other layer with a weight → why it stays.
+        late: whether a norm is called after one of `layers`.
+    """
+
+    layers: Mapping[str, str]
+    norms: tuple[str, ...]
+    left: Mapping[str, str]
+    late: bool
+
+
+def sites_of(module: nn.Module, batch: Batch) -> Sites:
+    """Runs the module on a batch, to see what is called in which order and where outputs go."""
+    layers = {layer.path: layer for layer in layers_of(module, Names(module))}
+    norms = {path for path, part in module.named_modules() if part in statistics_layers(module)}
+    order: list[str] = []
+    made: dict[int, str] = {}
+    held, normalised = [], set()
+
+    def note(path: str, given: Tensor, output: Any) -> None:
+        order.append(path)
+        if path in norms:
+            normalised.add(made.get(id(given), ""))
+        held.append(output)  # its id stays its own
+        made[id(output)] = path
+
+    with torch.no_grad(), watched(module, [*layers, *norms], note):
+        result = batch.run(module)
+    calls = Counter(order)
+    called = list(dict.fromkeys(order))
+    hidden = [path for path in called if path in layers]
+    returned = {made.get(id(tensor)) for tensor in _tensors(result)} | set(hidden[-1:])
+    uses = Counter(id(parameter) for part in module.modules() for parameter in part._parameters.values())
+    left = {}
+    for path, layer in layers.items():
+        if path not in calls:
+            left[path] = "no batch reached it"
+        elif path in returned:
+            left[path] = "its output is the model's"
+        elif path in normalised:
+            left[path] = "its output is normalised over the batch"
+        elif calls[path] > 1:
+            left[path] = f"called {calls[path]} times in a forward pass"
+        elif uses[id(layer.module.weight)] > 1:
+            left[path] = "its weight is another layer's too"
+    kept = {path: layers[path].form for path in hidden if path not in left}
+    last = max((order.index(path) for path in called if path in norms), default=-1)
+    late = any(order.index(path) < last for path in kept)
+    return Sites(kept, tuple(path for path in called if path in norms), left, late)
+
+
+@contextmanager
+def watched(module: nn.Module, paths: Iterable[str], note: Callable[[str, Any, Any], None]) -> Iterator[None]:
+    """Calls `note` with path, input and output of each of these parts after it computed."""
+    handles = []
+    for path in paths:
+
+        def after(_: Any, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
+            note(path, first_input(args, kwargs), output)
+
+        handles.append(module.get_submodule(path).register_forward_hook(after, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Watch:
+    """Measures outputs of the same layers in modules of one architecture.
+
+    Args:
+        forms: path → form of the layer, `norm` for batch normalisation.
+        channels: path → number of channels.
+    """
+
+    def __init__(self, forms: Mapping[str, str], channels: Mapping[str, int]) -> None:
+        self._forms, self._channels = forms, channels
+        self._by_sample: bool | None = None
+
+    def moments(self, module: nn.Module, batches: Iterable[Any], paths: Collection[str]) -> dict[str, Moments]:
+        """Mean and variance of each channel over all samples and positions; a pass ends behind the last of them."""
+        found = self._empty(paths, module)
+        for part in self._parts(module, batches):
+            for path, rows in self._rows(module, part, paths).items():
+                found[path].add(rows)
+        return found
+
+    def mixed(
+        self, modules: Sequence[nn.Module], weights: Sequence[float], batches: Iterable[Any]
+    ) -> tuple[list[dict[str, Moments]], dict[str, Moments]]:
+        """Those of each module, and those of Σ weight · output: a layer not in it saw other rows in each module."""
+        paths = list(self._forms)
+        each = [self._empty(paths, module) for module in modules]
+        mixture = self._empty(paths, modules[0])
+        for part in self._parts(modules[0], batches):
+            rows = [self._rows(module, part.to(place_of(module)), paths) for module in modules]
+            for path in list(mixture):
+                made = [one[path] for one in rows if path in one]
+                for moments, one in zip(each, made, strict=False):
+                    moments[path].add(one)
+                if len(made) != len(modules) or len({len(one) for one in made}) > 1:
+                    del mixture[path]
+                elif made:
+                    rows_of_all = torch.stack([one.to(made[0]) for one in made]).double()
+                    mixture[path].add(torch.tensordot(rows_of_all.new_tensor(weights), rows_of_all, 1))
+        return each, mixture
+
+    def _empty(self, paths: Collection[str], module: nn.Module) -> dict[str, Moments]:
+        return {path: Moments(self._channels[path], place_of(module)) for path in paths}
+
+    def _parts(self, module: nn.Module, batches: Iterable[Any]) -> Iterator[Batch]:
+        """Batches, or their samples where it is not known which rows of a batch are padding."""
+        for value in batches:
+            batch = Batch.of(value, place_of(module))
+            if batch.mask is None:
+                yield batch
+                continue
+            if self._by_sample is None:
+                self._by_sample = self._is_mixed(module, batch.head(2))
+            yield from (batch.sample(i) for i in range(batch.size)) if self._by_sample else [batch]
+
+    def _is_mixed(self, module: nn.Module, batch: Batch) -> bool:
+        odd: list[str] = []
+
+        def note(path: str, _: Any, output: Tensor) -> None:
+            if self._forms[path] not in _ROWS or not matches(output, batch):
+                odd.append(path)
+
+        with torch.no_grad(), watched(module, self._forms, note):
+            batch.run(module)
+        return bool(odd)
+
+    def _rows(self, module: nn.Module, batch: Batch, paths: Collection[str]) -> dict[str, Tensor]:
+        """Path → (samples, channels) of its output."""
+        found: dict[str, Tensor] = {}
+        left = set(paths)
+
+        def note(path: str, _: Any, output: Tensor) -> None:
+            found[path] = self._channels_last(path, output, batch)
+            left.discard(path)
+            if not left:
+                raise _Enough
+
+        with torch.no_grad(), watched(module, paths, note), suppress(_Enough):
+            batch.run(module)
+        return found
+
+    def _channels_last(self, path: str, output: Tensor, batch: Batch) -> Tensor:
+        if self._forms[path] in _ROWS:
+            return unmasked(output, batch).clone()
+        return output.movedim(1, -1).flatten(0, -2).clone()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for item in items:
+        yield from _tensors(item)
