@@ -55,13 +55,13 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "G200": (
         "data that can be gone through once",
-        "With a memory bound activations are collected in several passes over the data, so a generator does not do. Give "
-        "a list, a DataLoader or anything else that can be iterated over again.",
+        "With a memory bound activations are collected in several passes over the data, so a generator does not do. "
+        "Give a list, a DataLoader or anything else that can be iterated over again.",
     ),
     "G201": (
         "activations that do not show the units of a table",
-        "Units are looked at in the inputs of linear layers and convolutions, found by the names of their weights. Both "
-        "models are of the architecture that the table is for. Where no such layer runs, matching by weights works.",
+        "Units are looked at in the inputs of linear layers and convolutions, found by the names of their weights. "
+        "Both models are of the architecture that the table is for. Where no such layer runs, matching by weights works.",
     ),
     "G202": (
         "the memory bound is too small for a pass of activation matching",
