@@ -61,7 +61,7 @@ CODES: dict[str, tuple[str, str]] = {
     "G201": (
         "activations that do not show the units of a table",
         "Units are looked at in the inputs of linear layers and convolutions, found by the names of their weights. "
-        "Both models are of the architecture that the table is for. Where no such layer runs, matching by weights works.",
+        "Both models are of the architecture that the table is for. Where no such layer runs, match by weights.",
     ),
     "G202": (
         "the memory bound is too small for a pass of activation matching",
