@@ -48,6 +48,47 @@ CODES: dict[str, tuple[str, str]] = {
         "digest of a tensor differs. They belong beside the second model that `eutectic align` was given, as it was "
         "then; if it was trained on, align it again.",
     ),
+    "G140": (
+        "a module without a graph",
+        "Symmetries are traced in the graph that `torch.export` makes, and it makes none of what depends on data (a loop "
+        "over chosen experts, a branch on a value, `nonzero`) or on code it cannot see into. The message has its own "
+        "words. Declare the symmetries, or trace the module in a form that can be exported.",
+    ),
+    "G141": (
+        "an operation that is not understood",
+        "Units that could change places pass through an operation without a rule, so it is not known whether they may. "
+        "Nothing is guessed. Where only inputs, outputs and other fixed places pass, any operation is welcome.",
+    ),
+    "G150": (
+        "tied tensors that move apart",
+        "Two names of one tensor must have the same axes in a table: they are one set of weights.",
+    ),
+    "G151": (
+        "outputs that prove nothing",
+        "A table is proved by comparing outputs. These are NaN or infinite, or there are none: give inputs as the module "
+        "meets them in use.",
+    ),
+    "G160": (
+        "a model whose symmetries are not known",
+        "They are declared for families of networks, recognised by `model_type` in config.json or, for layers in a "
+        "row and ResNets, by the names of the tensors, and every tensor must fit. For any other network give the "
+        "module and an input to trace its graph, or a table (`Symmetries`) of your own.",
+    ),
+    "G161": (
+        "config.json does not say what shapes leave open",
+        "How many heads there are, over how many channels a group norm goes and what kind of network it is cannot be "
+        "told from tensors. Put the config.json of the model beside its weights.",
+    ),
+    "G162": (
+        "a tensor that does not fit a family",
+        "The model is nearest to a family of which it is no plain member, so what is declared for that may not hold. "
+        "Trace the module instead.",
+    ),
+    "G163": (
+        "a tensor under two names that would move in two ways",
+        "Weights that are shared between layers keep what is declared for layers of their own from holding. Trace the "
+        "module: its graph knows what is shared.",
+    ),
     "G180": (
         "similarities that are no numbers",
         "Units are matched by how alike they are, and NaN or infinity is no likeness. It comes from weights or "

@@ -1,0 +1,229 @@
+"""A table of symmetries is believed when random elements of its group leave what a module computes as it was."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eutectic.alignment.moves import random_moves
+from eutectic.checkpoint.source import Spec
+from eutectic.checkpoint.symmetry import Moves, Symmetries
+from eutectic.errors import Problem, RecipeError, listed
+from eutectic.lazy import LazyModule
+from eutectic.statistics.layers import still
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.utils import _pytree as pytree
+else:
+    torch = LazyModule("torch")
+    pytree = LazyModule("torch.utils._pytree")
+
+# Largest difference of outputs, relative to the largest of them, that rounding in float64 explains with much to spare.
+TOLERANCE = 1e-8
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether a table holds.
+
+    Attributes:
+        holds: whether all elements left the outputs as they were, but for rounding.
+        error: the largest difference of an output over all elements, relative to the largest entry of that output.
+        tolerance: what `error` is compared with.
+        elements: number of random elements.
+        groups: how many groups the table has, and
+        gauges: how many gauges.
+        broken: group or gauge → the error of an element of it alone; of those that break the outputs. Empty with
+            `holds` False: none does alone.
+    """
+
+    holds: bool
+    error: float
+    tolerance: float
+    elements: int
+    groups: int
+    gauges: int
+    broken: Mapping[str, float]
+
+    def __str__(self) -> str:
+        what = f"{self.groups} groups and {self.gauges} gauges"
+        if self.holds:
+            return f"{what} hold: {self.elements} random elements change outputs by {self.error:.1e} at most"
+        worst = sorted(self.broken, key=lambda name: -self.broken[name])
+        which = f"those that break alone are {listed(worst)}" if worst else "none breaks alone"
+        return f"{what} do not hold: outputs change by {self.error:.1e}; {which}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The check as plain data; an error that is infinite is null."""
+        finite = {name: error if math.isfinite(error) else None for name, error in self.broken.items()}
+        error = self.error if math.isfinite(self.error) else None
+        return {**vars(self), "error": error, "broken": finite}
+
+
+def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: int = 3, seed: int = 0) -> Check:
+    """Applies random elements to a float64 copy of a module and compares outputs, in evaluation mode.
+
+    Weights are those of the module times random factors near 1, and small random numbers where a tensor is all zeros:
+    gains of ones, biases of zeros and fresh running statistics would hide that a table leaves them out. What the
+    module does in float32 within is done in float64. When outputs change, every group and gauge is tried by itself.
+
+    Args:
+        module: stays as it is.
+        symmetries: its table.
+        inputs: a tensor, a sequence of arguments, or a mapping of keyword arguments.
+        elements: how many random elements.
+        seed: of the elements and of the factors.
+
+    Raises `RecipeError`: G101–G103 for a table of another model or of none, G150 for tied tensors that move apart,
+    G151 for outputs that are not finite or none.
+    """
+    twin = copy.deepcopy(module).double()
+    problems = [*symmetries.problems(_specs(twin)), *_apart(twin, symmetries)]
+    if problems:
+        raise RecipeError(problems)
+    _shake(twin, seed)
+    state = {name: tensor.clone() for name, tensor in _tensors(twin).items()}
+    given = pytree.tree_map_only(torch.Tensor, _double, inputs)
+    due = _outputs(twin, given)
+    _refuse_blind(due)
+
+    def error(moves: Moves) -> float:
+        for name, tensor in _tensors(twin).items():
+            tensor.copy_(symmetries.made(name, state.__getitem__, moves))
+        return _distance(_outputs(twin, given), due)
+
+    drawn = [random_moves(symmetries, seed + number) for number in range(elements)]
+    worst = max((error(moves) for moves in drawn), default=0.0)
+    broken: dict[str, float] = {}
+    if worst > TOLERANCE:
+        names = [*symmetries.groups, *symmetries.gauges]
+        alone = {name: error(_alone(name, drawn[0], symmetries)) for name in names}
+        broken = {name: one for name, one in alone.items() if one > TOLERANCE}
+    counts = len(symmetries.groups), len(symmetries.gauges)
+    return Check(worst <= TOLERANCE, worst, TOLERANCE, elements, *counts, broken)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: one for name, one in module.state_dict().items() if isinstance(one, torch.Tensor)}
+
+
+def _specs(module: nn.Module) -> dict[str, Spec]:
+    return {name: Spec(str(one.dtype), tuple(one.shape)) for name, one in _tensors(module).items()}
+
+
+def _apart(module: nn.Module, symmetries: Symmetries) -> Iterator[Problem]:
+    """G150 for names of one tensor that have different axes."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    for name, tensor in _tensors(module).items():
+        if not tensor.numel():
+            continue
+        tied = first.setdefault((tensor.data_ptr(), tuple(tensor.shape)), name)
+        axes = [symmetries.axes.get(one) for one in (tied, name)]
+        if None not in axes and _placed(axes[0]) != _placed(axes[1]):
+            message = f"is one tensor with {tied}, and the table moves them apart"
+            yield Problem("G150", message, name, "give both the same axes")
+
+
+def _placed(axes: Any) -> Any:
+    """Axes without their roles, which orders do not ask for."""
+    return [[part.factors for part in parts] for parts in axes]
+
+
+def _shake(module: nn.Module, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    stored = module.state_dict().keys()
+    tensors = [*module.named_parameters(), *((n, b) for n, b in module.named_buffers() if n in stored)]
+    for _, tensor in tensors:
+        if not tensor.is_floating_point():
+            continue
+        noise = torch.randn(tensor.shape, generator=draw, dtype=torch.float64).to(tensor.device)
+        with torch.no_grad():
+            tensor.copy_(noise * 0.1 if not tensor.any() else tensor * torch.exp(0.2 * noise))
+
+
+@contextmanager
+def _wide() -> Iterator[None]:
+    """Whatever is made float32 or narrower is made float64."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    narrow = {torch.float32, torch.float16, torch.bfloat16}
+
+    class Wide(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = dict(kwargs or {})
+            if kwargs.get("dtype") in narrow:
+                kwargs["dtype"] = torch.float64
+            return func(*args, **kwargs)
+
+    with Wide():  # type: ignore[no-untyped-call]
+        yield
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _outputs(module: nn.Module, inputs: Any) -> list[Tensor]:
+    """The tensors that a module makes, of integers too."""
+    with still(module), torch.no_grad(), _wide():
+        if isinstance(inputs, Mapping):
+            made = module(**inputs)
+        elif isinstance(inputs, torch.Tensor):
+            made = module(inputs)
+        else:
+            made = module(*inputs)
+    return [one.double() for one in pytree.tree_leaves(made) if isinstance(one, torch.Tensor)]
+
+
+def _refuse_blind(outputs: list[Tensor]) -> None:
+    if not any(one.numel() for one in outputs):
+        raise RecipeError(Problem("G151", "the module's outputs hold no number", "inputs"))
+    if not all(torch.isfinite(one).all() for one in outputs):
+        hint = "give inputs as the module meets them"
+        raise RecipeError(Problem("G151", "the module's outputs are not finite", "inputs", hint))
+
+
+def _distance(outputs: list[Tensor], due: list[Tensor]) -> float:
+    """The largest difference, relative to the largest entry of the output; infinite for NaN."""
+    if [one.shape for one in outputs] != [one.shape for one in due]:
+        return math.inf
+    worst = 0.0
+    for one, other in zip(outputs, due, strict=True):
+        if other.numel():
+            error = float((one - other).abs().max() / other.abs().max().clamp(min=1e-300))
+            worst = max(worst, error if math.isfinite(error) else math.inf)
+    return worst
+
+
+def _alone(name: str, moves: Moves, symmetries: Symmetries) -> Moves:
+    """Of an element what it does to one group or gauge, with the units that are within that one."""
+    if name in symmetries.gauges:
+        gauge = symmetries.gauges[name]
+        matrices = moves.matrices[name]
+        return Moves({}, {}, {name: _unmoved(matrices, moves.orders[gauge.of]) if gauge.of else matrices})
+    order, parent = moves.orders[name], symmetries.groups[name].within
+    if parent is not None:
+        inner = len(order) // len(moves.orders[parent])
+        order = _unmoved(order.reshape(-1, inner), moves.orders[parent]).reshape(-1)
+    orders = {name: order}
+    left = dict(symmetries.groups)
+    while ready := [one for one, group in left.items() if group.within in orders and one not in orders]:
+        for one in ready:
+            outer = orders[left[one].within or ""]
+            inner = left[one].size // len(outer)
+            orders[one] = (outer[:, None] * inner + torch.arange(inner)).reshape(-1)
+    scales = {name: moves.scales[name]} if name in moves.scales else {}
+    return Moves(orders, scales)
+
+
+def _unmoved(rows: Tensor, order: Tensor) -> Tensor:
+    """Rows that stand where units are, put where these came from."""
+    made = torch.empty_like(rows)
+    made[order] = rows
+    return made

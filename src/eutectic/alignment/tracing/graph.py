@@ -1,0 +1,159 @@
+"""A module → its graph of core operations → what is known of every tensor in it."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import eutectic.alignment.tracing.shapes  # noqa: F401 (its rules register themselves)
+from eutectic.alignment.tracing.arithmetic import pointwise
+from eutectic.alignment.tracing.atoms import fix, is_fixed
+from eutectic.alignment.tracing.rules import RULES, Made, Step, name_of
+from eutectic.alignment.tracing.values import (
+    Origin,
+    Trace,
+    Unknown,
+    Value,
+    all_fixed,
+    all_free,
+    fix_value,
+    still,
+    values_in,
+)
+from eutectic.errors import Problem, RecipeError
+from eutectic.lazy import LazyModule
+from eutectic.statistics.layers import still as evaluating
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.export import ExportedProgram
+else:
+    torch = LazyModule("torch")
+
+
+def exported(module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> ExportedProgram:
+    """The graph of a module in evaluation mode, in core operations; attention stays whole.
+
+    Raises `RecipeError` (G140) where torch cannot export it.
+    """
+    try:
+        with evaluating(module), _uncached(module), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch's own making
+            program = torch.export.export(module, arguments, dict(options), strict=False)
+            table = torch.export.default_decompositions()
+            del table[torch.ops.aten.scaled_dot_product_attention.default]
+            core: ExportedProgram = program.run_decompositions(table)
+            return core
+    except Exception as error:  # whatever the module's own code raises
+        said = str(error).strip().partition("\n")[0]
+        message = f"torch.export makes no graph of {type(module).__name__}: {type(error).__name__}: {said}"
+        hint = "what depends on data (loops, branches, nonzero) has no graph; declare its symmetries instead"
+        raise RecipeError(Problem("G140", message, hint=hint)) from error
+
+
+@contextmanager
+def _uncached(module: nn.Module) -> Iterator[None]:
+    """Language models of transformers without the cache that they return beside what they compute."""
+    config: Any = getattr(module, "config", None)
+    if not getattr(config, "use_cache", False):
+        yield
+        return
+    config.use_cache = False
+    try:
+        yield
+    finally:
+        config.use_cache = True
+
+
+def followed(program: ExportedProgram) -> tuple[Trace, dict[str, Value]]:
+    """Goes through a graph: what was noted, and tensor of the module → its value.
+
+    Raises `RecipeError` (G141), all at once, for operations without a rule through which units pass.
+    """
+    trace, tensors = Trace(), {}
+    known: dict[Any, Any] = {}
+    names = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            known[node] = _given(node, names.get(node.name), program)
+            if node.name in names:
+                tensors[names[node.name]] = known[node]
+        elif node.op == "call_function":
+            known[node] = _made(trace, node, known)
+        elif node.op == "output":
+            for value in values_in(_known(node.args, known)):
+                fix_value(value)
+        trace.values += [one for value in values_in(known.get(node)) for one in value.items()]
+    _refuse(_passed(trace))
+    return trace, tensors
+
+
+def _given(node: Any, name: str | None, program: ExportedProgram) -> Any:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return value
+    shape = tuple(int(size) for size in value.shape)
+    if name is None or name in program.graph_signature.non_persistent_buffers or not node.users:
+        return all_fixed(shape)
+    return Value(all_free(shape).axes, Origin(name, tuple(frozenset({dim}) for dim in range(len(shape)))))
+
+
+def _known(arguments: Any, known: Mapping[Any, Any]) -> Any:
+    return torch.fx.node.map_arg(arguments, lambda node: known[node])
+
+
+def _made(trace: Trace, node: Any, known: Mapping[Any, Any]) -> Made | None:
+    arguments, options = _known(node.args, known), _known(node.kwargs, known)
+    if node.target is operator.getitem:
+        made: Made | None = arguments[0][arguments[1]]
+        return made
+    name = name_of(node.target)
+    if name in RULES:
+        return RULES[name](Step(trace, node), *arguments, **options)
+    inputs = values_in([arguments, options])
+    if inputs and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        return pointwise(Step(trace, node), *arguments, **options)
+    return _unknown(trace, node, name, inputs)
+
+
+def _unknown(trace: Trace, node: Any, name: str, inputs: list[Value]) -> Made | None:
+    """Where nothing that goes in moves, nothing that comes out does; else it is seen at the end."""
+    made = node.meta.get("val")
+    if made is None:
+        return None
+    several = made if isinstance(made, list | tuple) else [made]
+    shapes = [tuple(map(int, one.shape)) if isinstance(one, torch.Tensor) else () for one in several]
+    moving = not all(still(value) for value in inputs)
+    outputs = tuple((all_free if moving else all_fixed)(shape) for shape in shapes)
+    if moving:
+        modules = list(node.meta.get("nn_module_stack", {}).values())
+        axes = tuple(axis for value in inputs for axis in value.axes)
+        outwards = tuple(axis for value in outputs for axis in value.axes)
+        trace.unknown.append(Unknown(name, modules[-1][0] if modules else "", axes, outwards))
+    return outputs if isinstance(made, list | tuple) else outputs[0]
+
+
+def _passed(trace: Trace) -> list[Unknown]:
+    """The operations without a rule through which units pass, once it is known which those are."""
+    left = trace.unknown
+    while harmless := [one for one in left if all(is_fixed(axis) for axis in one.inputs)]:
+        for one in harmless:
+            for axis in one.outputs:
+                fix(axis)
+        left = [one for one in left if one not in harmless]
+    return left
+
+
+def _refuse(unknown: list[Unknown]) -> None:
+    seen = dict.fromkeys((one.operation, one.module) for one in unknown)
+    hint = "declare the symmetries of this model, or compute the same with operations that are understood"
+    problems = [
+        Problem("G141", f"units pass through {name!r}, of which it is not known what it does to them", module, hint)
+        for name, module in seen
+    ]
+    if problems:
+        raise RecipeError(problems)
