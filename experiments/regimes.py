@@ -329,9 +329,9 @@ def measure(seeds: Sequence[int]) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def table(rows: Mapping[str, Sequence[float]], unit: str) -> list[str]:
+def table(rows: Mapping[str, Sequence[float]], unit: str, places: int = 1) -> list[str]:
     """Mean and standard error of every row; rows named `a: b` make a table with a column for each b."""
-    cells = {name: "{:.1f} ± {:.1f}".format(*mean_and_error(values)) for name, values in rows.items()}
+    cells = {name: "{:.{n}f} ± {:.{n}f}".format(*mean_and_error(values), n=places) for name, values in rows.items()}
     columns = list(dict.fromkeys(name.partition(": ")[2] for name in rows))
     titles = [title or unit for title in columns]
     lines = [f"| | {' | '.join(titles)} |", f"| --- |{' ---: |' * len(titles)}"]
