@@ -1,0 +1,71 @@
+"""The symmetries of a model: as declared for its family, else traced, else a refusal that says what would do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from eutectic.alignment.families import attempt
+from eutectic.alignment.tracing import traced
+from eutectic.checkpoint.source import Source
+from eutectic.checkpoint.symmetry import Symmetries
+from eutectic.checkpoint.vocabulary import json_of
+from eutectic.errors import Problem, RecipeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def symmetries_of(source: Source, *, module: nn.Module | None = None, inputs: Any = None) -> Symmetries:
+    """Finds a table of symmetries for a model's tensors.
+
+    Args:
+        source: whose tensors; its config.json is read, no weight is.
+        module: with the same tensors. Its `config`, when it has one as transformers' modules do, stands in for the
+            file, and it is traced where nothing is declared.
+        inputs: what to call the module with, for tracing: a tensor, a sequence of arguments or a mapping of them by
+            name; only their shapes count.
+
+    Raises `RecipeError`: G160 when nothing is declared that fits and there is no module or input, with G161 for what
+    config.json lacks and G162 for tensors that do not fit the nearest family; G140 to G149 when tracing fails, G101 and
+    G102 when the traced module is not of these tensors.
+    """
+    found = attempt(source.specs, _config(source, module), tied=source.ties)
+    if found.symmetries is not None:
+        return found.symmetries
+    if module is None or inputs is None:
+        family = f"; it is nearest to {found.family}" if found.family else ""
+        lacking = "module and an input" if module is None else "input"
+        hint = f"give the {lacking} to trace its graph, or a table of your own"
+        problem = Problem("G160", f"no symmetries are declared that fit{family}", source.label, hint)
+        raise RecipeError([problem, *_gathered(found.problems)])
+    if isinstance(inputs, Mapping):
+        made = traced(module, **inputs)
+    else:
+        made = traced(module, *(inputs if isinstance(inputs, Sequence) else (inputs,)))
+    others = source.ties.keys() | source.implied.keys()
+    made = replace(made, axes={name: axes for name, axes in made.axes.items() if name not in others})
+    if problems := made.problems(source.specs):
+        raise RecipeError(_gathered(problems))
+    return made
+
+
+def _config(source: Source, module: nn.Module | None) -> Mapping[str, Any]:
+    described = getattr(getattr(module, "config", None), "to_dict", None)
+    if described is not None:
+        return {**described(), "architectures": [type(module).__name__]}
+    config = json_of(source.beside("config.json"))
+    return config if isinstance(config, dict) else {}
+
+
+def _gathered(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems with one for all tensors that differ in numbers alone: `layers.*.up.weight (32 tensors)`."""
+    alike: dict[tuple[str, str, str], list[Problem]] = {}
+    for one in problems:
+        alike.setdefault((one.code, one.message, re.sub(r"\d+", "*", one.where)), []).append(one)
+    return [
+        all_[0] if len(all_) == 1 else Problem(code, message, f"{where} ({len(all_)} tensors)", all_[0].hint)
+        for (code, message, where), all_ in alike.items()
+    ]
