@@ -50,9 +50,9 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "G140": (
         "a module without a graph",
-        "Symmetries are traced in the graph that `torch.export` makes, and it makes none of what depends on data (a loop "
-        "over chosen experts, a branch on a value, `nonzero`) or on code it cannot see into. The message has its own "
-        "words. Declare the symmetries, or trace the module in a form that can be exported.",
+        "Symmetries are traced in the graph that `torch.export` makes, and it makes none of what depends on data (a "
+        "loop over chosen experts, a branch on a value, `nonzero`) or on code it cannot see into. The message has its "
+        "own words. Declare the symmetries, or trace the module in a form that can be exported.",
     ),
     "G141": (
         "an operation that is not understood",
@@ -65,8 +65,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "G151": (
         "outputs that prove nothing",
-        "A table is proved by comparing outputs. These are NaN or infinite, or there are none: give inputs as the module "
-        "meets them in use.",
+        "A table is proved by comparing outputs. These are NaN or infinite, or there are none: give inputs as the "
+        "module meets them in use.",
     ),
     "G160": (
         "a model whose symmetries are not known",
