@@ -126,14 +126,24 @@ class Collected:
 
 
 @dataclass(frozen=True, slots=True)
-class _Data:
-    """Batches that can be gone through again, and the first of them; None where there is none."""
+class Given:
+    """Data as batches.
+
+    Attributes:
+        kind: of module that they are for, as for `Loader.module`.
+        batches: gives them, as often as wanted.
+        first: of them; None where there is none.
+        samples: their number, where it is known.
+        identity: plain data that tells them from others.
+        notes: what was left out.
+    """
 
     kind: Literal["causal", "any"]
     batches: Callable[[], Iterable[Any]]
     first: Any
     samples: int | None
     identity: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def collect(
@@ -177,8 +187,7 @@ def collect(
     with opened([model], live=module is None) as sources:
         source = refuse_several(sources)
         refuse_overlap_of(sources, os.fspath(out))
-        read = _text if isinstance(data, str | os.PathLike) else _loader
-        given = read(data, how, source, run)
+        given = given_data(data, how, source, run)
         if loss is not None:
             name = getattr(loss, "__qualname__", type(loss).__name__)
             given = replace(given, identity={**given.identity, "loss": name})
@@ -197,7 +206,7 @@ def _collected(
     folder: Folder,
     planned: Planned,
     collector: Collector,
-    given: _Data,
+    given: Given,
     how: Options,
     source: Source,
     on_plan: Callable[[Planned], None] | None,
@@ -220,7 +229,7 @@ def _collected(
 
 
 def _collector(
-    kind: Kind, module: nn.Module, source: Source, given: _Data, how: Options, loss: Callable[[Any, Any], Tensor] | None
+    kind: Kind, module: nn.Module, source: Source, given: Given, how: Options, loss: Callable[[Any, Any], Tensor] | None
 ) -> Collector:
     names = Names(module, source)
     if given.first is None:
@@ -231,7 +240,7 @@ def _collector(
     return (GramCollector if kind == "gram" else MomentCollector)(module, names, first)
 
 
-def _planned(source: Source, given: _Data, collector: Collector, passes: Passes) -> Planned:
+def _planned(source: Source, given: Given, collector: Collector, passes: Passes) -> Planned:
     layout = collector.layout
     return Planned(
         collector.kind,
@@ -241,11 +250,11 @@ def _planned(source: Source, given: _Data, collector: Collector, passes: Passes)
         passes,
         len(layout.shared),
         dict(layout.left_out),
-        collector.notes,
+        (*given.notes, *collector.notes),
     )
 
 
-def _folder(out: str, source: Source, given: _Data, how: Options, collector: Collector) -> Folder:
+def _folder(out: str, source: Source, given: Given, how: Options, collector: Collector) -> Folder:
     chosen = {key: value for key, value in asdict(how).items() if key not in ("memory", "replace", "device")}
     return Folder(
         out,
@@ -257,17 +266,34 @@ def _folder(out: str, source: Source, given: _Data, how: Options, collector: Col
     )
 
 
-def _text(data: Any, how: Options, source: Source, run: Settings) -> _Data:
+def given_data(data: Any, how: Options, source: Source, run: Settings) -> Given:
+    """Text in a file, as a causal language model is given it, or a loader's batches.
+
+    Args:
+        data: as for `collect`.
+        how: `samples`, `batch` and the options of text.
+        source: of the model, with its tokenizer.
+        run: as `how` has it, with what makes modules.
+
+    Raises `EutecticError` (E904, E906, E907, F101, F108).
+    """
+    return (_text if isinstance(data, str | os.PathLike) else _loader)(data, how, source, run)
+
+
+def _text(data: Any, how: Options, source: Source, run: Settings) -> Given:
     """Sequences of a file, those that are wanted."""
     task = Text(os.fspath(data), field=how.field, length=how.length, pack=how.pack)
     rows = task.sequences(Language(source, run))
     chosen = [rows[i] for i in run.chosen(len(rows))]
     identity = {**DataTask.identity(task), "samples": how.samples, "batch": how.batch, "dtype": how.dtype}
     first = next(batches_of(chosen, how.batch))
-    return _Data("causal", lambda: batches_of(chosen, how.batch), first, len(chosen), identity)
+    notes = [f"{task.empty:,} documents without text are left out"] if task.empty else []
+    if how.samples is not None and how.samples > len(rows):
+        notes.append(f"there are {len(rows):,} sequences, not {how.samples:,}: all are taken")
+    return Given("causal", lambda: batches_of(chosen, how.batch), first, len(chosen), identity, tuple(notes))
 
 
-def _loader(loader: Any, how: Options, source: Source, run: Settings) -> _Data:
+def _loader(loader: Any, how: Options, source: Source, run: Settings) -> Given:
     """Batches of a loader, the first `samples` samples of them."""
     if not isinstance(loader, Iterable) or isinstance(loader, Iterator):
         message = f"must be a file of text, or batches that can be gone through again, not a {type(loader).__name__}"
@@ -287,4 +313,4 @@ def _loader(loader: Any, how: Options, source: Source, run: Settings) -> _Data:
     first = next(batches(), None)
     # All that tells one loader from another without going through it.
     digest = None if first is None else Batch.of(first).digest()
-    return _Data("any", batches, first, None, {"samples": how.samples, "dtype": how.dtype, "first_batch": digest})
+    return Given("any", batches, first, None, {"samples": how.samples, "dtype": how.dtype, "first_batch": digest})
