@@ -170,7 +170,7 @@ def test_other_bytes_than_were_aligned_are_refused_and_the_other_model_is_recogn
     keys: dict[str, Any] = {"digests": digests(source), "reference": digests(other)}
     good = Aligned(source, TABLE, moves, **keys)
     assert len(dict(good)) == len(source.specs)
-    with pytest.raises(NumericError, match="G115 embed: a is not the model that was aligned.*those of the model"):
+    with pytest.raises(NumericError, match=r"G115 embed: a is not the model that was aligned.*those of the model"):
         Aligned(other, TABLE, moves, **keys)["embed"]
     with pytest.raises(
         NumericError, match="G115 embed: c is not the model that was aligned: the tensor has other bytes"

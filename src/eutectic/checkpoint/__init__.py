@@ -1,5 +1,9 @@
 """Where weights come from: checkpoints in files, models in memory and on the hub, each as a Source."""
 
+from eutectic.checkpoint.aligned import Aligned as Aligned
+from eutectic.checkpoint.alignment import Alignment as Alignment
+from eutectic.checkpoint.alignment import Named as Named
+from eutectic.checkpoint.alignment import read_alignment as read_alignment
 from eutectic.checkpoint.extents import Extent as Extent
 from eutectic.checkpoint.extents import FileSource as FileSource
 from eutectic.checkpoint.folder import inside as inside

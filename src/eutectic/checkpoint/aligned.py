@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from eutectic import dtypes
 from eutectic.checkpoint.moving import Piece, change_of, made, pieces
 from eutectic.checkpoint.source import Source, Spec
-from eutectic.checkpoint.symmetry import Axis, Moves, Symmetries
+from eutectic.checkpoint.symmetry import Axis, Factor, Moves, Part, Symmetries
 from eutectic.errors import CheckpointError, NumericError, Problem
 from eutectic.kernels.digests import BLOCK
 from eutectic.lazy import LazyModule
@@ -56,6 +56,7 @@ class Aligned(Source):
         moves: the element.
         digests: tensor of the source → digest of its bytes; those of every tensor that is read are compared.
         reference: the same of the model that this one is aligned to, to tell when the two are mixed up.
+        to: the label of that one.
         label: its short name; by default the source's.
 
     Raises `CheckpointError`: G101–G103 where the table does not fit the source, G113 for tied tensors that would move
@@ -70,9 +71,10 @@ class Aligned(Source):
         *,
         digests: Mapping[str, str] | None = None,
         reference: Mapping[str, str] | None = None,
+        to: str = "",
         label: str | None = None,
     ) -> None:
-        self.label = label or source.label
+        self.label, self.to = label or source.label, to
         self.ties, self.implied, self.ignored = source.ties, source.implied, source.ignored
         self.metadata = source.metadata
         self._source, self._moves, self._groups = source, moves, symmetries.groups
@@ -199,7 +201,7 @@ class Aligned(Source):
     # What is the source's own
 
     def identity(self) -> dict[str, Any]:
-        return {**self._source.identity(), "label": self.label, "moves": self._content}
+        return {**self._source.identity(), "label": self.label, "aligned": {"to": self.to, "moves": self._content}}
 
     def stamp(self) -> Any:
         return [self._source.stamp(), self._content]
@@ -223,10 +225,28 @@ class Aligned(Source):
 def unfit(symmetries: Symmetries, source: Source) -> Iterator[Problem]:
     """Why a table does not fit a model: as `Symmetries.problems`, and G113 for tied tensors that would move apart."""
     tied = {alias: kept for alias, kept in {**source.implied, **source.ties}.items() if alias in symmetries.axes}
-    yield from symmetries.problems({**source.specs, **{alias: source.specs[kept] for alias, kept in tied.items()}})
+    problems = symmetries.problems({**source.specs, **{alias: source.specs[kept] for alias, kept in tied.items()}})
+    yield from problems
+    if problems:
+        return
     for alias, kept in tied.items():
-        if kept in symmetries.axes and symmetries.axes[alias] != symmetries.axes[kept]:
+        if kept in symmetries.axes and _effect(symmetries, alias) != _effect(symmetries, kept):
             yield Problem("G113", f"is tied to {kept}, and its symmetries are others", alias)
+
+
+def _effect(symmetries: Symmetries, name: str) -> list[list[tuple[tuple[Factor, ...], str]]]:
+    """What moves do along each axis. Being made or being read makes no difference to places, signs and rotations."""
+
+    def role(part: Part) -> str:
+        scales = {symmetries.groups[one.group].scale for one in part.factors if one.group}
+        kinds = {symmetries.gauges[one.gauge].kind for one in part.factors if one.gauge}
+        if not kinds and scales <= {""}:
+            return ""
+        return (
+            "made or read" if part.role != "order" and kinds <= {"orthogonal"} and scales <= {"", "sign"} else part.role
+        )
+
+    return [[(part.factors, role(part)) for part in parts] for parts in symmetries.axes[name]]
 
 
 def _slabs(name: str, source: Source, symmetries: Symmetries, moves: Moves) -> Iterator[_Slab]:

@@ -88,7 +88,7 @@ class Source(Mapping[str, "torch.Tensor"]):
         """Raises `CheckpointError` if a file behind this source changed since it was opened."""
 
     def working_bytes(self) -> int:
-        """Memory that reading takes at most, in each thread, beside what is read. 0 where bytes are read as they lie."""
+        """Memory that reading takes at most in a thread, beside what is read; 0 where bytes are read as they lie."""
         return 0
 
     def close(self) -> None:

@@ -72,7 +72,8 @@ def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
         item = planned.inputs[number]
         size = sum(spec.nbytes for spec in item.specs.values())
         inside = "nested recipe, " if item.plan else ""
-        about = f"{inside}{len(item.specs)} tensors, {values.shown(size)}"
+        moved = f", aligned to {screen.text(item.aligned)}" if item.aligned else ""
+        about = f"{inside}{len(item.specs)} tensors, {values.shown(size)}{moved}"
         table.add_row(item.role, f"{screen.text(item.label)}  [dim]{about}[/]")
     if planned.recipe.tokenizer_source is not None:
         table.add_row("tokenizer", screen.text((planned.tokenizer or planned.donor).label))

@@ -55,15 +55,16 @@ class Findings:
     @property
     def problems(self) -> list[Problem]:
         """Each once, at most a dozen of one kind; the rest are counted."""
-        seen: Counter[str] = Counter()
-        kept = []
-        for problem in dict.fromkeys(self._problems):
-            seen[problem.code] += 1
-            if seen[problem.code] <= MOST_OF_A_KIND:
-                kept.append(problem)
-        more = {code: count - MOST_OF_A_KIND for code, count in seen.items() if count > MOST_OF_A_KIND}
-        kept += [
-            Problem(code, f"and {count} more problems of this kind", file=self._recipe.file or "")
-            for code, count in more.items()
-        ]
-        return kept
+        return few(self._problems, self._recipe.file or "")
+
+
+def few(problems: Iterable[Problem], file: str) -> list[Problem]:
+    """Each problem once, at most a dozen of one kind; the rest are counted."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for problem in dict.fromkeys(problems):
+        seen[problem.code] += 1
+        if seen[problem.code] <= MOST_OF_A_KIND:
+            kept.append(problem)
+    more = {code: count - MOST_OF_A_KIND for code, count in seen.items() if count > MOST_OF_A_KIND}
+    return kept + [Problem(code, f"and {count} more problems of this kind", file=file) for code, count in more.items()]

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from eutectic.checkpoint import About, Source, read_about
+from eutectic.checkpoint import About, Alignment, Source, read_about, read_alignment
 from eutectic.errors import CheckpointError, Problem, RecipeError
 from eutectic.methods import Method
+from eutectic.plan.findings import few
 from eutectic.plan.model import Plan, PlanInput
 from eutectic.recipe import Model, ModelEntry, Recipe, label_of, same_model
 
@@ -75,6 +76,8 @@ def open_inputs(
                 found = plan_nested(nested, opener)
             else:
                 found = opener(model, recipe.folder)
+                if entry is not None and entry.aligned is not None:
+                    found = _aligned(found, entry, recipe, opener)
         except RecipeError as error:
             requests += error.problems
         except CheckpointError as error:
@@ -108,6 +111,23 @@ def open_inputs(
     return inputs
 
 
+def _aligned(model: Source, entry: ModelEntry, recipe: Recipe, opener: Opener) -> Source:
+    """The model as its alignment moves it. Raises `CheckpointError` for both; the model is closed then."""
+    try:
+        return _alignment(entry.aligned, recipe.folder, opener).source(model)
+    except CheckpointError as error:
+        model.close()
+        told = few(error.problems, recipe.file or "")
+        raise CheckpointError(_placed(problem, entry, recipe, "aligned") for problem in told) from None
+
+
+def _alignment(written: Any, folder: str | None, opener: Opener) -> Alignment:
+    if isinstance(written, Alignment):
+        return written
+    with opener(written, folder) as source:
+        return read_alignment(source)
+
+
 def _open_statistics(entry: ModelEntry, recipe: Recipe, opener: Opener) -> tuple[Source, About]:
     source = opener(entry.statistics, recipe.folder)
     try:
@@ -120,7 +140,7 @@ def _open_statistics(entry: ModelEntry, recipe: Recipe, opener: Opener) -> tuple
 def _placed(problem: Problem, entry: ModelEntry | None, recipe: Recipe, key: str) -> Problem:
     """The problem with the place in the recipe where the model is named, unless it has a place of its own."""
     path = "base_model" if entry is None else f"{entry.place.path}.{key}"
-    beside = replace(entry.place, path=path) if entry and key == "statistics" else None
+    beside = replace(entry.place, path=path) if entry and key != "model" else None
     place = recipe.places.get(path) or beside or (entry.place if entry else None)
     if place is None or problem.file or problem.line is not None:
         return problem

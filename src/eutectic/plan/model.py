@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
-from eutectic.checkpoint import About, Source, Spec
+from eutectic.checkpoint import About, Aligned, Source, Spec
 from eutectic.kernels.layers import Layer
 from eutectic.methods import Method
 from eutectic.recipe import Recipe
@@ -99,6 +99,16 @@ class PlanInput:
     def ignored(self) -> Mapping[str, str]:
         """Stored tensors that are not read, and why."""
         return {} if self.plan else self._open.ignored
+
+    @property
+    def rounds(self) -> Mapping[str, str]:
+        """Tensors that are read wider than they are stored, see `Source.rounds`."""
+        return {} if self.plan else self._open.rounds
+
+    @property
+    def aligned(self) -> str:
+        """The label of the model that it is aligned to; empty if it is read as it is."""
+        return self.source.to if isinstance(self.source, Aligned) else ""
 
     def stored(self, name: str) -> str | None:
         """The name under which a tensor is stored, None if there is none."""

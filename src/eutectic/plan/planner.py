@@ -158,6 +158,11 @@ class _Planner:
     def _specs(self, has: _Holders) -> list[Spec]:
         return [self.inputs[number].specs[stored] for number, stored in has]
 
+    def _dtypes(self, has: _Holders) -> list[str]:
+        """The dtypes that tensors are stored with, which the output has where the recipe names none."""
+        inputs = [(self.inputs[number], stored) for number, stored in has]
+        return [item.rounds.get(stored, item.specs[stored].dtype) for item, stored in inputs]
+
     # Jobs
 
     def _job(self, name: str) -> Job | None:
@@ -181,7 +186,7 @@ class _Planner:
         if len({spec.shape for spec in specs}) > 1:
             self._shapes_differ(name, has, specs)
             return None
-        out = Spec(self.out_dtype or dtypes.promote([spec.dtype for spec in specs]), specs[0].shape)
+        out = Spec(self.out_dtype or dtypes.promote(self._dtypes(has)), specs[0].shape)
         beside = self.measured(name, has, out.shape)
         bound = self.measured.bound(self.parameters.bind(name))
         if "solve" in bound and beside.layer is None:
@@ -219,7 +224,7 @@ class _Planner:
         """The copy of the donor's tensor, or of the first model's that has it; the others are dropped."""
         chosen, spec = min(zip(has, specs, strict=True), key=lambda pair: (pair[0][0] != self.donor, pair[0][0]))
         self._drop(has, chosen, why)
-        dtype = self.out_dtype if self.out_dtype and dtypes.is_float(spec.dtype) else spec.dtype
+        dtype = self.out_dtype if self.out_dtype and dtypes.is_float(spec.dtype) else self._dtypes([chosen])[0]
         reason = f"{why}; taken from {self._label(chosen)}"
         return Job(name, Spec(dtype, spec.shape), "copy", (chosen,), reason=reason)
 

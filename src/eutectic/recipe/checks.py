@@ -65,15 +65,20 @@ def repeats(models: Sequence[ModelEntry], faults: Faults) -> None:
             faults.add("R133", entry.place, message, "list it once, with a larger weight")
 
 
-def repeated_statistics(models: Sequence[ModelEntry], faults: Faults) -> None:
-    """No two models have the same statistics: they are of one model."""
-    seen: list[object] = []
-    for entry in models:
-        one = os.path.normpath(entry.statistics) if isinstance(entry.statistics, str) else entry.statistics
-        if one is not None and any(one is other or (isinstance(one, str) and one == other) for other in seen):
-            message = f"the statistics {label_of(entry.statistics)!r} stand beside two models"
-            faults.add("R133", entry.place, message, "each model has statistics of its own")
-        seen.append(one)
+def repeated_artefacts(models: Sequence[ModelEntry], faults: Faults) -> None:
+    """No two models have the same statistics or the same alignment: they are of one model."""
+    for kind, verb, given in (
+        ("statistics", "stand", [entry.statistics for entry in models]),
+        ("alignment", "stands", [entry.aligned for entry in models]),
+    ):
+        seen: list[object] = []
+        for entry, artefact in zip(models, given, strict=True):
+            one = os.path.normpath(artefact) if isinstance(artefact, str) else artefact
+            if one is not None and any(one is other or (isinstance(one, str) and one == other) for other in seen):
+                message = f"the {kind} {label_of(artefact)!r} {verb} beside two models"
+                whose = "an alignment of its own" if kind == "alignment" else "statistics of its own"
+                faults.add("R133", entry.place, message, f"each model has {whose}")
+            seen.append(one)
 
 
 def required(

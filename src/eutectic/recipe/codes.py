@@ -123,7 +123,8 @@ CODES: dict[str, tuple[str, str]] = {
     "R133": (
         "same model twice",
         "One model is listed twice. Its copies would share one random mask and count as one vote twice; list it once "
-        "and give it a larger weight. Statistics stand beside one model, the one that they were measured of.",
+        "and give it a larger weight. Statistics stand beside one model, the one that they were measured of; so does "
+        "an alignment.",
     ),
     "R134": (
         "layer range not understood",
@@ -134,6 +135,12 @@ CODES: dict[str, tuple[str, str]] = {
         "statistics missing, or without use",
         "Methods that use statistics, `fisher` and `regmean`, need those of every model: `statistics: PATH` beside "
         "`model`, a folder that `eutectic collect` made. Other methods use none, and a key without effect is refused.",
+    ),
+    "R136": (
+        "an alignment in the wrong place",
+        "`aligned: PATH` stands beside a model (a folder, a file, a hub id): the second of the two that `eutectic "
+        "align` was given. A base of task vectors is aligned by a recipe in its place: `base_model: {merge_method: "
+        "passthrough, models: [{model: B, aligned: PATH}]}`.",
     ),
     "R140": (
         "override not understood",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from eutectic.errors import did_you_mean
 from eutectic.recipe.located import Faults, Node, shown
 
-_ENTRY_KEYS = ("model", "statistics", "parameters")
-_SOURCE_KEYS = ("model", "layer_range", "statistics", "parameters")
+_ENTRY_KEYS = ("model", "aligned", "statistics", "parameters")
+_SOURCE_KEYS = ("model", "layer_range", "aligned", "statistics", "parameters")
 _SLICE_KEYS = ("sources", "base_model", "parameters", "residual_weight")
 MAX_MODELS = 1000
 _STACKING = "layer stacking is not supported yet"

@@ -17,14 +17,16 @@ _NOWHERE = Place("", None, None, "")
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One input: the model, the parameters given to it alone, and the statistics that were measured of it.
+    """One input: the model, the parameters given to it alone, its statistics, and what it is aligned by.
 
-    `statistics` is a path, or a live source that has `statistics.json` beside it. `place` is where the entry stands.
+    `statistics` is a path, or a live source that has `statistics.json` beside it. `aligned` is the path of an
+    alignment, or a live one. `place` is where the entry stands.
     """
 
     model: Model
     parameters: Mapping[str, Setting] = field(default_factory=dict)
     statistics: object = None
+    aligned: object = None
     place: Place = field(default=_NOWHERE, compare=False)
 
 
@@ -125,6 +127,8 @@ class Recipe:
             plain: dict[str, Any] = {"model": _model(entry.model, live)}
             if self.layer_range is not None:
                 plain["layer_range"] = list(self.layer_range)
+            if entry.aligned is not None:
+                plain["aligned"] = _model(entry.aligned, live)
             if entry.statistics is not None:
                 plain["statistics"] = _model(entry.statistics, live)
             if entry.parameters:
@@ -178,7 +182,8 @@ def rebased(recipe: Recipe, folder: str | None) -> Recipe:
         folder=folder,
         base=moved(recipe.base),
         models=tuple(
-            replace(entry, model=moved(entry.model), statistics=moved(entry.statistics)) for entry in recipe.models
+            replace(entry, model=moved(entry.model), statistics=moved(entry.statistics), aligned=moved(entry.aligned))
+            for entry in recipe.models
         ),
         buffers_from=donor(recipe.buffers_from),
         tokenizer_source=donor(recipe.tokenizer_source),

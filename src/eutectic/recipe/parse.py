@@ -11,7 +11,7 @@ from eutectic.recipe.inputs import Inputs, find_inputs
 from eutectic.recipe.located import Node, Place, shown
 from eutectic.recipe.model import Model, ModelEntry, Recipe, label_of, same_model
 from eutectic.recipe.post import read_post
-from eutectic.recipe.references import Context, model_at, statistics_at
+from eutectic.recipe.references import Context, aligned_at, model_at, statistics_at
 from eutectic.recipe.schema import MethodLike
 from eutectic.recipe.values import Setting
 
@@ -42,6 +42,7 @@ _NOT_YET_HINTS = {
     "chat_template": "remove it: the template is copied with the tokenizer files",
 }
 _LISTED = "`eutectic methods` lists them"
+_WHOLE = "write there `{merge_method: passthrough, models: [{model: …, aligned: …}]}`"
 
 
 @dataclass
@@ -138,10 +139,24 @@ def _models(draft: _Draft, inputs: Inputs) -> None:
         if model is None:
             draft.complete = False
         elif owner == "model":
-            draft.models.append(ModelEntry(model, parameters, _statistics(draft, node), node.place))
+            aligned = _aligned(draft, node, model)
+            draft.models.append(ModelEntry(model, parameters, _statistics(draft, node), aligned, node.place))
         elif (given := node.get("statistics")) is not None:
             draft.notes.append(f"{given.place.path} has no effect: the base is not merged")
+        if owner == "base" and (given := node.get("aligned")) is not None:
+            draft.context.faults.add("R136", given.key_place, "the base is read where `base_model` names it", _WHOLE)
     draft.complete = draft.complete and inputs.complete
+
+
+def _aligned(draft: _Draft, entry: Node, model: Model) -> object:
+    """What a model is aligned by; None where nothing is said, or after a problem."""
+    node = entry.get("aligned") if isinstance(entry.data, dict) else None
+    if node is None:
+        return None
+    if isinstance(model, Recipe):
+        hint = "write `aligned` beside the models in it, or merge it and align what comes out"
+        draft.context.faults.add("R136", node.key_place, "a recipe in place of a model cannot be aligned", hint)
+    return aligned_at(node, draft.context)
 
 
 def _statistics(draft: _Draft, entry: Node) -> object:
@@ -224,7 +239,7 @@ def _structure(draft: _Draft) -> None:
         )
     checks.counts(draft.method, draft.models, draft.root, draft.context.faults)
     checks.repeats(draft.models, draft.context.faults)
-    checks.repeated_statistics(draft.models, draft.context.faults)
+    checks.repeated_artefacts(draft.models, draft.context.faults)
     given = draft.parameters.keys() | draft.unread
     checks.required(draft.method, draft.models, given, draft.root, draft.context.faults)
     if not draft.unread & {"weight", "normalize"}:

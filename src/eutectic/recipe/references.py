@@ -68,6 +68,17 @@ def statistics_at(node: Node, context: Context) -> object:
     return None
 
 
+def aligned_at(node: Node, context: Context) -> object:
+    """What is named under `aligned`: a path, or a live alignment; None after a problem."""
+    if isinstance(node.data, Live):
+        return node.data.value
+    if isinstance(node.data, str) and node.data.strip():
+        return node.data
+    hint = "write the folder that `eutectic align` made"
+    context.faults.add("R130", node.place, f"must name an alignment, not {shown(node.data)}", hint)
+    return None
+
+
 def _text(text: str, node: Node, context: Context) -> Model | None:
     if text in context.documents:
         return context.nested.document(text, node)

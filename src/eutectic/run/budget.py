@@ -80,8 +80,14 @@ def worker_bytes(plan: Plan, device: str = "cpu", reference: bool = False) -> in
     """Memory one worker needs at most, nested recipes included: each level has a block in work at the same time."""
     return sum(
         max((block_bytes(Work(level, device, reference), number) for number in range(len(level.jobs))), default=0)
+        + max(_reading(level), default=0)
         for level in plans_in(plan)
     )
+
+
+def _reading(plan: Plan) -> Iterator[int]:
+    """What reading takes beside the blocks, of each model that is computed as it is read."""
+    return (item.source.working_bytes() for item in plan.inputs if item.source is not None)
 
 
 def _for_whole_tensors(plan: Plan, device: str, reference: bool) -> tuple[str, str]:
@@ -111,7 +117,9 @@ def make_budget(
 
     Raises `ResourceError` (M601) when not even one worker fits.
     """
-    uses_torch = device != "cpu" or any(in_torch(Work(level, device, reference)) for level in plans_in(plan))
+    uses_torch = device != "cpu" or any(
+        in_torch(Work(level, device, reference)) or any(_reading(level)) for level in plans_in(plan)
+    )
     floor = max(resident_bytes(), _BARE + (_TORCH if uses_torch else 0)) + _SLACK
     each = worker_bytes(plan, device, reference) + (lanes - 1) * lane_bytes(plan)
     left = memory - floor
