@@ -79,7 +79,8 @@ def views_of(symmetries: Symmetries, module: nn.Module) -> list[View]:
         for layer in layers_of(module, Names(module, symmetries.axes))
         if layer.groups == 1
         for first, part in _placed(symmetries.axes[layer.weight][_READS[layer.form]])
-        if any(factor.group for factor in part.factors) and not any(factor.gauge for factor in part.factors)
+        if any(factor.group for factor in part.factors)
+        and all(factor.group or not factor.gauge for factor in part.factors)
     ]
 
 
