@@ -89,6 +89,25 @@ CODES: dict[str, tuple[str, str]] = {
         "Weights that are shared between layers keep what is declared for layers of their own from holding. Trace the "
         "module: its graph knows what is shared.",
     ),
+    "G170": (
+        "models of different shapes",
+        "Two models are aligned when all their tensors have the same names and shapes: the second moves onto the first unit "
+        "by unit. Every tensor that differs is listed. Heads for other classes, or embeddings of another vocabulary, "
+        "have to be left out of both first.",
+    ),
+    "G171": (
+        "a tensor that only one model has",
+        "Two models are aligned when they have the same tensors. Models of one architecture whose names differ (a prefix, "
+        "a tied head that one of them stores) have to be renamed first.",
+    ),
+    "G172": (
+        "NaN or infinity in weights that are to be aligned",
+        "Such weights are like no others. The model is broken, or overflowed in float16; every tensor is listed.",
+    ),
+    "G173": (
+        "an argument of matching that cannot be",
+        "`restarts` is a whole number from 0 on, `sweeps` one from 1 on, and `fixed` names groups of the symmetries.",
+    ),
     "G180": (
         "similarities that are no numbers",
         "Units are matched by how alike they are, and NaN or infinity is no likeness. It comes from weights or "
@@ -119,5 +138,46 @@ CODES: dict[str, tuple[str, str]] = {
         "an option of REPAIR that cannot be",
         "`how` is `sequential` or `closed form`; there is one weight from 0 on for each parent, and not all are 0; the "
         "data can be gone through again, as there are several passes.",
+    ),
+    "G240": (
+        "a zip that cannot be",
+        "ZipIt! merges two models or more, with as many units each; α and β are shares from 0 to 1; heads stay separate "
+        "or are averaged.",
+    ),
+    "G241": (
+        "similarities that are no numbers",
+        "NaN or infinity in the correlations of units: look for it in the data, or in the models' activations.",
+    ),
+    "G242": (
+        "no such place to zip up to",
+        "`until` names a group of the symmetries, or a tensor that makes the units of one.",
+    ),
+    "G243": (
+        "units that no layer shows",
+        "Units are seen where a linear layer or convolution reads them. Behind the last of these nothing is known of "
+        "which go together: zip up to a group before it.",
+    ),
+    "G244": (
+        "models that cannot be zipped",
+        "In the trunk the models have the same tensors, and their symmetries fit them. What comes behind the trunk may "
+        "be another for each model; give a table of symmetries for each then.",
+    ),
+    "G245": (
+        "heads that are not one",
+        "Heads are averaged when everything is zipped and they have the same shapes. Otherwise each model keeps its own.",
+    ),
+    "G246": (
+        "no graph to run models together",
+        "What models have in common is computed once by the graphs that torch.export makes of them. Where it makes "
+        "none, each of the `members` runs by itself with the same result.",
+    ),
+    "G247": (
+        "not the folder of these zipped models",
+        "`load_zipped` takes the folder that `Zipped.save` made, and modules of the architectures that were zipped, in "
+        "their order: their values are replaced.",
+    ),
+    "G248": (
+        "not one loader for each model",
+        "Statistics of a head are of its own task's data, so each model's data is given by itself.",
     ),
 }
