@@ -1,0 +1,111 @@
+"""How far apart two models are, before and after the second moves, in all and group by group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from eutectic.alignment.model import Change
+from eutectic.alignment.places import Index, votes
+from eutectic.alignment.reading import Cache, Reading
+from eutectic.checkpoint.source import Source
+from eutectic.checkpoint.symmetry import Moves, Symmetries
+from eutectic.errors import NumericError, Problem, RecipeError
+from eutectic.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch")
+
+# Entries widened at a time: their float64 copies stay in a cache.
+_CHUNK = 1 << 18
+
+
+class Pair:
+    """Two models of one table, read tensor by tensor.
+
+    Attributes:
+        a, b: the readings.
+        index: of the table, over the tensors that vote.
+    """
+
+    def __init__(self, a: Source, b: Source, symmetries: Symmetries, memory: int) -> None:
+        """Opens nothing and reads nothing.
+
+        Args:
+            a, b: the models.
+            symmetries: of both.
+            memory: bytes of tensors to keep, of both together.
+
+        Raises `RecipeError` with every tensor in which the models differ, or that the table does not fit: G170 for
+        shapes, G171 for one that only one model has, G101 to G103 of the table.
+        """
+        _check(a, b, symmetries)
+        cache = Cache(memory)
+        self.labels = (a.label, b.label)
+        self.a, self.b = (Reading(one, symmetries, cache) for one in (a, b))
+        said = [name for name in symmetries.axes if votes(name, self.a.specs[name].dtype)]
+        self.index = Index(symmetries, [name for name in said if votes(name, self.b.specs[name].dtype)])
+
+    def products(self, names: Iterable[str], form: Moves, moves: Moves) -> dict[str, float]:
+        """⟨A, B⟩ of each tensor, A in some form and B moved, in float64."""
+        return self._summed(names, form, moves, lambda a, b: float(a @ b))
+
+    def distances(self, names: Iterable[str], moves: Moves) -> dict[str, float]:
+        """‖A - moved B‖² of each tensor, in float64."""
+        return self._summed(names, Moves(), moves, lambda a, b: float((a - b).square().sum()))
+
+    def check_finite(self) -> None:
+        """Raises `NumericError` G172 with every tensor that votes and holds NaN or infinity."""
+        problems = []
+        for name in self.index.tensors:
+            for label, reading in zip(self.labels, (self.a, self.b), strict=True):
+                if not all(bool(block.isfinite().all()) for block in reading.blocks(name, Moves())):
+                    problems.append(Problem("G172", f"a weight of {label!r} is NaN or infinite", name))
+        if problems:
+            raise NumericError(problems)
+
+    def _summed(
+        self, names: Iterable[str], form: Moves, moves: Moves, term: Callable[[Tensor, Tensor], float]
+    ) -> dict[str, float]:
+        found = {}
+        for name in names:
+            sums = []
+            for left, right in zip(self.a.blocks(name, form), self.b.blocks(name, moves), strict=True):
+                chunks = zip(torch.split(left.flatten(), _CHUNK), torch.split(right.flatten(), _CHUNK), strict=True)
+                sums += [term(one.double(), other.double()) for one, other in chunks]
+            found[name] = math.fsum(sums)
+        return found
+
+
+def compared(pair: Pair, moves: Moves) -> tuple[float, float, dict[str, Change]]:
+    """‖A - B‖² before and after B moves, over all tensors that vote, and what the moves do to each group."""
+    before, after = (pair.distances(pair.index.tensors, each) for each in (Moves(), moves))
+    changes = {}
+    for name, group in pair.index.symmetries.groups.items():
+        tensors = pair.index.tensors_of([name])
+        order = moves.orders.get(name)
+        gone = 0 if order is None else int((order != torch.arange(group.size)).sum())
+        changes[name] = Change(group.size, gone, _total(before, tensors), _total(after, tensors))
+    return math.fsum(before.values()), math.fsum(after.values()), changes
+
+
+def _total(sums: Mapping[str, float], names: Collection[str]) -> float:
+    return math.fsum(sums[name] for name in names)
+
+
+def _check(a: Source, b: Source, symmetries: Symmetries) -> None:
+    problems = []
+    for name in dict.fromkeys([*a.specs, *b.specs]):
+        if name not in a.specs or name not in b.specs:
+            has, lacks = (a, b) if name in a.specs else (b, a)
+            problems.append(Problem("G171", f"{has.label!r} has this tensor and {lacks.label!r} has not", name))
+        elif a.specs[name].shape != b.specs[name].shape:
+            shapes = f"{list(a.specs[name].shape)} in {a.label!r} and {list(b.specs[name].shape)} in {b.label!r}"
+            problems.append(Problem("G170", f"the shapes differ: {shapes}", name))
+    problems = problems or symmetries.problems(a.specs)
+    if problems:
+        raise RecipeError(problems)
