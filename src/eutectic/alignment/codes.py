@@ -141,8 +141,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "G240": (
         "a zip that cannot be",
-        "ZipIt! merges two models or more, with as many units each; α and β are shares from 0 to 1; heads stay separate "
-        "or are averaged.",
+        "ZipIt! merges two models or more, with as many units each; α and β are shares from 0 to 1; heads stay "
+        "separate or are averaged.",
     ),
     "G241": (
         "similarities that are no numbers",
@@ -164,7 +164,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "G245": (
         "heads that are not one",
-        "Heads are averaged when everything is zipped and they have the same shapes. Otherwise each model keeps its own.",
+        "Heads are averaged when everything is zipped and they have the same shapes. Otherwise each model keeps its "
+        "own.",
     ),
     "G246": (
         "no graph to run models together",

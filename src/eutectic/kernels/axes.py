@@ -65,3 +65,16 @@ def scaled(tensor: Tensor, axis: int, sizes: Sequence[int], place: int, scale: T
     shape[place] = sizes[place]
     along = scale.double().reshape(shape).expand(*sizes).reshape(-1).to(tensor.device)
     return tensor.double() * along.reshape(-1, *[1] * (tensor.dim() - axis - 1))
+
+
+def pooled(tensor: Tensor, axis: int, sizes: Sequence[int], place: int, into: Tensor, count: int) -> Tensor:
+    """Reads an axis as a product of factors and adds up those units of one of them that go into the same unit.
+
+    Args as of `taken`; `into` is (sizes[place],) int64: unit u is added to unit `into[u]` of `count` units. Returns
+    float64, with its axis count / `sizes[place]` as long.
+    """
+    shape = tensor.shape
+    apart = tensor.double().reshape(*shape[:axis], *sizes, *shape[axis + 1 :])
+    total = apart.new_zeros(*apart.shape[: axis + place], count, *apart.shape[axis + place + 1 :])
+    total.index_add_(axis + place, into.to(tensor.device), apart)
+    return total.reshape(*shape[:axis], -1, *shape[axis + 1 :])

@@ -1,0 +1,8 @@
+"""ZipIt!: models of different tasks merged unit by unit, across models and within (arXiv:2305.03053)."""
+
+from eutectic.alignment.zipit.door import zipit
+from eutectic.alignment.zipit.greedy import greedy
+from eutectic.alignment.zipit.module import Cost, Zipped, ZippedGroup, reset_statistics
+from eutectic.alignment.zipit.partition import Partition
+
+__all__ = ["Cost", "Partition", "Zipped", "ZippedGroup", "greedy", "reset_statistics", "zipit"]

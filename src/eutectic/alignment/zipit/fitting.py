@@ -1,0 +1,85 @@
+"""Whether models and tables fit each other, as far as they are to be zipped: every problem at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from eutectic.alignment.zipit.members import due, named
+from eutectic.alignment.zipit.tensors import places_of
+from eutectic.alignment.zipit.trunk import groups_of
+from eutectic.checkpoint.symmetry import Symmetries
+from eutectic.errors import Problem, RecipeError, listed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def check_request(
+    modules: Sequence[nn.Module], tables: Sequence[Symmetries], until: str | Sequence[str] | None, heads: str
+) -> None:
+    """What can be wrong before a tensor is looked at. Raises `RecipeError` (G240, G245)."""
+    problems = []
+    if len(modules) < 2:
+        problems.append(Problem("G240", f"{len(modules)} is too few to merge", "modules", "give two or more"))
+    elif len(tables) != len(modules):
+        message = f"there are {len(tables)} for {len(modules)} models"
+        problems.append(Problem("G240", message, "symmetries", "give one for all, or one for each"))
+    if heads not in ("separate", "averaged"):
+        problems.append(Problem("G240", f"must be 'separate' or 'averaged', not {heads!r}", "heads"))
+    if heads == "averaged" and until is not None:
+        hint = "leave out `until`, or keep heads='separate'"
+        problems.append(Problem("G245", "what stays of each model cannot be averaged", "heads", hint))
+    if problems:
+        raise RecipeError(problems)
+
+
+def check_models(modules: Sequence[nn.Module], tables: Sequence[Symmetries], zipped: set[str], averaged: bool) -> None:
+    """Tables must fit their models, and what is to be merged must be alike. Raises `RecipeError` (G244, G245)."""
+    states = [named(module, table) for module, table in zip(modules, tables, strict=True)]
+    problems = []
+    for number, (module, state, table) in enumerate(zip(modules, states, tables, strict=True)):
+        found = [*_misfits(module, state, table, zipped), *_other_units(tables[0], table, zipped)]
+        problems += [Problem("G244", message, f"modules[{number}]") for message in found]
+    if not problems:
+        merged = due(states[0], tables[0], zipped, False)
+        heads = due(states[0], tables[0], zipped, averaged) - merged
+        problems += _unlike(states, merged, "G244", "zip up to a group before it")
+        problems += _unlike(states, heads, "G245", "keep heads='separate'")
+    if problems:
+        raise RecipeError(problems)
+
+
+def _misfits(module: nn.Module, state: Mapping[str, Tensor], table: Symmetries, zipped: set[str]) -> Iterator[str]:
+    """How a table does not fit a model. Sizes along which no zipped group lies may be other ones."""
+    known = {
+        place: state[name] if place == name else state[name][0] for name in state for place in places_of(table, name)
+    }
+    if lost := [name for name in table.axes if name not in known]:
+        yield f"its symmetries name tensors that it has not: {listed(lost)}"
+    saved = module.state_dict()
+    if unnamed := [name for name in state if name in saved and not places_of(table, name)]:
+        yield f"its symmetries do not name {listed(unnamed)}"
+    for place, tensor in known.items():
+        wanted = [sum(part.size for part in parts) for parts in table.axes[place]]
+        moving = [bool(groups_of(table, [parts]) & zipped) for parts in table.axes[place]]
+        sizes = list(tensor.shape)
+        if len(sizes) != len(wanted) or any(a != b for a, b, moves in zip(sizes, wanted, moving, strict=True) if moves):
+            yield f"{place} is of shape {sizes}, and its symmetries are for {wanted}"
+
+
+def _other_units(first: Symmetries, table: Symmetries, zipped: set[str]) -> Iterator[str]:
+    for name in sorted(zipped):
+        units = table.groups[name].size if name in table.groups else 0
+        if units != first.groups[name].size:
+            yield f"has {units} units of {name!r}, and the first has {first.groups[name].size}"
+
+
+def _unlike(states: Sequence[Mapping[str, Tensor]], names: set[str], code: str, hint: str) -> Iterator[Problem]:
+    for number, state in enumerate(states[1:], 1):
+        for name in sorted(names):
+            shape = list(state[name].shape) if name in state else None
+            if shape != list(states[0][name].shape):
+                has = "has none such" if shape is None else f"has one of shape {shape}"
+                message = f"{name} is of shape {list(states[0][name].shape)} in the first, and this {has}"
+                yield Problem(code, message, f"modules[{number}]", hint)

@@ -1,0 +1,166 @@
+"""The result of ZipIt!: one trunk, and for each model what stays its own, as a module that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from eutectic.alignment.zipit.together import Together
+from eutectic.averaging.statistics import statistics_layers, update_bn
+from eutectic.errors import Problem, RecipeError, listed
+from eutectic.lazy import LazyModule
+from eutectic.statistics.batches import Batch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch")
+
+
+@dataclass(frozen=True, slots=True)
+class ZippedGroup:
+    """What became of a group.
+
+    Attributes:
+        units: of one model, and of the merged one.
+        folded: how many dimensions each model lost to merges of its own units.
+        similarity: mean correlation of a unit with the merged unit's others; NaN where there is no other.
+        standing: whether it was not zipped (heads, experts): unit u of every model is unit u.
+    """
+
+    units: int
+    folded: tuple[int, ...]
+    similarity: float
+    standing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of the zipped models and of all models apart: parameters, and floating-point operations of a forward pass."""
+
+    parameters: int
+    parameters_apart: int
+    flops: int
+    flops_apart: int
+
+
+class Zipped(nn.Module):
+    """K models that have a trunk in common.
+
+    A call gives the outputs of each model, a tuple. In evaluation mode what they have in common is computed once; in
+    training mode each model runs by itself, as its layers then may do otherwise each time.
+
+    Attributes:
+        members: the models, `nn.ModuleList`: each runs by itself, and gives what the zipped module gives for it.
+            Tensors of the trunk are the same objects in each of them.
+        shared: names of the tensors that all have in common, as each model has them.
+        groups: group of the trunk → what became of it.
+    """
+
+    def __init__(
+        self, members: Sequence[nn.Module], shared: Iterable[str], groups: Mapping[str, ZippedGroup] | None = None
+    ) -> None:
+        """Makes the tensors called `shared` those of the first member, in all members."""
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.shared = frozenset(shared)
+        self.groups = dict(groups or {})
+        for member in members[1:]:
+            _tie(members[0], member, self.shared)
+        self._together = Together(members)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """What each model makes of the inputs. Raises `RecipeError` (G246) where torch.export finds no graph."""
+        if self.training:
+            return tuple(member(*args, **kwargs) for member in self.members)
+        return self._together(*args, **kwargs)
+
+    def joint(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The models' outputs one behind the other along the last axis: logits of the labels of all tasks.
+
+        Of an output that is no tensor, its `logits`. Nothing calibrates the models against each other.
+        """
+        outputs = self(*args, **kwargs)
+        return torch.cat([one if isinstance(one, torch.Tensor) else one.logits for one in outputs], -1)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The state dict of one model of the architecture. Raises `RecipeError` (G245) where models have tensors of
+        their own."""
+        state: dict[str, Tensor] = dict(self.members[0].state_dict())
+        if own := [name for name in state if name not in self.shared]:
+            hint = "zip all groups, and average the heads with heads='averaged'"
+            raise RecipeError(Problem("G245", f"each model has tensors of its own: {listed(own)}", hint=hint))
+        return state
+
+    def cost(self, *args: Any, **kwargs: Any) -> Cost:
+        """What it has and does, beside what the models apart have and do on the same inputs."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        counts = []
+        self.eval()
+        for run in (lambda: self(*args, **kwargs), lambda: [one(*args, **kwargs) for one in self.members]):
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                run()
+            counts.append(counter.get_total_flops())
+        apart = sum(one.numel() for member in self.members for one in member.parameters())
+        return Cost(sum(one.numel() for one in self.parameters()), apart, *counts)
+
+
+def reset_statistics(zipped: Zipped, loaders: Sequence[Iterable[Any]]) -> None:
+    """Computes the running statistics of batch normalisation anew: of the trunk on all data, of a head on its own.
+
+    A merged layer's outputs have another mean and a smaller variance than those it was merged from; without this,
+    models with batch normalisation are of little use. Batches of the tasks are joined, so that the statistics of the
+    trunk are over all tasks. A model without such layers is left alone.
+
+    Args:
+        zipped: what to change.
+        loaders: of each model's data, as `eutectic.averaging.update_bn` takes them, to be gone through twice where
+            heads have such layers too. Inputs alone are used. One loader may serve all.
+
+    Raises `RecipeError`: G248 for another number of loaders, T704 without a batch.
+    """
+    if len(loaders) != len(zipped.members):
+        message = f"there are {len(loaders)} loaders for {len(zipped.members)} models"
+        raise RecipeError(Problem("G248", message, "loaders", "give one for each model"))
+    inside = _statistics(zipped.members[0], zipped.shared)
+    if inside:
+        update_bn(chain.from_iterable(map(_joined, zip_longest(*loaders))), zipped.members[0])
+    for member, loader in zip(zipped.members, loaders, strict=True):
+        if len(statistics_layers(member)) == len(inside):
+            continue
+        kept = [(layer, {name: one.clone() for name, one in layer.named_buffers()}) for layer in inside]
+        update_bn(loader, member)
+        for layer, buffers in kept:
+            for name, buffer in buffers.items():
+                getattr(layer, name).copy_(buffer)
+
+
+def _statistics(member: nn.Module, shared: frozenset[str]) -> list[Any]:
+    """The normalisation layers of the trunk."""
+    names = {id(part): f"{path}.running_mean".lstrip(".") for path, part in member.named_modules()}
+    return [layer for layer in statistics_layers(member) if names[id(layer)] in shared]
+
+
+def _joined(batches: Sequence[Any]) -> list[Any]:
+    """The inputs of several batches as one batch, where they can be joined; else one after the other."""
+    inputs = [Batch.of(batch).inputs for batch in batches if batch is not None]
+    shapes = {tuple(one.shape[1:]) if isinstance(one, torch.Tensor) else None for one in inputs}
+    if len(shapes) == 1 and None not in shapes:
+        return [torch.cat(inputs)]
+    return inputs
+
+
+def _tie(first: nn.Module, other: nn.Module, names: Iterable[str]) -> None:
+    """Makes tensors of one module those of another, under every name that they have."""
+    for name in names:
+        path, _, own = name.rpartition(".")
+        mine, there = first.get_submodule(path), other.get_submodule(path)
+        table = "_parameters" if own in there._parameters else "_buffers"
+        getattr(there, table)[own] = getattr(mine, table)[own]
