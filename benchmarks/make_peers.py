@@ -1,4 +1,4 @@
-"""Makes the virtual environments of the peers that `check_parity.py` compares with, under runs/peers, where missing.
+"""Makes the virtual environments of the peers that the other scripts compare with, under runs/peers, where missing.
 
     python benchmarks/make_peers.py
 
@@ -15,7 +15,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from peer import ENVIRONMENTS, PACKAGES, Package
+from peer import ALL, ENVIRONMENTS, Package
 
 
 def make(name: str, package: Package) -> None:
@@ -34,7 +34,7 @@ def make(name: str, package: Package) -> None:
 
 def main() -> None:
     """Every peer that has no environment yet."""
-    for name, package in PACKAGES.items():
+    for name, package in ALL.items():
         if not os.environ.get(package.variable) and not (ENVIRONMENTS / name).exists():
             print(f"installing {package.title} {package.wanted}")
             make(name, package)

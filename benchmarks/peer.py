@@ -35,6 +35,12 @@ PACKAGES = {
     "peft": Package("PEFT", "peft", "peft", "0.21.2"),
     "fusionbench": Package("FusionBench", "fusion-bench", "fusion_bench", "0.2.33"),
 }
+# Solvers of the assignment problem: `bench_assignment.py` compares with them.
+SOLVERS = {
+    "lapx": Package("lapx", "lapx", "lap", "0.11.1"),
+    "lapjv": Package("lapjv", "lapjv", "lapjv", "1.3.29"),
+}
+ALL = {**PACKAGES, **SOLVERS}
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def interpreter(name: str) -> str | None:
     Of mergekit also the one beside a `mergekit-yaml` on PATH.
     """
     made = ENVIRONMENTS / name / "bin" / "python"
-    if named := os.environ.get(PACKAGES[name].variable):
+    if named := os.environ.get(ALL[name].variable):
         return named
     if made.exists():
         return str(made)
@@ -77,7 +83,7 @@ def interpreter(name: str) -> str | None:
 
 def find(name: str = "mergekit") -> Peer | None:
     """A peer that is installed, or None. Raises `SystemExit` when an interpreter was found that cannot import it."""
-    package, python = PACKAGES[name], interpreter(name)
+    package, python = ALL[name], interpreter(name)
     if python is None:
         return None
     ask = (

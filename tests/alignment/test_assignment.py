@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import permutations
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,8 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from eutectic.alignment import assignment
 from eutectic.alignment.assignment import assign
 from eutectic.errors import NumericError
+from eutectic.kernels.assignment import assignment as bought
+
+
+@pytest.fixture(params=[assignment.LARGE, 1], ids=["scipy", "compiled"], autouse=True, scope="module")
+def _solver(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything below holds for small matrices and for large ones."""
+    with patch.object(assignment, "LARGE", request.param):
+        yield
 
 
 def drawn(seed: int, *shape: int) -> Tensor:
@@ -81,6 +92,26 @@ def test_a_planted_order_is_found_on_tensors_of_any_layout() -> None:
     assert torch.equal(assign(similarity.T), torch.argsort(planted))
 
 
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("kind", ["random", "few levels", "hubs", "low rank", "dead", "wide"])
+def test_prices_prove_that_large_assignments_are_the_best(kind: str, wide: bool) -> None:
+    """Duality: no assignment exceeds Σ maxⱼ(sᵢⱼ − pⱼ) + Σ p for prices p ≥ 0 that are zero where nobody buys."""
+    similarity = {
+        "random": drawn(1, 150, 150),
+        "few levels": drawn(2, 150, 150).round(),
+        "hubs": drawn(3, 150, 20) @ (drawn(4, 20, 150) * drawn(5, 1, 150).exp()),
+        "low rank": drawn(6, 60, 1).abs() @ drawn(7, 1, 60).abs() + drawn(8, 60, 60) * 1e-3,
+        "dead": (drawn(9, 150, 8) * (drawn(10, 150, 1) > 0)) @ (drawn(11, 8, 150) * (drawn(12, 1, 150) > 0)),
+        "wide": drawn(13, 100, 130),
+    }[kind].to(torch.float64 if wide else torch.float32)
+    columns, prices = bought(similarity.numpy())
+    bound = (similarity.double().numpy() - prices).max(1).sum() + prices.sum()
+    left_over = np.setdiff1d(np.arange(similarity.shape[1]), columns)
+    assert len(set(columns.tolist())) == len(similarity)
+    assert (prices >= 0).all() and (prices[left_over] == 0).all()
+    assert value(similarity, torch.from_numpy(columns)) == pytest.approx(bound, rel=1e-12, abs=1e-12)
+
+
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_no_number_is_refused_with_its_place(wrong: float) -> None:
     similarity = drawn(1, 6, 6)
@@ -94,6 +125,11 @@ def test_what_is_no_number_is_refused_with_its_place(wrong: float) -> None:
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="n ≤ m"):
         assign(torch.zeros(shape))
+
+
+def test_other_dtypes_are_refused() -> None:
+    with pytest.raises(ValueError, match="float32 or float64"):
+        assign(torch.zeros(2, 2, dtype=torch.float16))
 
 
 def test_nothing_to_assign() -> None:
