@@ -16,9 +16,10 @@ from hypothesis import settings
 import eutectic.kernels
 
 # A change is judged by what it does. Elsewhere every run draws new examples, and finds what these do not.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# Neither is judged by how long it took.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("here", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
 def pytest_configure() -> None:

@@ -209,6 +209,8 @@ def learn(
     if out is not None:
         search.refuse_file(out, loaded, replace=replace)
         log = f"{os.path.splitext(os.fspath(out))[0]}.learn.jsonl" if log is None else log
+        if os.path.realpath(log) == os.path.realpath(out):
+            raise RecipeError(Problem("M603", "is the file that the recipe is written to", "log", "name another file"))
     given: dict[str, Any] = {"settings": settings, "memory": memory, "log": log, "on_step": on_step}
     found = search.learn_coefficients(loaded, _open, data, chosen, **given)
     if out is not None:

@@ -12,6 +12,8 @@ from eutectic.checkpoint.source import Source
 from eutectic.errors import CheckpointError, Problem
 
 ABOUT = "statistics.json"
+# Of statistics.json: what it says means the same as long as this stays.
+FORMAT = 1
 KINDS = ("fisher", "gram", "activations")
 
 
@@ -64,6 +66,8 @@ def read_about(source: Source) -> About:
 def _checked(source: Source, found: dict[str, Any]) -> About:
     if found.get("kind") not in KINDS:
         raise _broken(source, f"has the kind {found.get('kind')!r}, which is none of {', '.join(KINDS)}")
+    if found.get("format", FORMAT) != FORMAT:
+        raise _broken(source, f"has the format {found['format']!r}, and this version reads {FORMAT}")
     samples, norm = found.get("samples"), found.get("norm")
     if not isinstance(samples, int) or not _is_count(samples):
         raise _broken(source, f"has {samples!r} samples")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eutectic import dtypes
-from eutectic.checkpoint import Source
+from eutectic.checkpoint import Source, Spec
 from eutectic.errors import NumericError, Problem, RecipeError
 from eutectic.kernels.bits import EXPONENT, STORED
 from eutectic.kernels.digests import BLOCK, block_digest
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from eutectic.kernels import fused
 else:
     fused = LazyModule("eutectic.kernels.fused")
+
+# Rows of a matrix that are compared with its columns at a time.
+_SIDE = 512
 
 CODES: dict[str, tuple[str, str]] = {
     "N501": (
@@ -51,6 +54,11 @@ CODES: dict[str, tuple[str, str]] = {
         "statistics of another model",
         "The statistics were measured of a model with other weights than the one they stand beside in the recipe: the "
         "digest of a tensor differs. Check that each model has its own, and collect them again if it was trained on.",
+    ),
+    "N506": (
+        "a Gram matrix that is none",
+        "A mean of outer products is symmetric, with squares on its diagonal. Statistics from elsewhere may hold "
+        "something else, such as one triangle alone. `eutectic collect gram` measures.",
     ),
     "N505": (
         "a negative Fisher information",
@@ -256,6 +264,9 @@ class Loader:
         if item.about and item.about.kind == "fisher" and (less := count_negative(row, item.specs[name].dtype)):
             hint = "a Fisher information is a mean of squares: collect the statistics again"
             raise NumericError(Problem("N505", f"{less} values of {item.label} are negative", name, hint))
+        if item.about and item.about.kind == "gram" and (why := not_a_gram(row, item.specs[name])):
+            hint = "collect the statistics again"
+            raise NumericError(Problem("N506", f"{item.label} {why}", name, hint))
         return bad
 
     def check_measured(self, number: int, digests: Sequence[str]) -> None:
@@ -303,6 +314,27 @@ def count_negative(bits: NDArray[Any], dtype: str) -> int:
     if not signed.any():
         return 0
     return int(np.count_nonzero(_converted(bits[signed], "float64") < 0))
+
+
+def not_a_gram(bits: NDArray[Any], spec: Spec) -> str:
+    """Why a stored matrix, or a stack of them, is no mean of outer products; empty where it may be one.
+
+    Products that are rounded differ in their last bits from their mirror images, and no more.
+    """
+    if len(bits) != spec.numel or not spec.numel:
+        return ""
+    side = spec.shape[-1]
+    # Collected matrices are float32, and are not copied.
+    values = bits if bits.dtype.kind == "f" else _converted(bits, "float32")
+    for matrix in values.reshape(-1, side, side):
+        largest = float(matrix.diagonal().max())
+        if matrix.diagonal().min() < 0:
+            return "has negative squares on its diagonal"
+        for start in range(0, side, _SIDE):
+            rows = slice(start, start + _SIDE)
+            if np.abs(matrix[rows] - matrix[:, rows].T).max() > 1e-3 * largest:
+                return "is not symmetric"
+    return ""
 
 
 def _converted(row: NDArray[Any], dtype: str) -> NDArray[Any]:

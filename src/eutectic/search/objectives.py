@@ -13,6 +13,7 @@ from eutectic.evaluate.language import Language, Row
 from eutectic.evaluate.loading import Kind
 from eutectic.evaluate.perplexity import windows_of
 from eutectic.lazy import LazyModule
+from eutectic.statistics.text import IGNORED, batches_of
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +24,6 @@ else:
 Loss = Callable[[Any], "torch.Tensor"]
 # (logits (N, C), wanted classes (N,) or None) → their mean.
 Measure = Callable[[Any, Any], "torch.Tensor"]
-# The class of what does not count.
-IGNORED = -100
 
 
 def cross_entropy(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -124,18 +123,11 @@ class TextLoss:
 
     def __call__(self, module: Any) -> torch.Tensor:
         """See `Loss`."""
-        longest = max(len(row.tokens) for row in self.rows)
-        tokens = torch.zeros((len(self.rows), longest), dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        wanted = torch.full_like(tokens, IGNORED)
-        for place, row in enumerate(self.rows):
-            length = len(row.tokens)
-            tokens[place, :length] = torch.tensor(list(row.tokens))
-            mask[place, :length] = 1
-            wanted[place, row.first : length] = tokens[place, row.first : length]
+        (batch,) = batches_of(self.rows, len(self.rows))
         device = next(module.parameters()).device
-        found = module(input_ids=tokens.to(device), attention_mask=mask.to(device), use_cache=False).logits
-        return self.measure(found[:, :-1].flatten(0, 1).float(), wanted[:, 1:].flatten().to(device))
+        wanted = batch.pop("targets").to(device)
+        found = module(**{key: value.to(device) for key, value in batch.items()}, use_cache=False).logits
+        return self.measure(found.flatten(0, 1).float(), wanted.flatten())
 
     @property
     def count(self) -> int:

@@ -47,6 +47,11 @@ CODES: dict[str, tuple[str, str]] = {
         "`labels` is `model` or `data`, and is chosen by `loss` where one is given; `samples` and `batch` are whole "
         "numbers from 1 on. Options of text (`length`, `pack`, `field`) need a file of text.",
     ),
+    "F110": (
+        "a batch that the module cannot run",
+        "The inputs have another width, dtype or name than the module takes, or a token has a number that it does not "
+        "know. The message has what the module said.",
+    ),
     "F109": (
         "modules that cannot be merged layer by layer",
         "RegMean++ runs the merged module, so all modules have one architecture: the same layers, names, shapes and "

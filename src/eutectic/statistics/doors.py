@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from eutectic.checkpoint import MemorySource
 from eutectic.errors import Problem, RecipeError
+from eutectic.lazy import LazyModule
 from eutectic.statistics.batches import Batch
 from eutectic.statistics.collecting import collect_all
 from eutectic.statistics.fisher import FisherCollector
@@ -17,6 +18,8 @@ from eutectic.statistics.result import Statistics, result_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+else:
+    nn = LazyModule("torch.nn")
 
 
 def gram(
@@ -74,8 +77,9 @@ def fisher(
     """
     if labels not in ("model", "data"):
         raise RecipeError(Problem("F108", f"must be model or data, not {labels!r}", "labels"))
-    place = place_of(module, device)
     of = likelihood(labels, seed) if loss is None else own_loss(loss)
+    _check(module, loader)
+    place = place_of(module, device)
     with still(module):
         batches, first = _begun(loader, place)
         collector = FisherCollector(module, Names(module), first, of)
@@ -91,11 +95,24 @@ def _inputs_of(
     samples: int | None,
     device: str | None,
 ) -> Statistics:
+    _check(module, loader)
     with still(module):
         batches, first = _begun(loader, place_of(module, device))
         collector = kind(module, Names(module), first)
         collect_all(collector, batches, place_of(module, device), samples)
     return result_of(collector, MemorySource(type(module).__name__, module), {"seed": 0, "settings": {}})
+
+
+def _check(module: Any, loader: Any) -> None:
+    """Raises `RecipeError` (F108) for what is no module and no loader."""
+    problems = []
+    if not isinstance(module, nn.Module):
+        hint = "`eutectic.statistics.collect` takes a folder or a hub id"
+        problems.append(Problem("F108", f"must be a live module, not a {type(module).__name__}", "module", hint))
+    if not isinstance(loader, Iterable) or isinstance(loader, str):
+        problems.append(Problem("F108", f"must give batches, not be a {type(loader).__name__}", "loader"))
+    if problems:
+        raise RecipeError(problems)
 
 
 def place_of(module: nn.Module, device: str | None = None) -> Any:

@@ -13,8 +13,8 @@ from eutectic._version import __version__
 from eutectic.checkpoint import REAL, Spec, Storage, open_file, write_header
 from eutectic.checkpoint.layout import INDEX, index_of, lay_out
 from eutectic.checkpoint.output import WORK, AlreadyCompleteError, Output
-from eutectic.checkpoint.statistics import ABOUT
-from eutectic.errors import CheckpointError
+from eutectic.checkpoint.statistics import ABOUT, FORMAT
+from eutectic.errors import CheckpointError, NumericError
 from eutectic.evaluate.content import digest_of_bytes, digest_of_json
 from eutectic.kernels.digests import tensor_digest
 from eutectic.lazy import LazyModule
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
-# Of statistics.json.
-FORMAT = 1
 _STATE = "state.safetensors"
 SHARD_BYTES = 5 * 10**9
 # Entries that are widened to float64 at a time.
@@ -89,7 +87,8 @@ class Folder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is not None:
-            self._output.abandon(remove=False)
+            # The same data would meet the same NaN: what was finished before it is of no use.
+            self._output.abandon(remove=issubclass(kind, NumericError))
 
     def has(self, names: Mapping[str, Any]) -> bool:
         """Whether all these tensors are finished."""

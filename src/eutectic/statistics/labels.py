@@ -88,6 +88,7 @@ def _of_classes(logits: Tensor, batch: Batch, labels: Labels, seed: int, first: 
         if len(wanted) != len(logits) or wanted.is_floating_point():
             message = f"labels of shape {tuple(wanted.shape)} and dtype {wanted.dtype} are no class numbers"
             raise RecipeError(Problem("F103", message, "labels", _LOSS))
+        _check_range(wanted, logits.shape[1], "labels")
     yield logs.gather(1, wanted[:, None]).sum()
 
 
@@ -95,11 +96,19 @@ def _of_tokens(logits: Tensor, batch: Batch, labels: Labels, seed: int, first: i
     """Σ over the positions of a sequence whose next token is known."""
     wanted = _targets(batch, logits.shape[1]).to(logits.device)
     known = wanted != _IGNORED
+    # Fewer classes than tokens: no language model, but one that classifies tokens.
+    _check_range(wanted[known], logits.shape[2], "loss")
     if labels == "model":
         wanted = wanted.clone()
         for i in range(len(wanted)):
             wanted[i, known[i]] = _drawn(logits[i, known[i]].detach(), seed, first + i)
     return -functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=_IGNORED, reduction="sum")
+
+
+def _check_range(wanted: Tensor, classes: int, where: str) -> None:
+    if len(wanted) and (int(wanted.min()) < 0 or int(wanted.max()) >= classes):
+        message = f"there are {classes} classes, and labels from {int(wanted.min())} to {int(wanted.max())}"
+        raise RecipeError(Problem("F103", message, where, _LOSS))
 
 
 def _targets(batch: Batch, length: int) -> Tensor:

@@ -50,6 +50,13 @@ class Text(DataTask):
         """The documents, those of white space alone left out. Raises `RecipeError` (E904)."""
         return self.texts(self.field)
 
+    @property
+    def empty(self) -> int:
+        """Documents of white space alone."""
+        if not self.data.lower().endswith((".jsonl", ".json", ".tsv")):
+            return 0
+        return len(self.rows(dict)) - len(self.documents)
+
     def sequences(self, language: Language) -> list[Row]:
         """Every sequence, each with the token that is predicted last. Raises `RecipeError` (E907, F101)."""
         length = min(LENGTH, language.limit or LENGTH) if self.length is None else self.length
