@@ -42,6 +42,13 @@ CODES: dict[str, tuple[str, str]] = {
         "The moves scale or mix units of a tensor that holds integers or fp8. Quantised models are aligned before they "
         "are quantised.",
     ),
+    "G116": (
+        "an alignment that lacks something",
+        "Matching by activations runs both models over data: a file of text for causal language models (`--data`), or, "
+        "in Python, batches. The straight-through estimator also needs a loss and a number of steps. What a method has "
+        "no use for is refused, as it would have no effect. A proof runs the model: of a module that transformers does "
+        "not know, nothing says what it is called with.",
+    ),
     "G115": (
         "an alignment of another model",
         "The moves were found for a model with other weights than the one that they stand beside in the recipe: the "
@@ -97,8 +104,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "G171": (
         "a tensor that only one model has",
-        "Two models are aligned when they have the same tensors. Models of one architecture whose names differ (a prefix, a "
-        "tied head that one of them stores) have to be renamed first.",
+        "Two models are aligned when they have the same tensors. Models of one architecture whose names differ (a prefix, "
+        "a tied head that one of them stores) have to be renamed first.",
     ),
     "G172": (
         "NaN or infinity in weights that are to be aligned",
