@@ -104,8 +104,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "G171": (
         "a tensor that only one model has",
-        "Two models are aligned when they have the same tensors. Models of one architecture whose names differ (a prefix, "
-        "a tied head that one of them stores) have to be renamed first.",
+        "Two models are aligned when they have the same tensors. Models of one architecture whose names differ (by a "
+        "prefix, or a tied head that one of them stores) have to be renamed first.",
     ),
     "G172": (
         "NaN or infinity in weights that are to be aligned",
