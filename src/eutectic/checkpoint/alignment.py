@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eutectic import dtypes
-from eutectic._version import __version__
 from eutectic.checkpoint.aligned import Aligned
+from eutectic.checkpoint.artefact import write_artefact
 from eutectic.checkpoint.elements import misfits
-from eutectic.checkpoint.layout import lay_out
 from eutectic.checkpoint.memory import MemorySource
-from eutectic.checkpoint.output import AlreadyCompleteError, Output
 from eutectic.checkpoint.safetensors import MalformedError, strict_json
 from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.storage import REAL, Storage
@@ -129,36 +124,8 @@ class Alignment:
         Raises `RecipeError` (W401) if it exists, `OutputError` if it cannot be written.
         """
         source = MemorySource(self.label, dict(_tensors(self.moves)))
-        shards = lay_out(source.specs, {"format": "pt"}, max(1, sum(spec.nbytes for spec in source.specs.values())))
-        digests = {name: source.digest(name) for name in source.specs}
-        body = {"format": FORMAT, "eutectic": __version__, **self._body(), "tensors": digests}
-        fingerprint = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        tensors = [(name, spec.numel, dtypes.itemsize(spec.dtype)) for name, spec in source.specs.items()]
-        output = Output(
-            os.fspath(out),
-            shards,
-            tensors,
-            fingerprint=fingerprint,
-            stamps=None,
-            replace=replace,
-            manifest=ABOUT,
-            storage=storage,
-        )
-        try:
-            output.open()
-        except AlreadyCompleteError:
-            return
-        try:
-            for number, name in enumerate(source.specs):
-                output.write(number, 0, source[name].reshape(-1).view(torch.uint8).numpy().data)
-                output.finish(number, {"digest": digests[name]})
-            output.flush()
-            weights = {shard.name: shard.identity() for shard in shards}
-            about = {**body, "fingerprint": fingerprint, "weights": weights, "files": {}}
-            output.complete({}, (json.dumps(about, indent=1) + "\n").encode())
-        except BaseException:
-            output.abandon(remove=True)
-            raise
+        body = {"format": FORMAT, **self._body()}
+        write_artefact(out, source, body, about=ABOUT, replace=replace, storage=storage)
 
     def _body(self) -> dict[str, Any]:
         """What alignment.json says of the alignment."""
