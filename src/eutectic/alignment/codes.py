@@ -188,4 +188,14 @@ CODES: dict[str, tuple[str, str]] = {
         "not one loader for each model",
         "Statistics of a head are of its own task's data, so each model's data is given by itself.",
     ),
+    "G220": (
+        "an option of the straight-through estimator that cannot be",
+        "`steps` is a whole number from 1 on, `lr` a number above 0, `momentum` from 0 on and below 1, and the data can "
+        "be gone through again.",
+    ),
+    "G221": (
+        "a loss that is no number",
+        "The loss at the midpoint of the two models is NaN or infinite. The learning rate may be too high, or the "
+        "models or data are broken.",
+    ),
 }
