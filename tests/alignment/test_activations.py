@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from eutectic.alignment.activations import match_activations
 from eutectic.alignment.correlated import Correlated
 from eutectic.alignment.features import View, distinct, rows_of, views_of
+from eutectic.alignment.finding import symmetries_of
 from eutectic.alignment.moves import random_moves
+from eutectic.checkpoint import open_source
 from eutectic.checkpoint.symmetry import Axis, Factor, Group, Moves, Part, Symmetries, axis, fixed
 from eutectic.errors import EutecticError
 from eutectic.statistics.batches import Batch
@@ -247,6 +250,32 @@ def test_units_within_others_and_products_are_no_worse_than_random_elements(seed
     start, one = Correlated(table, product).value(), Correlated(table, product)
     one.solve()
     assert start <= one.value() <= best(table, product, candidates) + 1e-12
+
+
+def test_heads_bases_and_scales_are_matched_by_weights_and_said(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=12, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    a = transformers.LlamaForCausalLM(config)
+    for name, parameter in a.named_parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5) if "norm" in name else nn.init.normal_(parameter, std=0.3)
+    a.save_pretrained(tmp_path)
+    source = open_source(tmp_path)
+    table = symmetries_of(source)
+    moves = random_moves(table, 3)
+    b = copy.deepcopy(a)
+    b.load_state_dict({name: table.made(name, source.__getitem__, moves).float() for name in source.specs})
+    ids = torch.randint(0, 40, (16, 8))
+    found = match_activations(a, b, [{"input_ids": ids}], table)
+    assert "layers.0.queries: matched by weights" in found.notes[0] and "layers.0.values" in found.notes[1]
+    for name in source.specs:
+        back = table.made(name, b.state_dict().__getitem__, found.moves)
+        torch.testing.assert_close(back.float(), source[name], atol=1e-6, rtol=1e-6)
+    same = match_activations(a, a, [{"input_ids": ids}], table)
+    assert (same.moves, same.before) == (Moves(), 0.0)
 
 
 def test_what_does_not_fit_is_refused() -> None:

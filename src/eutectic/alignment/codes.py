@@ -18,8 +18,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "G110": (
         "no alignment",
-        "`aligned` names a folder that `eutectic align` made: moves as tensors, and alignment.json, which says of which "
-        "models they are.",
+        "`aligned` names a folder that `eutectic align` made: moves as tensors, and alignment.json, which says of "
+        "which models they are.",
     ),
     "G111": (
         "a broken alignment",
@@ -190,8 +190,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "G220": (
         "an option of the straight-through estimator that cannot be",
-        "`steps` is a whole number from 1 on, `lr` a number above 0, `momentum` from 0 on and below 1, and the data can "
-        "be gone through again.",
+        "`steps` is a whole number from 1 on, `lr` a number above 0, `momentum` from 0 on and below 1, and the data "
+        "can be gone through again.",
     ),
     "G221": (
         "a loss that is no number",
