@@ -85,13 +85,13 @@ def match_weights(
     forms = [balanced(reading, pair.index) for reading in (pair.a, pair.b)]
     draw = torch.Generator().manual_seed(seed)
     begin = _places_and_signs(start or Moves(), symmetries)
-    best = _Ascent(pair, forms, begin, fixed)
+    best = Ascent(pair, forms, begin, fixed)
     begun = best.total
     if start is None:
         best.guess()
     best.climb(sweeps, draw, progress)
     for _ in range(restarts):
-        other = _Ascent(pair, forms, _elsewhere(pair.index, begin, fixed, draw), fixed)
+        other = Ascent(pair, forms, _elsewhere(pair.index, begin, fixed, draw), fixed)
         other.climb(sweeps, draw, progress)
         best = max(best, other, key=lambda one: one.total)
     moves = compose(inverse(forms[0], symmetries), best.moves, symmetries)
@@ -138,8 +138,14 @@ def _is_identity(moves: Moves) -> bool:
     return not (left.orders or left.scales or left.matrices)
 
 
-class _Ascent:
+class Ascent:
     """Where one ascent stands.
+
+    Args:
+        pair: A and B.
+        forms: of A and B, between which there are only orders, signs and rotations.
+        begin: orders, signs and rotations of B to begin with.
+        fixed: groups whose order and signs stay.
 
     Attributes:
         moves: of B as it is.
