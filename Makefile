@@ -67,7 +67,7 @@ format: $(VENV)/ready
 docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Needs 9 GB of disk and a quiet machine; writes docs/benchmarks.md. mergekit as for `parity`, or left out.
+# Needs 15 GB of disk and a quiet machine; writes docs/benchmarks.md. mergekit as for `parity`, or left out.
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/bench_merge.py --rss
 

@@ -35,7 +35,7 @@ TUNED = ("tuned-1", "tuned-2", "tuned-3")
 class Recipe:
     """One merge to time: what it reads, its parameters, and how many times the yardstick it may take.
 
-    `peer` says that mergekit has it.
+    `peer` says that mergekit has it, `statistics` that each model's Fisher diagonal is read too.
     """
 
     method: str
@@ -45,10 +45,15 @@ class Recipe:
     shared: dict[str, float] = field(default_factory=dict)
     each: dict[str, float] = field(default_factory=dict)
     peer: bool = True
+    statistics: bool = False
 
     def inputs(self) -> tuple[str, ...]:
         """Every checkpoint that the merge reads, the base first."""
         return (("base",) if self.base else ()) + self.models
+
+    def folders(self) -> tuple[str, ...]:
+        """Everything that the merge reads."""
+        return self.inputs() + (tuple(f"fisher-{model}" for model in self.models) if self.statistics else ())
 
     def text(self, root: Path) -> str:
         """The recipe in YAML, for checkpoints under `root`."""
@@ -59,6 +64,8 @@ class Recipe:
             lines.append(f"  - model: {root / model}")
             if self.each:
                 lines.append(f"    parameters: {json.dumps(self.each)}")
+            if self.statistics:
+                lines.append(f"    statistics: {root / f'fisher-{model}'}")
         if self.base:
             lines.append(f"base_model: {root / 'base'}")
         if self.shared:
@@ -92,6 +99,7 @@ RECIPES = {
         Recipe("consensus_ta", TUNED, base=True, limit=4, peer=False),
         Recipe("magmax", TUNED, base=True, limit=4, peer=False),
         Recipe("emr", TUNED, base=True, limit=4, peer=False),
+        Recipe("fisher", TUNED[:2], base=False, limit=4, peer=False, statistics=True),
     )
 }
 
@@ -113,7 +121,7 @@ class Bench:
 
     def weights(self, recipe: Recipe) -> list[str]:
         """The weight files that a recipe reads."""
-        return [str(self.checkpoints / model / "model.safetensors") for model in recipe.inputs()]
+        return [str(self.checkpoints / model / "model.safetensors") for model in recipe.folders()]
 
     def fresh(self) -> Path:
         """A path for an output that is not there, with nothing of an earlier run left to be written to the disk."""
@@ -202,10 +210,11 @@ def start_up(bench: Bench, times: int = 9) -> tuple[float, float]:
     return median(ours), median(empty)
 
 
-def checkpoints(root: Path, size: str) -> Path:
+def checkpoints(root: Path, size: str, *, fisher: bool = False) -> Path:
     """Makes the checkpoints of a size, in a process of its own to keep this one small; returns their folder."""
     say(f"checkpoints: {size}")
     maker = [sys.executable, str(HERE / "make_checkpoints.py"), "--dir", str(root), "--size", size]
+    maker += ["--fisher"] if fisher else []
     made = subprocess.run(maker, check=True, capture_output=True, text=True).stdout.split("\n")
     return Path(made[0]).resolve().parent
 
@@ -240,7 +249,8 @@ def arguments() -> argparse.Namespace:
 
 def memory_at_a_quarter(bench: Bench, given: argparse.Namespace) -> Iterator[tuple[str, int]]:
     """Method and peak memory of ours on checkpoints of a quarter of the size."""
-    small = Bench(checkpoints(given.dir, "quarter"), bench.scratch, bench.eutectic, None)
+    fisher = "fisher" in given.methods
+    small = Bench(checkpoints(given.dir, "quarter", fisher=fisher), bench.scratch, bench.eutectic, None)
     for method in given.methods:
         yield method, small.ours(RECIPES[method]).rss
 
@@ -252,7 +262,7 @@ def main() -> None:
     given.dir.mkdir(parents=True, exist_ok=True)
     scratch = given.dir.resolve() / "scratch"
     scratch.mkdir(exist_ok=True)
-    folder = checkpoints(given.dir, given.size)
+    folder = checkpoints(given.dir, given.size, fisher="fisher" in given.methods)
     bench = Bench(folder, scratch, measure.our_command(), None if given.no_peer else peers.find())
     recipes = [RECIPES[method] for method in given.methods]
     recipes = [replace(r, peer=r.peer and r.method in given.peer_methods) for r in recipes]

@@ -2,6 +2,7 @@
 
     python benchmarks/make_checkpoints.py                  # four bf16 checkpoints of 0.66 G parameters, 1.32 GB each
     python benchmarks/make_checkpoints.py --size quarter   # the same at a quarter of the size
+    python benchmarks/make_checkpoints.py --fisher         # and a Fisher diagonal of two fine-tunes, 2.64 GB each
 
 The weights are seeded noise: N(0, 0.02) for the base, and for a fine-tune the base plus N(0, sd), rounded to the stored
 dtype as a real fine-tune is, so that deltas are quantised and magnitudes have ties. Memory stays under 200 MB.
@@ -85,6 +86,8 @@ SIZES = {
     "pico": Size(hidden=64, intermediate=160, layers=5, vocab=256, head=16, dtype="F32", deltas=(0.01, 0.015, 0.02)),
 }
 MODELS = ("base", "tuned-1", "tuned-2", "tuned-3")
+# Of these there is a Fisher diagonal.
+MEASURED = MODELS[1:3]
 ITEMSIZE = {"BF16": 2, "F32": 4}
 
 
@@ -196,17 +199,41 @@ def make(root: Path, size_name: str = "full", shards: int = 1) -> list[Path]:
     return folders
 
 
+def make_fishers(root: Path, size_name: str) -> list[Path]:
+    """Makes float32 folders of statistics beside the fine-tunes, squares of noise as a Fisher diagonal is."""
+    size = SIZES[size_name]
+    folders = [root / size_name / f"fisher-{model}" for model in MEASURED]
+    for number, folder in enumerate(folders):
+        if (folder / "statistics.json").is_file():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        random = np.random.Generator(np.random.Philox(np.random.SeedSequence([SEED, 100 + number])))
+        with open(folder / "model.safetensors", "wb") as file:
+            file.write(header(size.tensors(), "F32"))
+            for shape in size.tensors().values():
+                count = math.prod(shape)
+                for start in range(0, count, CHUNK):
+                    noise = random.standard_normal(min(CHUNK, count - start), dtype=np.float32)
+                    file.write((np.float32(1e-6) * noise * noise).tobytes())
+        (folder / "statistics.json").write_text(json.dumps({"format": 1, "kind": "fisher", "samples": 1}))
+    return folders
+
+
 def main() -> None:
     """Makes the checkpoints that the command line asks for and prints where they are."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--dir", type=Path, default=Path("runs/bench"), help="where to put them (default runs/bench)")
     parser.add_argument("--size", choices=SIZES, default="full", help="full: 0.66 G parameters (default)")
     parser.add_argument("--shards", type=int, default=1, help="files a checkpoint (default 1)")
+    parser.add_argument("--fisher", action="store_true", help="also make Fisher diagonals")
     arguments = parser.parse_args()
     if arguments.shards < 1:
         parser.error(f"--shards must be at least 1, not {arguments.shards}")
     for folder in make(arguments.dir, arguments.size, arguments.shards):
         print(folder)
+    if arguments.fisher:
+        for folder in make_fishers(arguments.dir, arguments.size):
+            print(folder)
 
 
 if __name__ == "__main__":
