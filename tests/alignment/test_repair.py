@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eutectic.alignment.repair import MOST, repair
+from eutectic.alignment.renormalisation import MOST, repair
 from eutectic.averaging.statistics import update_bn
 from eutectic.errors import EutecticError
 

@@ -1,1 +1,29 @@
 """Models that were never in one basin: their symmetries, what matches them, and what to do after."""
+
+from eutectic.alignment.activations import match_activations as match_activations
+from eutectic.alignment.doors import align as align
+from eutectic.alignment.doors import prove as prove
+from eutectic.alignment.finding import symmetries_of as symmetries_of
+from eutectic.alignment.matching import match_weights as match_weights
+from eutectic.alignment.model import Change as Change
+from eutectic.alignment.model import Match as Match
+from eutectic.alignment.moves import compose as compose
+from eutectic.alignment.moves import inverse as inverse
+from eutectic.alignment.moves import random_moves as random_moves
+from eutectic.alignment.proof import Check as Check
+from eutectic.alignment.proof import check as check
+from eutectic.alignment.renormalisation import Repaired as Repaired
+from eutectic.alignment.renormalisation import repair as repair
+from eutectic.alignment.straight_through import match_straight_through as match_straight_through
+from eutectic.alignment.tracing import traced as traced
+from eutectic.checkpoint.aligned import Aligned as Aligned
+from eutectic.checkpoint.alignment import Alignment as Alignment
+from eutectic.checkpoint.alignment import Named as Named
+from eutectic.checkpoint.symmetry import Factor as Factor
+from eutectic.checkpoint.symmetry import Gauge as Gauge
+from eutectic.checkpoint.symmetry import Group as Group
+from eutectic.checkpoint.symmetry import Moves as Moves
+from eutectic.checkpoint.symmetry import Part as Part
+from eutectic.checkpoint.symmetry import Symmetries as Symmetries
+from eutectic.checkpoint.symmetry import axis as axis
+from eutectic.checkpoint.symmetry import fixed as fixed
