@@ -13,6 +13,7 @@ eutectic.open("model")                         # a checkpoint as a lazy mapping
 eutectic.compare(["a", "b"], base="base")      # can they be merged, and how
 eutectic.evaluate("recipe.yml", "task.yml")    # is the merge good: a score with its interval
 eutectic.connect(["a", "b"], ["task.yml"])     # loss and error on the line between models
+eutectic.align("a", "b", out="perm")           # the units of b where those of a stand, for models trained apart
 eutectic.methods.ties(deltas, density=0.2)     # a method by hand, on stacked tensors
 """
 
@@ -26,10 +27,12 @@ from typing import TYPE_CHECKING, Any
 from eutectic._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from eutectic import alignment as alignment
     from eutectic import averaging as averaging
     from eutectic import connectivity as connectivity
     from eutectic import methods as methods
     from eutectic import statistics as statistics
+    from eutectic.api import Alignment as Alignment
     from eutectic.api import Comparison as Comparison
     from eutectic.api import Learned as Learned
     from eutectic.api import Merge as Merge
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from eutectic.api import Soup as Soup
     from eutectic.api import Sweep as Sweep
     from eutectic.api import Tuned as Tuned
+    from eutectic.api import align as align
     from eutectic.api import average as average
     from eutectic.api import cite as cite
     from eutectic.api import compare as compare
@@ -74,7 +78,9 @@ _PLACES = {
     "cite": "eutectic.api:cite",
     "evaluate": "eutectic.api:evaluate",
     "connect": "eutectic.api:connect",
+    "align": "eutectic.api:align",
     "explain": "eutectic.api:explain",
+    "Alignment": "eutectic.api:Alignment",
     "Comparison": "eutectic.api:Comparison",
     "Learned": "eutectic.api:Learned",
     "Merge": "eutectic.api:Merge",
@@ -87,7 +93,7 @@ _PLACES = {
     "EutecticError": "eutectic.errors:EutecticError",
 }
 # Subpackages that are used by name.
-_ROOMS = ("averaging", "connectivity", "methods", "statistics")
+_ROOMS = ("alignment", "averaging", "connectivity", "methods", "statistics")
 __all__ = [*_PLACES, *_ROOMS]
 
 

@@ -1,4 +1,4 @@
-"""The doors: merge, average, learn, plan, open, merged, verify, compare, evaluate, connect, cite, explain.
+"""The doors: merge, average, learn, plan, open, merged, verify, compare, evaluate, connect, align, cite, explain.
 
 The one place where the layers are joined.
 """
@@ -32,6 +32,9 @@ from eutectic.run.refusals import check_device as check_device
 if TYPE_CHECKING:
     from eutectic.adviser import Comparison as Comparison
     from eutectic.adviser import compare as compare
+    from eutectic.alignment import Alignment as Alignment
+    from eutectic.alignment import align as align
+    from eutectic.alignment import prove as prove
     from eutectic.choosing import Soup as Soup
     from eutectic.choosing import Tuned as Tuned
     from eutectic.choosing import Watch as Watch
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
 # Doors to rooms that a merge does not enter: opened at first use, so that a merge starts sooner.
 _ROOMS = {
     "eutectic.adviser": ("Comparison", "compare"),
+    "eutectic.alignment": ("Alignment", "align", "prove"),
     "eutectic.choosing": ("Soup", "Tuned", "Watch", "learn", "soup", "tune"),
     "eutectic.codes": ("CODES",),
     "eutectic.connectivity": ("Connection", "connect"),

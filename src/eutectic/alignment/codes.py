@@ -115,6 +115,11 @@ CODES: dict[str, tuple[str, str]] = {
         "an argument of matching that cannot be",
         "`restarts` is a whole number from 0 on, `sweeps` one from 1 on, and `fixed` names groups of the symmetries.",
     ),
+    "G117": (
+        "symmetries that do not hold",
+        "Random elements of the group change what the model computes, so the table is wrong for it: units were declared "
+        "or traced as alike that are not. Nothing can be aligned by it. The groups that break by themselves are named.",
+    ),
     "G180": (
         "similarities that are no numbers",
         "Units are matched by how alike they are, and NaN or infinity is no likeness. It comes from weights or "
@@ -143,7 +148,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "G211": (
         "an option of REPAIR that cannot be",
-        "`how` is `sequential` or `closed form`; there is one weight from 0 on for each parent, and not all are 0; the "
+        "`how` is `sequential` or `closed_form`; there is one weight from 0 on for each parent, and not all are 0; the "
         "data can be gone through again, as there are several passes.",
     ),
     "G240": (

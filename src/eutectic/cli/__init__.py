@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from eutectic._version import __version__
+from eutectic.cli.align import align
 from eutectic.cli.average import average
 from eutectic.cli.cite import cite
 from eutectic.cli.collect import collect
@@ -47,6 +48,7 @@ for command in (
     compare,
     evaluate,
     connect,
+    align,
     methods,
     cite,
     explain,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
-Kind = Literal["causal", "encoder", "any"]
+Kind = Literal["causal", "encoder", "saved", "any"]
 _AUTO = {"causal": "AutoModelForCausalLM", "encoder": "AutoModel"}
 # A model's own Python code is never run, and nothing is fetched.
 _SAFE: Mapping[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -71,7 +71,8 @@ class Loader:
 
         Args:
             source: the weights.
-            kind: `causal` language model, `encoder`, or `any` module that the factory makes.
+            kind: `causal` language model, `encoder`, what was `saved` as config.json names it, or `any` module that the
+                factory makes.
             device: where it is to be; a live module stays where it is.
             dtype: of its arithmetic; None: as stored.
 
@@ -195,7 +196,7 @@ class Loader:
             with quiet():
                 config = library.AutoConfig.for_model(data["model_type"]).from_dict(data)
                 with torch.device("meta"):
-                    made = type(getattr(library, _AUTO[kind]).from_config(config))
+                    made = _saved(library, data) if kind == "saved" else _made(library, kind, config)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             said = str(error).strip().splitlines()
             message = (
@@ -241,6 +242,20 @@ def _tokenizer_of(files: Mapping[str, bytes], label: str) -> Any:
             said = str(error).strip().splitlines()
             message = f"the tokenizer of {label!r} cannot be read: {said[0] if said else type(error).__name__}"
             raise CheckpointError(Problem("E906", message)) from error
+
+
+def _made(library: Any, kind: Kind, config: Any) -> Any:
+    """The class that a model of a kind has."""
+    return type(getattr(library, _AUTO[kind]).from_config(config))
+
+
+def _saved(library: Any, config: Mapping[str, Any]) -> Any:
+    """The class that a config names. Raises `ValueError` where it names none of the library's models."""
+    names = config.get("architectures") or [None]
+    found = getattr(library, str(names[0]), None)
+    if not (isinstance(found, type) and issubclass(found, library.PreTrainedModel)):
+        raise ValueError(f"it has no model called {names[0]!r}")
+    return found
 
 
 def _is_fixed(source: Source) -> bool:

@@ -1,0 +1,338 @@
+"""Two models as users name them -> an alignment; one model -> whether its symmetries hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from eutectic.alignment.activations import match_activations
+from eutectic.alignment.comparing import Pair
+from eutectic.alignment.finding import symmetries_of
+from eutectic.alignment.matching import match_weights
+from eutectic.alignment.model import Match
+from eutectic.alignment.proof import Check, check
+from eutectic.alignment.straight_through import match_straight_through
+from eutectic.checkpoint import Alignment, Named, Source, open_source, read_alignment
+from eutectic.checkpoint.symmetry import Symmetries
+from eutectic.errors import CheckpointError, Problem, RecipeError, did_you_mean
+from eutectic.evaluate import LiveSource, Loader, Settings
+from eutectic.evaluate.opening import opened, refuse_several
+from eutectic.lazy import LazyModule
+from eutectic.plan.inputs import unique_labels
+from eutectic.statistics.batches import Batch
+from eutectic.statistics.models import Given, Options, given_data
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+else:
+    torch = LazyModule("torch")
+
+Method = Literal["weights", "activations", "straight_through"]
+METHODS: tuple[Method, ...] = ("weights", "activations", "straight_through")
+MEMORY = 1 << 30
+# Below this share of the squared distance, an alignment is told to be worth little.
+LITTLE = 0.01
+# Tokens of a sequence that symmetries are proved with.
+_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What `align` was asked for, but for the models."""
+
+    method: Method
+    data: Any
+    module: Callable[[], nn.Module] | None
+    tokenizer: Any
+    inputs: Any
+    symmetries: Symmetries | None
+    loss: Callable[[Any, Any], Tensor] | None
+    steps: int | None
+    seed: int
+    restarts: int
+    sweeps: int
+    memory: int
+    options: Options
+    tell: Callable[[str], None]
+
+    def check(self) -> None:
+        """Raises `RecipeError` (G116) with everything that is missing or has no use."""
+        problems = []
+        if self.method not in METHODS:
+            hint = did_you_mean(self.method, METHODS) or f"there are {', '.join(METHODS)}"
+            problems.append(Problem("G116", f"{self.method!r} is no way to match units", "method", hint))
+            raise RecipeError(problems)
+        given = {"data": self.data, "loss": self.loss, "steps": self.steps}
+        needs = {"activations": ("data",), "straight_through": ("data", "loss", "steps")}.get(self.method, ())
+        for name, value in given.items():
+            if value is None and name in needs:
+                hint = "give a file of text, or batches" if name == "data" else ""
+                problems.append(Problem("G116", f"{self.method} needs {name}", name, hint))
+            elif value is not None and name not in needs:
+                problems.append(Problem("G116", f"{self.method} uses no {name}", name, "leave it out"))
+        if problems:
+            raise RecipeError(problems)
+
+
+def align(
+    a: Any,
+    b: Any,
+    *,
+    method: Method = "weights",
+    data: Any = None,
+    module: Callable[[], nn.Module] | None = None,
+    tokenizer: Any = None,
+    inputs: Any = None,
+    symmetries: Symmetries | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    restarts: int = 0,
+    sweeps: int = 100,
+    memory: int = MEMORY,
+    options: Options | None = None,
+    tell: Callable[[str], None] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    replace: bool = False,
+) -> Alignment:
+    """Finds the moves that take the units of a model to where those of another stand. No model is changed or written.
+
+    Args:
+        a: the model that stays, as for `eutectic.open`, a live module, or a recipe, whose merge is not written.
+        b: the one that moves, of the same architecture.
+        method: `weights` (`match_weights`), `activations` (`match_activations`, which needs `data`) or
+            `straight_through` (`match_straight_through`, which needs `data`, `loss` and `steps`).
+        data: a file of text for a causal language model, or batches that can be gone through again.
+        module: makes the module that the weights are loaded into, where they are no model of `transformers`.
+        tokenizer: as for `eutectic.evaluate`.
+        inputs: what the module is called with, to trace its graph where its symmetries are not declared; by default
+            those of the first batch.
+        symmetries: the table of both; by default what `symmetries_of` finds.
+        loss: see `match_straight_through`.
+        steps: see `match_straight_through`.
+        seed: of what is drawn; the same seed gives the same alignment.
+        restarts: see `match_weights`.
+        sweeps: see `match_weights`.
+        memory: bytes of tensors that are kept between reads.
+        options: how to go through data, as for `eutectic.statistics.collect`.
+        tell: called with how far matching is, in words.
+        out: a folder to write the alignment to, as `Alignment.save` does. Where it holds this very alignment, that
+            one is given back.
+        replace: whether the folder may be replaced.
+
+    Raises `RecipeError`: G116 for what the method lacks or has no use for, G160 to G163 (no symmetries), G170 and G171
+    with every tensor in which the models differ, W401 if `out` is there; `NumericError` (G172); and what the methods
+    raise.
+    """
+    ask = _Request(
+        method,
+        data,
+        module,
+        tokenizer,
+        inputs,
+        symmetries,
+        loss,
+        steps,
+        seed,
+        restarts,
+        sweeps,
+        memory,
+        options or Options(seed=seed),
+        tell or (lambda said: None),
+    )
+    ask.check()
+    with opened([a], live=module is None) as first, opened([b], live=module is None) as second:
+        sources = refuse_several(first), refuse_several(second)
+        found = _aligned(*sources, ask, out, replace)
+    if out is not None:
+        found.save(out, replace=replace)
+    return found
+
+
+def _aligned(a: Source, b: Source, ask: _Request, out: str | os.PathLike[str] | None, replace: bool) -> Alignment:
+    """The alignment of two open models; what is in `out`, if that is the same."""
+    given = _given(ask, a)
+    table = ask.symmetries or _table(a, ask, given)
+    Pair(a, b, table, memory=0)  # refuses unlike models before anything is read
+    labels = unique_labels([a.label, b.label])
+    stays, moves = (Named(label, _digests(one)) for label, one in zip(labels, (a, b), strict=True))
+    settings: dict[str, Any] = {"seed": ask.seed, "restarts": ask.restarts, "sweeps": ask.sweeps}
+    if given is not None:
+        settings = {"seed": ask.seed, "data": given.identity, "steps": ask.steps}
+    if out is not None and (there := _there(out, replace)) is not None:
+        same = (there.method, there.settings, there.reference, there.model) == (ask.method, settings, stays, moves)
+        if same and there.symmetries == table:
+            return there
+        if not replace:
+            raise RecipeError(Problem("W401", "exists", os.fspath(out), "choose another name, or pass `--replace`"))
+    match = _matched(a, b, table, ask, given)
+    return Alignment(
+        table,
+        match.moves,
+        stays,
+        moves,
+        ask.method,
+        settings,
+        (match.start, *match.objective),
+        (match.before, match.after),
+        {name: asdict(change) for name, change in match.changes.items()},
+        (*match.notes, *(given.notes if given else ()), *_worth(match)),
+    )
+
+
+def prove(
+    model: Any,
+    *,
+    module: Callable[[], nn.Module] | None = None,
+    inputs: Any = None,
+    symmetries: Symmetries | None = None,
+    elements: int = 3,
+    seed: int = 0,
+) -> tuple[Symmetries, Check]:
+    """Finds the symmetries of a model and checks in float64 that they leave what it computes as it is.
+
+    Args:
+        model: as for `eutectic.open`, or a live module.
+        module: makes the module that the weights are loaded into; by default `transformers` makes the one that
+            config.json names.
+        inputs: what to call it with; by default random tokens, or a random image, as config.json tells.
+        symmetries: the table; by default what `symmetries_of` finds.
+        elements: random elements of the group that are tried.
+        seed: of what is drawn.
+
+    Returns the table and the check. Raises `RecipeError` (G116 where inputs are not known, G160 to G163), E905 where
+    the weights are no module, and what `check` raises.
+    """
+    with opened([model], live=module is None) as sources:
+        source = refuse_several(sources)
+        loader = Loader(module)
+        kind: Literal["any", "saved"] = "any" if module is not None or isinstance(source, LiveSource) else "saved"
+        with loader.module(source, kind, dtype="float64") as made:
+            given = _inputs_for(made, seed) if inputs is None else inputs
+            table = symmetries or symmetries_of(source, module=made, inputs=given)
+            return table, check(made, table, given, elements=elements, seed=seed)
+
+
+def _given(ask: _Request, a: Source) -> Given | None:
+    """The batches, where the method uses data."""
+    return None if ask.data is None else given_data(ask.data, ask.options, a, _run(ask))
+
+
+def _run(ask: _Request) -> Settings:
+    how = ask.options
+    return Settings(how.device, how.batch, how.samples, how.seed, Loader(ask.module, ask.tokenizer))
+
+
+def _table(source: Source, ask: _Request, given: Given | None) -> Symmetries:
+    """What is declared for the model, or traced of its module on the inputs that there are."""
+    inputs = ask.inputs
+    if inputs is None and given is not None and given.first is not None:
+        inputs = Batch.of(given.first).inputs
+    if isinstance(source, LiveSource):
+        return symmetries_of(source, module=source.module, inputs=inputs)
+    return symmetries_of(source, module=ask.module() if ask.module else None, inputs=inputs)
+
+
+def _digests(source: Source) -> dict[str, str]:
+    return {name: source.digest(name) for name in source.specs}
+
+
+def _there(out: str | os.PathLike[str], replace: bool) -> Alignment | None:
+    """The alignment that stands where one is to be written; None for nothing. Raises `RecipeError` (W401)."""
+    path = os.fspath(out)
+    if not os.path.exists(path) or (os.path.isdir(path) and not os.listdir(path)):
+        return None
+    try:
+        with open_source(path) as source:
+            return read_alignment(source)
+    except CheckpointError as error:
+        if replace and os.path.isdir(path):
+            return None
+        message = "exists, and holds no alignment that can be read"
+        raise RecipeError(Problem("W401", message, path, "choose another name")) from error
+
+
+def _matched(a: Source, b: Source, table: Symmetries, ask: _Request, given: Given | None) -> Match:
+    if given is None:
+        return match_weights(
+            a,
+            b,
+            table,
+            seed=ask.seed,
+            restarts=ask.restarts,
+            sweeps=ask.sweeps,
+            memory=ask.memory,
+            progress=lambda sweep, done, of: ask.tell(f"sweep {sweep}: {done} of {of}"),
+        )
+    batches = _Batches(given.batches)
+    with _module(a, ask, given) as first:
+        if ask.method == "straight_through":
+            assert ask.loss is not None and ask.steps is not None
+            return match_straight_through(
+                first,
+                a,
+                b,
+                batches,
+                ask.loss,
+                table,
+                steps=ask.steps,
+                seed=ask.seed,
+                tell=lambda steps, loss: ask.tell(f"{steps} of {ask.steps} steps, loss {loss:.4g}"),
+            )
+        with _module(b, ask, given) as second:
+            return match_activations(
+                first,
+                second,
+                batches,
+                table,
+                sources=(a, b),
+                memory=ask.memory,
+                seed=ask.seed,
+                progress=lambda samples: ask.tell(f"{samples:,} samples"),
+            )
+
+
+@contextmanager
+def _module(source: Source, ask: _Request, given: Given) -> Iterator[nn.Module]:
+    """A model as a module of its own: a loader has one at a time."""
+    loader = Loader(ask.module, ask.tokenizer)
+    with loader.module(source, given.kind, device=ask.options.device, dtype=ask.options.dtype) as made:
+        yield made
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Batches that can be gone through again."""
+
+    begin: Callable[[], Iterable[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.begin())
+
+
+def _worth(match: Match) -> Iterator[str]:
+    """What a merge has to expect of the moves."""
+    moves = match.moves
+    if not (moves.orders or moves.scales or moves.matrices):
+        yield "nothing moves: the models stand alike already, as fine-tunes of one base do"
+    elif match.gain < LITTLE:
+        yield f"the moves take away {match.gain:.1%} of the squared distance: a merge has little to gain from them"
+
+
+def _inputs_for(module: Any, seed: int) -> dict[str, Any]:
+    """Random inputs of a model of `transformers`. Raises `RecipeError` (G116) where its config does not tell them."""
+    config = getattr(module, "config", None)
+    name = getattr(module, "main_input_name", "")
+    draw = torch.Generator().manual_seed(seed)
+    if name == "input_ids" and (words := getattr(config, "vocab_size", None)):
+        length = min(_TOKENS, getattr(config, "max_position_embeddings", _TOKENS))
+        return {name: torch.randint(words, (2, length), generator=draw)}
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    if name == "pixel_values" and isinstance(size, int) and isinstance(channels, int):
+        return {name: torch.randn(2, channels, size, size, generator=draw)}
+    message = f"nothing says what {type(module).__name__} is called with"
+    raise RecipeError(Problem("G116", message, "inputs", "in Python, give `inputs=`"))
