@@ -68,7 +68,8 @@ def chain(model: Model, kind: str) -> Layout:
         read = "-"
         if place:
             before = layers[place - 1]
-            read = f"<{before.name}" + ("*" if layer.shape[1] != before.shape[0] and len(layer.shape) == 2 else "")
+            # Behind a flatten a channel has an entry for each place.
+            read = f"<{before.name}" + ("*" if len(layer.shape) == 2 < len(before.shape) else "")
         rules[f"{layer.name}.weight"] = " ".join([units, read, *["-"] * (len(layer.shape) - 2)])
         rules[f"{layer.name}.bias"] = units
     parts = {}

@@ -11,7 +11,7 @@ from eutectic.alignment.families.reading import Model
 from eutectic.alignment.families.rules import Layout, table_of
 from eutectic.checkpoint.source import Spec
 from eutectic.checkpoint.symmetry import Axis, Symmetries
-from eutectic.errors import Problem
+from eutectic.errors import Problem, did_you_mean
 
 CHAIN = "layers in a row"
 # By what config.json calls `model_type`, and the names that have none.
@@ -113,8 +113,8 @@ def _nearest(model: Model) -> Attempt:
     few, family, strange = min(found, key=lambda one: one[:2])
     if few > len(model.specs) / 2:
         family, strange = "", []
-    hint = "add what the model is to its config.json" if not stated else f"known are {', '.join(sorted(FAMILIES))}"
     message = f"says model_type {stated!r}, which is not declared" if stated else "no model_type is given"
+    hint = did_you_mean(stated or "", FAMILIES) or f"declared are {', '.join(sorted(FAMILIES))}"
     problems = [Problem("G161", message, "config.json", hint)]
     problems += [Problem("G162", f"no tensor of {family} is called this", name) for name in strange]
     return Attempt(family, None, problems)
