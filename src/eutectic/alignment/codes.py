@@ -125,6 +125,14 @@ CODES: dict[str, tuple[str, str]] = {
         "Units are matched by how alike they are, and NaN or infinity is no likeness. It comes from weights or "
         "activations that are NaN or infinite, or too large for their dtype. Units that never fire give zeros.",
     ),
+    "G181": (
+        "too few models to align",
+        "Many models are aligned with each other, the others to the first; that takes two.",
+    ),
+    "G182": (
+        "no such method for many models",
+        "`universe` matches all models at once and then one after the other; `mean` does the latter alone.",
+    ),
     "G200": (
         "data that can be gone through once",
         "With a memory bound activations are collected in several passes over the data, so a generator does not do. "
@@ -192,6 +200,11 @@ CODES: dict[str, tuple[str, str]] = {
     "G248": (
         "not one loader for each model",
         "Statistics of a head are of its own task's data, so each model's data is given by itself.",
+    ),
+    "G212": (
+        "an alignment of none of the parents",
+        "An alignment moves one model, which it knows by the content of its tensors. Give that model as a parent, as "
+        "it was when it was aligned, or leave the alignment out.",
     ),
     "G220": (
         "an option of the straight-through estimator that cannot be",
