@@ -14,6 +14,7 @@ eutectic.compare(["a", "b"], base="base")      # can they be merged, and how
 eutectic.evaluate("recipe.yml", "task.yml")    # is the merge good: a score with its interval
 eutectic.connect(["a", "b"], ["task.yml"])     # loss and error on the line between models
 eutectic.align("a", "b", out="perm")           # the units of b where those of a stand, for models trained apart
+eutectic.repair("merged", ["a", "b"], "text.jsonl", "out")  # activations of a merge vary as its parents' do
 eutectic.methods.ties(deltas, density=0.2)     # a method by hand, on stacked tensors
 """
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from eutectic.api import open_model as open  # noqa: F401 (the public name)
     from eutectic.api import plan as plan
     from eutectic.api import plan_sweep as plan_sweep
+    from eutectic.api import repair as repair
     from eutectic.api import soup as soup
     from eutectic.api import sweep as sweep
     from eutectic.api import tune as tune
@@ -69,6 +71,7 @@ _PLACES = {
     "soup": "eutectic.api:soup",
     "tune": "eutectic.api:tune",
     "learn": "eutectic.api:learn",
+    "repair": "eutectic.api:repair",
     "plan": "eutectic.api:plan",
     "plan_sweep": "eutectic.api:plan_sweep",
     "sweep": "eutectic.api:sweep",

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from eutectic.evaluate import Score as Score
     from eutectic.evaluate import evaluate as evaluate
     from eutectic.evaluate import evaluate_models as evaluate_models
+    from eutectic.repairing import RepairedMerge as RepairedMerge
+    from eutectic.repairing import repair as repair
     from eutectic.report.citations import Citation as Citation
     from eutectic.report.citations import cite as cite
     from eutectic.report.compare_html import write_report as write_report
@@ -74,6 +76,7 @@ _ROOMS = {
     "eutectic.codes": ("CODES",),
     "eutectic.connectivity": ("Connection", "connect"),
     "eutectic.evaluate": ("Evaluation", "Score", "evaluate", "evaluate_models"),
+    "eutectic.repairing": ("RepairedMerge", "repair"),
     "eutectic.report.citations": ("Citation", "cite"),
     "eutectic.report.compare_html": ("write_report",),
     "eutectic.report.connect_html": ("write_connection",),

@@ -83,7 +83,7 @@ def test_every_hidden_channel_has_the_mean_and_deviation_of_the_parents(share: f
 def test_the_closed_form_takes_moments_of_the_parents_alone() -> None:
     parents, w = [seeded(mlp, 1), seeded(mlp, 2)], 0.3
     merged = averaged(parents, [1 - w, w])
-    found = repair(merged, parents, list(X.split(20)), weights=[1 - w, w], how="closed form")
+    found = repair(merged, parents, list(X.split(20)), weights=[1 - w, w], how="closed_form")
     a, b = (made(one, X, 3) for one in parents)
     cov = ((a - a.mean(0)) * (b - b.mean(0))).mean(0)
     var = (1 - w) ** 2 * a.var(0) + 2 * w * (1 - w) * cov + w**2 * b.var(0)
@@ -97,7 +97,7 @@ def test_the_closed_form_takes_moments_of_the_parents_alone() -> None:
     )
 
 
-@pytest.mark.parametrize("how", ["sequential", "closed form"])
+@pytest.mark.parametrize("how", ["sequential", "closed_form"])
 @pytest.mark.parametrize(("make", "data"), [(mlp, X), (cnn, IMAGES)])
 def test_a_merge_of_a_model_with_itself_stays_as_it_is(how: Any, make: Any, data: Tensor) -> None:
     one = seeded(make, 1)

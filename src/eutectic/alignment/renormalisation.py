@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
-How = Literal["sequential", "closed form"]
-HOW: tuple[How, ...] = ("sequential", "closed form")
+How = Literal["sequential", "closed_form"]
+HOW: tuple[How, ...] = ("sequential", "closed_form")
 # No channel is made to vary more than so many times what it does: one that hardly does is dead, not collapsed.
 MOST = 10.0
 
@@ -76,7 +76,7 @@ def repair(
         parents: what it was merged from, with their units in its order: the reference, and the others aligned to it.
         batches: inputs that all can run on; they are gone through several times. Padding counts nowhere.
         weights: of the parents, from 0 on, divided by their sum; None: all alike.
-        how: `sequential`: one pass over the data a layer. `closed form`: one pass in all; a channel of the merged model
+        how: `sequential`: one pass over the data a layer. `closed_form`: one pass in all; a channel of the merged model
             is taken to be Σ wᵢ · that of the parents, whose variance is (1−α)²σ₀² + 2α(1−α)cov + α²σ₁² for two.
         affine: see above.
         tell: called with what is being measured, before it is.

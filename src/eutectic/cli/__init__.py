@@ -24,6 +24,7 @@ from eutectic.cli.learn import learn
 from eutectic.cli.merge import merge
 from eutectic.cli.methods import methods
 from eutectic.cli.plan import plan
+from eutectic.cli.repair import repair
 from eutectic.cli.soup import soup
 from eutectic.cli.sweep import sweep
 from eutectic.cli.verify import verify
@@ -42,6 +43,7 @@ for command in (
     soup,
     sweep,
     learn,
+    repair,
     plan,
     verify,
     inspect,

@@ -1,0 +1,184 @@
+"""The door that repairs a merge: activations of it and of its parents over data, and a folder with other weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from eutectic import alignment, checkpoint, methods, recipe
+from eutectic.alignment.renormalisation import How
+from eutectic.checkpoint import Source
+from eutectic.checkpoint.overlay import Overlaid
+from eutectic.errors import CheckpointError, Problem, RecipeError
+from eutectic.evaluate import Settings
+from eutectic.evaluate.loading import Loader
+from eutectic.evaluate.opening import opened
+from eutectic.merging import Merge, Options, checked, make
+from eutectic.plan import Plan, make_plan
+from eutectic.run.refusals import check_device, refuse_overlap_of
+from eutectic.search import refuse_place
+from eutectic.statistics.layers import Names
+from eutectic.statistics.models import Given, given_data
+from eutectic.statistics.models import Options as Reading
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class RepairedMerge:
+    """A merge that was repaired and written.
+
+    Attributes:
+        merge: what was written.
+        changed: tensor → what was done to it.
+        left: layer → why it stays as it was.
+        notes: what one should know.
+    """
+
+    merge: Merge
+    changed: Mapping[str, str]
+    left: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+class _Batches:
+    """What gives batches, as something that can be gone through again."""
+
+    def __init__(self, given: Given) -> None:
+        self._given = given
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._given.batches())
+
+
+def repair(
+    merged: Any,
+    parents: Sequence[Any],
+    data: Any,
+    out: str | os.PathLike[str],
+    *,
+    alignments: Sequence[Any] = (),
+    weights: Sequence[float] | None = None,
+    how: How = "sequential",
+    affine: bool = False,
+    reading: Reading | None = None,
+    module: Callable[[], nn.Module] | None = None,
+    tokenizer: Any = None,
+    options: Options | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> RepairedMerge:
+    """Repairs a merge on the disk (REPAIR, see `eutectic.alignment.repair`) and writes it to the folder `out`.
+
+    The manifest has, for each tensor that is another, what was done to it. `eutectic verify --stored-only` checks the
+    folder; the merge that went in can be verified whole. Models are held in memory, all at once.
+
+    Args:
+        merged: the merge: a model as for `eutectic.open`, or its recipe.
+        parents: what it was merged from; a recipe may be one too.
+        data: a file of text for a causal language model, or batches that `module` can run on, as for `collect`.
+        out: the folder to make; it appears whole or not at all.
+        alignments: those that the merge was made with, as folders or `Alignment`s: each moves the parent it is of.
+        weights: of the parents in the merge; None: all alike.
+        how: `sequential` or `closed_form`.
+        affine: whether gains and biases of batch normalisation are repaired too.
+        reading: samples, batch, length and so on of the data, device and dtype of the arithmetic (float32 where
+            nothing is said).
+        module: makes the module that the weights are loaded into, where they are no model of `transformers`.
+        tokenizer: as for `eutectic.evaluate`.
+        options: of what is written.
+        tell: called with what is being measured or written, before it is.
+
+    Raises `RecipeError` (G210 to G212, W401, W406 and what `collect` raises) before long work, F102 and F104 later.
+    """
+    options, read = checked(options, out), reading or Reading(dtype="float32")
+    check_device(read.device)
+    _refuse_existing(os.fspath(out), options)
+    with opened([merged, *parents], live=module is None) as sources, ExitStack() as stack:
+        if len(sources) != 1 + len(parents):
+            raise RecipeError(Problem("R128", "a recipe sweeps a parameter: not one model but several", "parents"))
+        refuse_overlap_of(sources, os.fspath(out))
+        first, others = sources[0], _aligned(sources[1:], alignments, stack)
+        loaders = [Loader(module, tokenizer) for _ in sources]
+        run = Settings(read.device, read.batch, read.samples, read.seed, loaders[0])
+        given = given_data(data, read, first, run)
+        asked: dict[str, Any] = {"weights": weights, "how": how, "affine": affine}
+        with ExitStack() as held:
+            modules = [
+                held.enter_context(loader.module(source, given.kind, device=read.device, dtype=read.dtype))
+                for source, loader in zip([first, *others], loaders, strict=True)
+            ]
+            found = alignment.repair(modules[0], modules[1:], _Batches(given), **asked, tell=tell)
+        about = {"method": "REPAIR, arXiv:2211.08403", **asked, "data": given.identity}
+        about["parents"] = [source.identity() for source in others]
+        # Not the name of the merge, by which it would be taken for what this was made of.
+        view = Overlaid(first, _values(found, first), {"repaired": about}, f"{first.label} repaired")
+        changed = {name: found.changed[own] for name, own in _names(found, first).items()}
+        notes = (*given.notes, *found.notes)
+        if tell is not None:
+            tell("writing")
+        merge = make(_plan(view, changed, notes), out, options, None, None, checkpoint.REAL)
+    return RepairedMerge(merge, changed, found.left, notes)
+
+
+def _names(found: alignment.Repaired, source: Source) -> dict[str, str]:
+    """Stored name → the module's, of each tensor that was changed."""
+    names, parameters = Names(found.module, source), dict(found.module.named_parameters())
+    return {names(parameters.get(own)) or source.ties.get(own, own): own for own in found.changed}
+
+
+def _values(found: alignment.Repaired, source: Source) -> dict[str, Tensor]:
+    state = found.module.state_dict()
+    return {name: state[own].detach().cpu() for name, own in _names(found, source).items()}
+
+
+def _plan(view: Overlaid, changed: Mapping[str, str], notes: Sequence[str]) -> Plan:
+    """A plan that writes the view, with what was done to each tensor as its reason."""
+    loaded = recipe.load({"merge_method": "passthrough", "models": [{"model": view}]}, methods=methods)
+    planned = make_plan(loaded, lambda model, folder: checkpoint.open_source(model, folder=folder))
+    said = {name: f"REPAIR: {text}" for name, text in changed.items()}
+    jobs = tuple(replace(job, reason=said.get(job.name, job.reason)) for job in planned.jobs)
+    return replace(planned, jobs=jobs, notes=(*planned.notes, *notes))
+
+
+def _aligned(parents: Sequence[Source], alignments: Sequence[Any], stack: ExitStack) -> list[Source]:
+    """The parents, those that an alignment is of moved by it. Raises `RecipeError` (G212) with every one of none."""
+    found, problems = list(parents), []
+    for number, given in enumerate(alignments):
+        one = given
+        if not isinstance(given, alignment.Alignment):
+            one = checkpoint.read_alignment(stack.enter_context(checkpoint.open_source(given)))
+        place = next((i for i, parent in enumerate(parents) if _is_of(one, parent)), None)
+        if place is None:
+            labels = ", ".join(parent.label for parent in parents)
+            message = f"moves {one.model.label!r}, which is none of the parents ({labels})"
+            hint = "give the models that were aligned, with the weights that they had"
+            problems.append(Problem("G212", message, f"alignments[{number}]", hint))
+        else:
+            found[place] = one.source(found[place])
+    if problems:
+        raise RecipeError(problems)
+    return found
+
+
+def _is_of(one: alignment.Alignment, source: Source) -> bool:
+    """Whether a source is the model that an alignment moves, by a tensor in which that differs from the reference."""
+    telling = [name for name, digest in one.model.digests.items() if one.reference.digests.get(name) != digest]
+    names = [name for name in telling if name in source.specs]
+    if not names:
+        return one.model.digests.keys() == source.specs.keys()
+    smallest = min(names, key=lambda name: source.specs[name].nbytes)
+    try:
+        return source.digest(smallest) == one.model.digests[smallest]
+    except CheckpointError:
+        return False
+
+
+def _refuse_existing(out: str, options: Options) -> None:
+    """Raises before long work what would be raised after it: what is written is never the same twice."""
+    refuse_place(out, checkpoint.REAL, replace=options.replace)
+    if os.path.isdir(out) and os.listdir(out) and not options.replace:
+        raise RecipeError(Problem("W401", "exists", out, "choose another name, or pass `--replace`"))
