@@ -117,8 +117,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "G117": (
         "symmetries that do not hold",
-        "Random elements of the group change what the model computes, so the table is wrong for it: units were declared "
-        "or traced as alike that are not. Nothing can be aligned by it. The groups that break by themselves are named.",
+        "Random elements of the group change what the model computes, so the table is wrong for it: units were "
+        "declared or traced as alike that are not. Nothing can be aligned by it. The groups that break by themselves are named.",
     ),
     "G180": (
         "similarities that are no numbers",

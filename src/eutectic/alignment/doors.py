@@ -99,55 +99,35 @@ def align(
     out: str | os.PathLike[str] | None = None,
     replace: bool = False,
 ) -> Alignment:
-    """Finds the moves that take the units of a model to where those of another stand. No model is changed or written.
+    """Finds the moves that take the units of a model to where those of another stand. Neither model changes.
 
     Args:
         a: the model that stays, as for `eutectic.open`, a live module, or a recipe, whose merge is not written.
         b: the one that moves, of the same architecture.
-        method: `weights` (`match_weights`), `activations` (`match_activations`, which needs `data`) or
-            `straight_through` (`match_straight_through`, which needs `data`, `loss` and `steps`).
+        method: `weights`, `activations` (needs `data`), `straight_through` (needs `data`, `loss` and `steps`): see
+            `match_weights`, `match_activations` and `match_straight_through`.
         data: a file of text for a causal language model, or batches that can be gone through again.
         module: makes the module that the weights are loaded into, where they are no model of `transformers`.
         tokenizer: as for `eutectic.evaluate`.
-        inputs: what the module is called with, to trace its graph where its symmetries are not declared; by default
-            those of the first batch.
+        inputs: what a module is called with, to trace it if no symmetries are declared; by default the first batch's.
         symmetries: the table of both; by default what `symmetries_of` finds.
-        loss: see `match_straight_through`.
-        steps: see `match_straight_through`.
+        loss, steps: see `match_straight_through`.
         seed: of what is drawn; the same seed gives the same alignment.
-        restarts: see `match_weights`.
-        sweeps: see `match_weights`.
-        memory: bytes of tensors that are kept between reads.
+        restarts, sweeps, memory: see `match_weights`.
         options: how to go through data, as for `eutectic.statistics.collect`.
         tell: called with how far matching is, in words.
-        out: a folder to write the alignment to, as `Alignment.save` does. Where it holds this very alignment, that
-            one is given back.
+        out: a folder to write to, as `Alignment.save` does; if it holds this very alignment, that one is given back.
         replace: whether the folder may be replaced.
 
     Raises `RecipeError`: G116 for what the method lacks or has no use for, G160 to G163 (no symmetries), G170 and G171
-    with every tensor in which the models differ, W401 if `out` is there; `NumericError` (G172); and what the methods
-    raise.
+    with every tensor in which the models differ, W401 if `out` is there; and what the methods raise.
     """
-    ask = _Request(
-        method,
-        data,
-        module,
-        tokenizer,
-        inputs,
-        symmetries,
-        loss,
-        steps,
-        seed,
-        restarts,
-        sweeps,
-        memory,
-        options or Options(seed=seed),
-        tell or (lambda said: None),
-    )
+    plain = (method, data, module, tokenizer, inputs, symmetries, loss, steps, seed, restarts, sweeps, memory)
+    ask = _Request(*plain, options or Options(seed=seed), tell or (lambda said: None))
     ask.check()
-    with opened([a], live=module is None) as first, opened([b], live=module is None) as second:
-        sources = refuse_several(first), refuse_several(second)
-        found = _aligned(*sources, ask, out, replace)
+    live = module is None
+    with opened([a], live=live) as first, opened([b], live=live) as second:
+        found = _aligned(refuse_several(first), refuse_several(second), ask, out, replace)
     if out is not None:
         found.save(out, replace=replace)
     return found
