@@ -4,5 +4,16 @@ from eutectic.alignment.zipit.door import zipit
 from eutectic.alignment.zipit.greedy import greedy
 from eutectic.alignment.zipit.module import Cost, Zipped, ZippedGroup, reset_statistics
 from eutectic.alignment.zipit.partition import Partition
+from eutectic.alignment.zipit.saved import load_zipped, save_zipped
 
-__all__ = ["Cost", "Partition", "Zipped", "ZippedGroup", "greedy", "reset_statistics", "zipit"]
+__all__ = [
+    "Cost",
+    "Partition",
+    "Zipped",
+    "ZippedGroup",
+    "greedy",
+    "load_zipped",
+    "reset_statistics",
+    "save_zipped",
+    "zipit",
+]

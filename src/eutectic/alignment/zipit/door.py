@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
+from eutectic.alignment.finding import symmetries_of
 from eutectic.alignment.zipit.fitting import check_models, check_request
 from eutectic.alignment.zipit.greedy import check_shares, greedy
 from eutectic.alignment.zipit.members import write
@@ -14,7 +15,10 @@ from eutectic.alignment.zipit.module import Zipped, ZippedGroup
 from eutectic.alignment.zipit.partition import Partition
 from eutectic.alignment.zipit.similar import similarities
 from eutectic.alignment.zipit.trunk import trunk, whole
+from eutectic.checkpoint import MemorySource
 from eutectic.checkpoint.symmetry import Symmetries
+from eutectic.errors import Problem, RecipeError
+from eutectic.statistics.batches import Batch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 def zipit(
     modules: Sequence[nn.Module],
     batches: Iterable[Any],
-    symmetries: Symmetries | Sequence[Symmetries],
+    symmetries: Symmetries | Sequence[Symmetries] | None = None,
     *,
     until: str | Sequence[str] | None = None,
     heads: Literal["separate", "averaged"] = "separate",
@@ -52,7 +56,8 @@ def zipit(
         modules: K ≥ 2 models. In the trunk they have the same tensors; the merged ones are of the first one's dtype and
             device.
         batches: of the data of all tasks, as loaders of `eutectic.statistics.gram`; a few hundred samples of each do.
-        symmetries: of the models; one table for all, or one for each where those behind the trunk differ.
+        symmetries: of the models; one table for all, or one for each where those behind the trunk differ. None: as
+            declared for their families, else traced.
         until: a group, or a tensor that makes one: the last ones that are zipped, with all that they are computed from.
             None: all groups.
         heads: what becomes of tensors that only read the trunk when all groups are zipped: they stay of each model, or
@@ -60,12 +65,12 @@ def zipit(
         alpha: 0 to 1: what the similarity of a merged unit is multiplied by.
         beta: 0 to 1: how much of its share of the merges a model may do within itself.
 
-    Raises `RecipeError`: F101, F110 (batches), G240, G242, G243, G244 (models that do not fit each other or their
-    tables), G245; `NumericError` (G241).
+    Raises `RecipeError`: F101, F110 (batches), G140 to G169 (no symmetries found), G240, G242, G243, G244 (models
+    that do not fit each other or their tables), G245; `NumericError` (G241).
     """
-    tables = [symmetries] * len(modules) if isinstance(symmetries, Symmetries) else list(symmetries)
     check_shares(alpha, beta)
-    check_request(modules, tables, until, heads)
+    check_request(modules, until, heads)
+    batches, tables = _tables(modules, batches, symmetries)
     zipped = trunk(tables[0], until)
     check_models(modules, tables, zipped, heads == "averaged")
     standing = zipped & whole(tables[0])
@@ -74,11 +79,33 @@ def zipit(
     for name in sorted(zipped):
         units = tables[0].groups[name].size
         if (similarity := found.get(name)) is None:
-            partition, close = Partition.standing(len(modules), units), math.nan
+            partition, close = Partition.standing(len(modules), units), None
         else:
             partition = greedy(similarity, len(modules), alpha=alpha, beta=beta)
             close = partition.closeness(similarity)
         partitions[name] = partition
-        groups[name] = ZippedGroup(units, partition.folded, close, name in standing)
+        groups[name] = ZippedGroup(units, partition.folded, close)
     members = [copy.deepcopy(module) for module in modules]
     return Zipped(members, write(members, tables, partitions, heads == "averaged"), groups)
+
+
+def _tables(
+    modules: Sequence[nn.Module], batches: Iterable[Any], symmetries: Symmetries | Sequence[Symmetries] | None
+) -> tuple[Iterable[Any], list[Symmetries]]:
+    """The batches, none of them used up, and a table for each model."""
+    if isinstance(symmetries, Symmetries):
+        return batches, [symmetries] * len(modules)
+    if symmetries is not None:
+        if len(symmetries) != len(modules):
+            message = f"there are {len(symmetries)} for {len(modules)} models"
+            raise RecipeError(Problem("G240", message, "symmetries", "give one for all, or one for each"))
+        return batches, list(symmetries)
+    rest = iter(batches)
+    for first in rest:
+        tables = []
+        for number, module in enumerate(modules):
+            inputs = Batch.of(first, next(module.parameters()).device).inputs
+            source = MemorySource(f"modules[{number}]", module)
+            tables.append(symmetries_of(source, module=module, inputs=inputs))
+        return chain([first], rest), tables
+    raise RecipeError(Problem("F101", "there was no batch", "batches"))

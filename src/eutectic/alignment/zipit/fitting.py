@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from eutectic.alignment.zipit.members import due, named
+from eutectic.alignment.zipit.members import due, every, named
 from eutectic.alignment.zipit.tensors import places_of
 from eutectic.alignment.zipit.trunk import groups_of
 from eutectic.checkpoint.symmetry import Symmetries
@@ -15,16 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def check_request(
-    modules: Sequence[nn.Module], tables: Sequence[Symmetries], until: str | Sequence[str] | None, heads: str
-) -> None:
+def check_request(modules: Sequence[nn.Module], until: str | Sequence[str] | None, heads: str) -> None:
     """What can be wrong before a tensor is looked at. Raises `RecipeError` (G240, G245)."""
     problems = []
     if len(modules) < 2:
         problems.append(Problem("G240", f"{len(modules)} is too few to merge", "modules", "give two or more"))
-    elif len(tables) != len(modules):
-        message = f"there are {len(tables)} for {len(modules)} models"
-        problems.append(Problem("G240", message, "symmetries", "give one for all, or one for each"))
     if heads not in ("separate", "averaged"):
         problems.append(Problem("G240", f"must be 'separate' or 'averaged', not {heads!r}", "heads"))
     if heads == "averaged" and until is not None:
@@ -44,6 +39,7 @@ def check_models(modules: Sequence[nn.Module], tables: Sequence[Symmetries], zip
     if not problems:
         merged = due(states[0], tables[0], zipped, False)
         heads = due(states[0], tables[0], zipped, averaged) - merged
+        problems += _otherwise(tables, merged)
         problems += _unlike(states, merged, "G244", "zip up to a group before it")
         problems += _unlike(states, heads, "G245", "keep heads='separate'")
     if problems:
@@ -55,7 +51,8 @@ def _misfits(module: nn.Module, state: Mapping[str, Tensor], table: Symmetries, 
     known = {
         place: state[name] if place == name else state[name][0] for name in state for place in places_of(table, name)
     }
-    if lost := [name for name in table.axes if name not in known]:
+    names = {name for name, _ in every(module)}
+    if lost := [name for name in table.axes if name not in known and name not in names]:
         yield f"its symmetries name tensors that it has not: {listed(lost)}"
     saved = module.state_dict()
     if unnamed := [name for name in state if name in saved and not places_of(table, name)]:
@@ -73,6 +70,15 @@ def _other_units(first: Symmetries, table: Symmetries, zipped: set[str]) -> Iter
         units = table.groups[name].size if name in table.groups else 0
         if units != first.groups[name].size:
             yield f"has {units} units of {name!r}, and the first has {first.groups[name].size}"
+
+
+def _otherwise(tables: Sequence[Symmetries], names: set[str]) -> Iterator[Problem]:
+    for number, table in enumerate(tables[1:], 1):
+        for name in sorted(names):
+            places = places_of(tables[0], name)
+            if table is not tables[0] and any(table.axes.get(one) != tables[0].axes[one] for one in places):
+                message = f"its symmetries have other units in {name} than those of the first"
+                yield Problem("G244", message, f"modules[{number}]", "give tables of one kind")
 
 
 def _unlike(states: Sequence[Mapping[str, Tensor]], names: set[str], code: str, hint: str) -> Iterator[Problem]:

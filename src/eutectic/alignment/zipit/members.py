@@ -41,20 +41,21 @@ def write(
                     own = state[name] if place == name else state[name][_slice(name, place)]
                     own.copy_(reading(own, table.axes[place], partitions, number))
     written = {id(states[0][name]) for name in common}
-    return {name for name, tensor in _all(members[0]) if id(tensor) in written}
+    return {name for name, tensor in every(members[0]) if id(tensor) in written}
 
 
 def named(module: nn.Module, table: Symmetries) -> dict[str, Tensor]:
     """Every parameter and buffer once, a tied one under the name that the table has, those never saved too."""
     names: dict[int, list[str]] = {}
     tensors = {}
-    for name, tensor in _all(module):
+    for name, tensor in every(module):
         names.setdefault(id(tensor), []).append(name)
         tensors[id(tensor)] = tensor
     return {next((one for one in each if places_of(table, one)), each[0]): tensors[key] for key, each in names.items()}
 
 
-def _all(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def every(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter and buffer under each of its names, with those that are not saved."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 

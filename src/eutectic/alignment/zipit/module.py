@@ -29,14 +29,13 @@ class ZippedGroup:
     Attributes:
         units: of one model, and of the merged one.
         folded: how many dimensions each model lost to merges of its own units.
-        similarity: mean correlation of a unit with the merged unit's others; NaN where there is no other.
-        standing: whether it was not zipped (heads, experts): unit u of every model is unit u.
+        similarity: mean correlation of units that were merged into one; None if the group was not zipped (heads,
+            experts) and unit u is that of every model.
     """
 
     units: int
     folded: tuple[int, ...]
-    similarity: float
-    standing: bool = False
+    similarity: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from eutectic.errors import Problem, RecipeError
 from eutectic.lazy import LazyModule
+from eutectic.statistics.layers import still
 
 if TYPE_CHECKING:
     import torch
@@ -194,19 +196,16 @@ def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         if isinstance(leaf, torch.Tensor):
             # A size of one is a graph of its own: what broadcasts does not grow.
             free[leaf] = {dim: torch.export.Dim.AUTO for dim, size in enumerate(leaf.shape) if size > 1}
-    training = {part: part.training for part in module.modules()}
     try:
-        module.eval()
-        shapes = free.dynamic_shapes(module, args, kwargs)
-        found = torch.export.export(module, args, kwargs, dynamic_shapes=shapes).run_decompositions({})
+        with still(module), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch's own making
+            shapes = free.dynamic_shapes(module, args, kwargs)
+            found = torch.export.export(module, args, kwargs, dynamic_shapes=shapes).run_decompositions({})
     except Exception as error:
         said = str(error).strip().partition("\n")[0]
         hint = "run `members` one by one, which computes the common part for each"
         message = f"torch.export finds no graph of {type(module).__name__}: {type(error).__name__}: {said}"
         raise RecipeError(Problem("G246", message, hint=hint)) from error
-    finally:
-        for part, was in training.items():
-            part.training = was
     written = [spec.target for spec in found.graph_signature.output_specs if spec.kind.name != "USER_OUTPUT"]
     if written:
         message = f"{type(module).__name__} changes {written[0]!r} while it runs"

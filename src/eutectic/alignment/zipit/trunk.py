@@ -41,7 +41,11 @@ def trunk(symmetries: Symmetries, until: str | Sequence[str] | None = None) -> s
     found: set[str] = set()
     problems = []
     for name in [until] if isinstance(until, str) else until:
-        made = {name} if name in symmetries.groups else groups_of(symmetries, symmetries.axes.get(name, ()), "out")
+        made = (
+            {name}
+            if name in symmetries.groups
+            else groups_of(symmetries, symmetries.axes.get(name, ()), "out", "order")
+        )
         found |= made
         if not made:
             hint = did_you_mean(name, [*symmetries.groups, *symmetries.axes])
@@ -72,5 +76,15 @@ def _edges(symmetries: Symmetries) -> Iterator[tuple[str, str]]:
 
 
 def shared(symmetries: Symmetries, zipped: set[str]) -> set[str]:
-    """The tensors that make units of zipped groups: all models will have them in common."""
-    return {name for name, axes in symmetries.axes.items() if groups_of(symmetries, axes, "out", "order") & zipped}
+    """The tensors that make units of zipped groups: all models will have them in common.
+
+    Queries are among them: they are in the role of what reads, since they move against the keys.
+    """
+    return {name for name, axes in symmetries.axes.items() if _makes(symmetries, axes, zipped)}
+
+
+def _makes(symmetries: Symmetries, axes: Sequence[Axis], zipped: set[str]) -> bool:
+    if groups_of(symmetries, axes, "out", "order") & zipped:
+        return True
+    dual = any(factor.gauge for parts in axes for part in parts for factor in part.factors)
+    return dual and all(groups_of(symmetries, [parts]) & zipped for parts in axes)
