@@ -204,6 +204,10 @@ class _Problem:
         readings = zip(self.readings, self.forms, strict=True)
         return [torch.cat(list(reading.blocks(name, form))).double() for reading, form in readings]
 
+    def _all_softened(self, name: str, weights: Sequence[Tensor], by: Sequence[Matrices]) -> Tensor:
+        """(models, …)."""
+        return torch.stack([self._softened(name, one, matrix) for one, matrix in zip(weights, by, strict=True)])
+
     def _softened(self, name: str, tensor: Tensor, matrix: Matrices, leave: Place | None = None) -> Tensor:
         """A tensor with all its units mixed, but for those of one place."""
         for place in self.index.places[name]:
