@@ -17,15 +17,15 @@ from pathlib import Path
 import digits
 import mnist
 import torch
-from aligning import ACTIVATIONS, NAIVE, WEIGHTS, Pair, accuracy, average, moved
+from aligning import ACTIVATIONS, NAIVE, STRAIGHT, WEIGHTS, Pair, accuracy, average, moved
 from barriers import Check as Bound
-from eutectic.alignment.many import align_many
 from regimes import BEGIN, END, Check, mean_and_error, table
 from rich.console import Console
 from rich.progress import track
 from torch import nn
 from trained import Net, Recipe, trained
 
+from eutectic.alignment.many import align_many
 from eutectic.checkpoint import MemorySource
 from eutectic.connectivity import Barrier, connect
 from eutectic.evaluate import Classification, Loader, Settings
@@ -68,6 +68,7 @@ _FIRED = (
     Bound("as trained, a barrier", NAIVE, TRAIN, True, 0.5),
     Bound("activations matched, below a tenth", ACTIVATIONS, TRAIN, False, 0.1),
     Check("by weights it is worse by a tenth", f"{WEIGHTS}: {TRAIN}", f"{ACTIVATIONS}: {TRAIN}", least=0.1),
+    Check("straight-through it is lower than by weights", f"{WEIGHTS}: {TRAIN}", f"{STRAIGHT}: {TRAIN}"),
 )
 _SMALL_START = (Bound("weights matched, below a tenth", WEIGHTS, TRAIN, False, 0.1),)
 _COLLAPSED = (
@@ -136,14 +137,16 @@ class Bench:
         a, b = self.networks(net, recipe)
         return Pair(a, b, self.data)
 
-    def barriers(self, a: nn.Module, b: nn.Module) -> list[Barrier]:
+    def barriers(self, a: nn.Module, b: nn.Module, points: int = 25) -> list[Barrier]:
         """Between two, on the images to train on and on those held out."""
         settings = Settings(loader=Loader(module=lambda: copy.deepcopy(a)))
         tasks = [
             Classification([(x, y)], name=name, metric="cross_entropy")
             for name, x, y in ((TRAIN, self.data.x, self.data.y), (TEST, self.data.x_test, self.data.y_test))
         ]
-        found = connect([dict(a.state_dict()), dict(b.state_dict())], tasks, settings=settings, cache=False)
+        found = connect(
+            [dict(a.state_dict()), dict(b.state_dict())], tasks, points=points, settings=settings, cache=False
+        )
         return [one[0, 1] for one in found.barriers.values()]
 
     def accuracy(self, model: nn.Module) -> float:
@@ -151,10 +154,10 @@ class Bench:
         return accuracy(model, self.data.x_test, self.data.y_test)
 
 
-def before_and_after(bench: Bench, pair: Pair) -> Row:
+def before_and_after(bench: Bench, pair: Pair, methods: Sequence[str] = METHODS) -> Row:
     """Barriers and accuracies half way, for each way of matching."""
     found = {}
-    for how in METHODS:
+    for how in methods:
         b = pair.moved(how)
         found |= {f"{how}: {one.task}": one.value for one in bench.barriers(pair.a, b)}
         found[f"{how}: {HALF}"] = bench.accuracy(average([pair.a, b]))
@@ -193,7 +196,7 @@ def several(bench: Bench) -> Row:
         made[row] = [moved(model, first.symmetries, one.moves) for model, one in pairs]
     found = {f"{ENDS}: {HALF}": sum(map(bench.accuracy, models)) / len(models)}
     for row, group in made.items():
-        heights = [bench.barriers(a, b)[0].value for a, b in combinations(group, 2)]
+        heights = [bench.barriers(a, b, points=9)[0].value for a, b in combinations(group, 2)]
         found[f"{row}: {TRAIN}"] = sum(heights) / len(heights)
         found[f"{row}: {HALF}"] = bench.accuracy(average(group))
     return found
@@ -207,7 +210,7 @@ def run(title: str, seed: int) -> dict[str, Row]:
     plain = PLAIN[title]
     found = {
         WITH_DECAY: before_and_after(bench, bench.pair(WIDE[title], DECAY[title])),
-        WITHOUT: before_and_after(bench, bench.pair(PLAIN_NET, plain)),
+        WITHOUT: before_and_after(bench, bench.pair(PLAIN_NET, plain), (*METHODS, STRAIGHT)),
         CALM: before_and_after(bench, bench.pair(PLAIN_NET, replace(plain, start=SMALL_START))),
         COLLAPSE: collapse(bench, bench.pair(DEEP, plain)),
     }
