@@ -84,7 +84,9 @@ def repair(
     Raises `RecipeError` (F101, G210, G211), and `NumericError` (F102) for NaN or infinity.
     """
     shares = _checked(merged, parents, batches, weights, how)
-    module = copy.deepcopy(merged)
+    # What is copied in inference mode cannot be changed.
+    with torch.inference_mode(False):
+        module = copy.deepcopy(merged)
     with ExitStack() as modes:
         for one in (module, *parents):
             modes.enter_context(still(one))
