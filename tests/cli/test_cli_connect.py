@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from commanding import Run
 
+from eutectic.testing import tiny_llama
+
 pytest.importorskip("transformers")
 
 
@@ -42,11 +44,22 @@ def test_layers_plane_and_report(run: Run, here: Path) -> None:
     assert (here / "r.html").read_text(encoding="utf-8").count('class="curves"') == 3
 
 
+def test_before_and_after_an_alignment(run: Run, here: Path) -> None:
+    tiny_llama(here / "apart", seed=9, layers=1, hidden=16, intermediate=16)
+    result = run("connect", "base", "a", "apart", *SHORT, "--align", "--html", "r.html")
+    assert (result.exit_code, result.stderr) == (0, "")
+    paths = [line.split("  ")[0] for line in result.stdout.splitlines()[2:]]
+    assert paths[:4] == ["base → a", "base → apart", "a → apart", "base → apart aligned"]
+    assert "aligned a to base: distance²" in result.stdout and "nothing moves" in result.stdout
+    assert "aligned apart to base: distance²" in result.stdout
+    assert "<h2>Alignments</h2>" in (here / "r.html").read_text(encoding="utf-8")
+
+
 def test_json(run: Run) -> None:
     result = run("connect", "a", "r.yml", *SHORT, "--json", "--no-cache")
     assert (result.exit_code, result.stderr) == (0, "")
     found = json.loads(result.stdout)
-    assert found.keys() == {"models", "tasks", "barriers", "layers", "planes", "notes"}
+    assert found.keys() == {"models", "tasks", "barriers", "layers", "planes", "alignments", "notes"}
     [one] = found["barriers"]
     assert one["ends"] == ["a", "r"] and one["decides"] == {"quantity": "loss", "definition": "entezari"}
     assert one["loss"]["barrier"].keys() == {"entezari", "frankle", "freeman"}

@@ -35,6 +35,9 @@ def connect(
     plane: Annotated[
         int | None, typer.Option(min=2, help="Of three models, the plane through them: N × N points.", metavar="N")
     ] = None,
+    align: Annotated[
+        bool, typer.Option("--align", help="Measure the lines between the models aligned by weights, too.")
+    ] = False,
     html: Annotated[str | None, typer.Option(help="Write the whole report, with plots.", metavar="FILE")] = None,
     device: options.Device = "cpu",
     batch: scoring.Batch = 8,
@@ -58,6 +61,7 @@ def connect(
                 refine=refine,
                 layerwise=layerwise,
                 plane=plane,
+                align=align,
                 settings=scoring.settings(device, batch, limit, seed),
                 cache=scoring.kept(cache, no_cache),
                 tell=tell,
@@ -105,6 +109,12 @@ def _show(found: Connection) -> None:
         if (plane := found.planes.get(task)) is not None:
             low = min(value for row in plane.values for value in row)
             console.print(f"on the plane the {plane.quantity} is {low:.4g} at its lowest; --html draws it")
+    for one in found.alignments:
+        before, after = one.distance
+        said = f"{one.label}: distance² {before:.4g} before, {after:.4g} after, {one.gain:.1%} less"
+        console.print(f"[dim]aligned[/] {screen.text(said)}", soft_wrap=True)
+        for note in one.notes:
+            console.print(f"[dim]note:[/] {screen.text(note)}", soft_wrap=True)
     for note in found.notes:
         console.print(f"[dim]note:[/] {screen.text(note)}", soft_wrap=True)
 

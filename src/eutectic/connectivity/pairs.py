@@ -8,7 +8,9 @@ from itertools import combinations
 from typing import Any
 
 from eutectic.adviser.opening import Opened
-from eutectic.checkpoint import Source
+from eutectic.alignment import align as find_alignment
+from eutectic.checkpoint import Alignment, Source
+from eutectic.checkpoint.symmetry import Moves
 from eutectic.connectivity.barriers import POINTS, REFINE, Barrier, check_points, measured
 from eutectic.connectivity.heights import Height
 from eutectic.connectivity.mixing import Path, averaged_statistics, layers_of, mixture, straight
@@ -59,6 +61,7 @@ class Connection:
         barriers: for each task, by the numbers of two models, the lower first.
         layers: the same, a list over the layers.
         planes: one a task.
+        alignments: of the models that are there a second time, aligned to the first.
         notes: what to mind.
     """
 
@@ -67,13 +70,14 @@ class Connection:
     barriers: dict[str, dict[tuple[int, int], Barrier]]
     layers: dict[str, dict[tuple[int, int], list[Layer]]] = field(default_factory=dict)
     planes: dict[str, Plane] = field(default_factory=dict)
+    alignments: tuple[Alignment, ...] = ()
     notes: tuple[str, ...] = ()
 
     def matrix(self, task: str) -> list[list[float | None]]:
-        """The barrier of every pair; None for a model with itself."""
-        found = self.barriers[task]
+        """The barrier of every pair; None for a model with itself, and for one that is aligned with one that is not."""
+        found = {pair: one.value for pair, one in self.barriers[task].items()}
         numbers = range(len(self.models))
-        return [[found[min(i, j), max(i, j)].value if i != j else None for j in numbers] for i in numbers]
+        return [[found.get((min(i, j), max(i, j))) for j in numbers] for i in numbers]
 
     def as_json(self) -> dict[str, Any]:
         """All of it as plain data."""
@@ -87,6 +91,7 @@ class Connection:
                 for pair, layers in pairs.items()
             ],
             "planes": [one.as_json() for one in self.planes.values()],
+            "alignments": [one.as_json() for one in self.alignments],
             "notes": list(self.notes),
         }
 
@@ -99,6 +104,7 @@ def connect(
     refine: int = REFINE,
     layerwise: bool = False,
     plane: int | None = None,
+    align: bool | Mapping[str, Any] = False,
     settings: Settings | None = None,
     batches: Iterable[Any] | None = None,
     cache: Kept = True,
@@ -113,12 +119,14 @@ def connect(
         refine: see `barrier`; around the maximum of each task.
         layerwise: measure as well, for each pair and layer, the path on which this layer alone goes over.
         plane: of exactly three models, the plane through them, with so many points a side.
+        align: measure as well the lines to all models but the first once they are aligned to it, and between those.
+            A mapping has arguments for `eutectic.align`.
         settings: see `barrier`.
         batches: see `barrier`.
         cache: see `barrier`.
         tell: called with the label of each model that is measured.
 
-    Raises what `barrier` raises, and `plane`.
+    Raises what `barrier` raises, and `plane`, and `eutectic.align`.
     """
     check_points(points, refine)
     if plane is not None:
@@ -130,10 +138,12 @@ def connect(
         if plane is not None and len(found.sources) != 3:
             message = f"a plane goes through three models, not {len(found.sources)}"
             raise RecipeError(Problem("L811", message, "models"))
-        work = _Pairs(found, probe)
-        result = Connection(tuple(found.labels), probe.names, {name: {} for name in probe.names})
+        both, alignments = _aligned(found, align, tell) if align is not False else (found, ())
+        work = _Pairs(both, probe)
+        result = Connection(tuple(both.labels), probe.names, {name: {} for name in probe.names})
+        result.alignments = alignments
         mixed = work.check()
-        for i, j in combinations(range(len(found.sources)), 2):
+        for i, j in _lines(len(found.sources), len(both.sources)):
             for name, one in zip(probe.names, work.line(i, j, points, refine), strict=True):
                 result.barriers[name][i, j] = one
             if layerwise:
@@ -143,6 +153,28 @@ def connect(
             result.planes = dict(zip(probe.names, measured_planes(found, probe, plane), strict=True))
         result.notes = (*([_MIXED] if mixed and not probe.resets else []), *_without_loss(result))
     return result
+
+
+def _aligned(
+    found: Opened, how: bool | Mapping[str, Any], tell: Callable[[str], None] | None
+) -> tuple[Opened, tuple[Alignment, ...]]:
+    """The models, and behind them those once more that an alignment to the first moves."""
+    first, *others = found.sources
+    sources, labels, alignments = list(found.sources), list(found.labels), []
+    for source, label in zip(others, found.labels[1:], strict=True):
+        if tell:
+            tell(f"the alignment of {label}")
+        one = find_alignment(first, source, **(how if isinstance(how, Mapping) else {}))
+        alignments.append(one)
+        if one.moves != Moves():  # else its lines are those of the model as it is
+            sources.append(one.source(source, label=f"{label} aligned"))
+            labels.append(f"{label} aligned")
+    return Opened(sources, labels), tuple(alignments)
+
+
+def _lines(count: int, total: int) -> list[tuple[int, int]]:
+    """The pairs of models as they are, then those of the first and of the models that are aligned to it."""
+    return [*combinations(range(count), 2), *combinations([0, *range(count, total)], 2)]
 
 
 def _without_loss(found: Connection) -> list[str]:

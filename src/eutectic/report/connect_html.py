@@ -19,6 +19,7 @@ def page(found: Connection) -> str:
     for pair in next(iter(found.barriers.values())):
         body += _charts([pairs[pair] for pairs in found.barriers.values()])
     body += _layers(found)
+    body += _alignments(found)
     body += [_plane(one) for one in found.planes.values()]
     return html.document(" · ".join(found.models), body, "from mixtures that were never written")
 
@@ -97,6 +98,25 @@ def _layers(found: Connection) -> Iterable[str]:
         values = [[column.get(name) for column in rises] for name in names]
         yield _map(task, names, columns, values, task)
     yield "</div>"
+
+
+def _alignments(found: Connection) -> Iterable[str]:
+    """What the models that are there twice were moved by."""
+    if not found.alignments:
+        return
+    yield "<h2>Alignments</h2>"
+    rows = [
+        [
+            one.model.label,
+            one.reference.label,
+            one.method,
+            *(f"{value:.4g}" for value in one.distance),
+            f"{one.gain:.1%}",
+        ]
+        for one in found.alignments
+    ]
+    yield html.table(["model", "to", "by", "squared distance before", "after", "less"], rows)
+    yield html.bullets(f"{one.model.label}: {note}" for one in found.alignments for note in one.notes)
 
 
 def _plane(one: Plane) -> str:
