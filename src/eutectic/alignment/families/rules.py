@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from eutectic.alignment.families.blocks import ATTENTION, AXES_OF_ATTENTION, Attention
@@ -104,6 +104,7 @@ class _Placed:
         return f"{self.layer}{piece.group}" + (f".{self.expert}" if self.expert else "")
 
 
+@lru_cache(maxsize=1024)
 def _parsed(axes: str) -> tuple[tuple[_Piece, ...], ...]:
     return tuple(tuple(_piece(text) for text in one.split("+")) for one in axes.split())
 
