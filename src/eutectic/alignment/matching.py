@@ -133,9 +133,8 @@ def _of(names: Collection[str], tensors: Mapping[str, Tensor]) -> dict[str, Tens
     return {name: one for name, one in tensors.items() if name in names}
 
 
-def _is_identity(moves: Moves) -> bool:
-    left = essential(moves)
-    return not (left.orders or left.scales or left.matrices)
+def _moves_any(moves: Moves) -> bool:
+    return bool(moves.orders or moves.scales or moves.matrices)
 
 
 class Ascent:
@@ -159,6 +158,7 @@ class Ascent:
         self._fixed = frozenset(fixed)
         self.moves = compose(begin, forms[1], pair.index.symmetries)
         self._values = pair.products(self._index.tensors, self._form, self.moves)
+        self._restless = set(range(len(self._index.families)))
         self.trace: list[float] = []
 
     @property
@@ -168,20 +168,28 @@ class Ascent:
 
     def guess(self) -> None:
         """Goes outwards from what cannot move, and hears of each family only tensors that are settled but for it."""
-        moves, settled, left = self.moves, set[str](), list(self._index.families)
+        moves, settled = self.moves, set[str]()
+        families = self._index.families
+        left, moved, partly = set(range(len(families))), False, set[int]()
         while left:
-            heard = [trusted(self._index, family, settled) for family in left]
-            weights = [self._entries(family, tensors) for family, tensors in zip(left, heard, strict=True)]
-            next_one = max(range(len(left)), key=weights.__getitem__)
-            family = left.pop(next_one)
-            moves = compose(self._step(family, moves, heard[next_one]), moves, self._index.symmetries)
-            settled |= {*family.names}
-        self._take(moves, self._index.tensors)
+            heard = {number: trusted(self._index, families[number], settled) for number in left}
+            number = max(sorted(left), key=lambda one: self._entries(families[one], heard[one]))
+            step = self._step(families[number], moves, heard[number])
+            if _moves_any(step):
+                moves, moved = compose(step, moves, self._index.symmetries), True
+            whole = heard[number] == self._index.tensors_of(families[number].names)
+            if not whole or (_moves_any(step) and number in self._index.neighbours[number]):
+                partly.add(number)
+            settled |= {*families[number].names}
+            left.remove(number)
+        if not moved or self._take(moves, self._index.tensors):
+            # Who heard all there is has taken the best step, and nobody that it heard of has moved since.
+            self._restless = partly
 
     def climb(self, sweeps: int, draw: torch.Generator, progress: Progress | None) -> None:
         """Steps of all families in random orders, until none gains; families whose neighbours rest are passed over."""
         families = self._index.families
-        restless = set(range(len(families)))
+        restless = self._restless
         for sweep in range(sweeps):
             turns = [one for one in torch.randperm(len(families), generator=draw).tolist() if one in restless]
             for done, number in enumerate(turns, 1):
@@ -198,7 +206,7 @@ class Ascent:
         """Takes the best step of a family if it raises the objective."""
         touched = self._index.tensors_of(family.names)
         step = self._step(family, self.moves, touched)
-        if _is_identity(step):
+        if not _moves_any(step):
             return False
         moves = compose(step, self.moves, self._index.symmetries)
         for hidden in self._index.families:
@@ -211,7 +219,7 @@ class Ascent:
     def _step(self, family: Family, moves: Moves, tensors: Collection[str]) -> Moves:
         evidence = gathered(self._pair, self._form, moves, family, tensors)
         ordered = self._fixed.isdisjoint(family.names)
-        return best_step(evidence, family, self._index.symmetries, ordered=ordered)
+        return essential(best_step(evidence, family, self._index.symmetries, ordered=ordered))
 
     def _take(self, moves: Moves, touched: Collection[str]) -> bool:
         """Goes there if the objective is higher."""

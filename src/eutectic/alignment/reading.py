@@ -60,6 +60,7 @@ class Reading:
         self._source = source
         self._symmetries = symmetries
         self._cache = cache
+        self._movers: dict[str, set[str]] = {}
         self.specs: dict[str, Spec] = symmetries.apart(source.specs)
 
     def blocks(self, name: str, moves: Moves) -> Iterator[Tensor]:
@@ -73,9 +74,20 @@ class Reading:
         if spec.shape and not any(_moves(self._symmetries, name)):
             step = max(1, BLOCK // max(1, math.prod(spec.shape[1:])))
         taker = self._symmetries.taker(name, moves)
+        moves = self._local(name, moves)
         for first in range(0, rows, max(1, step)):
             block = self._symmetries.moved(name, self._read(taker, first, min(rows, first + step)), moves)
             yield block if block.dtype == torch.float64 else block.float()
+
+    def _local(self, name: str, moves: Moves) -> Moves:
+        """Of moves those that a tensor sees: the inverses of all other matrices are not asked for."""
+        if name not in self._movers:
+            factors = [one for parts in self._symmetries.axes[name] for part in parts for one in part.factors]
+            self._movers[name] = {one for factor in factors for one in (factor.group, factor.gauge) if one is not None}
+        seen = self._movers[name]
+        return Moves(
+            *({one: of[one] for one in seen & of.keys()} for of in (moves.orders, moves.scales, moves.matrices))
+        )
 
     def _read(self, name: str, first: int, last: int) -> Tensor:
         key = (id(self), name, first)

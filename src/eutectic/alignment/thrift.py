@@ -17,6 +17,8 @@ else:
 
 # What scales or bases of a group must take away of ‖A - B‖² over its tensors. See docs/decisions/0021-matching.md.
 WORTH = 0.1
+# They fit noise too, and take away as much as their numbers are of all entries: they must do so many times better.
+_MORE_THAN_NOISE = 2
 
 
 def thrifty(pair: Pair, moves: Moves) -> tuple[Moves, tuple[str, ...]]:
@@ -30,7 +32,9 @@ def thrifty(pair: Pair, moves: Moves) -> tuple[Moves, tuple[str, ...]]:
         without = _without(moves, name)
         tensors = pair.index.tensors_of([name])
         kept, left = (math.fsum(pair.distances(tensors, one).values()) for one in (moves, without))
-        if kept > (1 - WORTH) * left:
+        numbers = moves.matrices[name].numel() if name in moves.matrices else moves.scales[name].numel()
+        noise = _MORE_THAN_NOISE * numbers / sum(pair.a.specs[tensor].numel for tensor in tensors)
+        if kept > (1 - max(WORTH, noise)) * left:
             moves = without
             dropped.append(name)
     moves = essential(moves)

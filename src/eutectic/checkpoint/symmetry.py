@@ -140,12 +140,19 @@ class Symmetries:
 
     def places(self, name: str) -> Iterator[tuple[str, int, Part, int]]:
         """Where a group or gauge is: tensor, number of the axis, part, and place of the factor in the part."""
+        yield from self._places.get(name, ())
+
+    @cached_property
+    def _places(self) -> dict[str, list[tuple[str, int, Part, int]]]:
+        found: dict[str, list[tuple[str, int, Part, int]]] = {}
         for tensor, axes in self.axes.items():
             for number, parts in enumerate(axes):
                 for part in parts:
                     for place, factor in enumerate(part.factors):
-                        if name in (factor.group, factor.gauge):
-                            yield tensor, number, part, place
+                        for name in {factor.group, factor.gauge}:
+                            if name is not None:
+                                found.setdefault(name, []).append((tensor, number, part, place))
+        return found
 
     def moved(self, name: str, tensor: Tensor, moves: Moves) -> Tensor:
         """The tensor that takes the place `name` (see `taker`) as the moves make it.
