@@ -91,7 +91,7 @@ def universe(readings: Sequence[Reading], index: Index, forms: Sequence[Moves]) 
     families = [family for family in index.families if _plain(family, index)]
     known = {name for family in families for name in family.names}
     tensors = [name for name in index.tensors if index.movers[name] and index.movers[name] <= known]
-    problem = _Problem(readings, index, forms, families, tensors)
+    problem = Relaxation(readings, index, forms, families, tensors)
     elements = [problem.vertex(Moves()), *(problem.centre() for _ in readings[1:])]
     reached = problem.curve(elements, elements)(0.0)
     for _ in range(_STEPS):
@@ -129,8 +129,16 @@ def _summed(steps: NDArray[np.float64], soft: Tensor) -> Polynomial:
 
 
 @dataclass
-class _Problem:
-    """The models and what may move in them."""
+class Relaxation:
+    """The models and what may move in them, with soft elements in place of those of the group.
+
+    Attributes:
+        readings: of the models.
+        index: of their table.
+        forms: of the models.
+        families: whose groups move.
+        tensors: that nothing else moves.
+    """
 
     readings: Sequence[Reading]
     index: Index
