@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from eutectic import alignment, checkpoint, methods, recipe
-from eutectic.alignment.renormalisation import How
+from eutectic.alignment.renormalisation import How, problems_of
 from eutectic.checkpoint import Source
 from eutectic.checkpoint.overlay import Overlaid
-from eutectic.errors import CheckpointError, Problem, RecipeError
+from eutectic.errors import CheckpointError, Problem, RecipeError, listed
 from eutectic.evaluate import Settings
 from eutectic.evaluate.loading import Loader
 from eutectic.evaluate.opening import opened
@@ -101,6 +101,7 @@ def repair(
         if len(sources) != 1 + len(parents):
             raise RecipeError(Problem("R128", "a recipe sweeps a parameter: not one model but several", "parents"))
         refuse_overlap_of(sources, os.fspath(out))
+        _refuse_others(sources[0], sources[1:], list(problems_of(len(parents), weights, how)))
         first, others = sources[0], _aligned(sources[1:], alignments, stack)
         loaders = [Loader(module, tokenizer) for _ in sources]
         run = Settings(read.device, read.batch, read.samples, read.seed, loaders[0])
@@ -175,6 +176,25 @@ def _is_of(one: alignment.Alignment, source: Source) -> bool:
         return source.digest(smallest) == one.model.digests[smallest]
     except CheckpointError:
         return False
+
+
+def _refuse_others(merged: Source, parents: Sequence[Source], problems: list[Problem]) -> None:
+    """Raises `RecipeError` with these problems and every parent that has other tensors (G210)."""
+    for number, parent in enumerate(parents):
+        differ = sorted(
+            name
+            for name in {*merged.specs, *parent.specs}
+            if name not in merged or name not in parent or _shape(merged, name) != _shape(parent, name)
+        )
+        if differ:
+            message = f"{parent.label!r} differs from the merge in {listed(differ)}"
+            problems.append(Problem("G210", message, f"parents[{number}]", "give what it was merged from"))
+    if problems:
+        raise RecipeError(problems)
+
+
+def _shape(source: Source, name: str) -> tuple[int, ...]:
+    return source.specs[source.ties.get(name, name)].shape
 
 
 def _refuse_existing(out: str, options: Options) -> None:

@@ -235,28 +235,33 @@ def _notes(module: nn.Module, sites: Sites, work: _Repairing) -> Iterator[str]:
         yield "nothing was repaired: there is no hidden layer that can be"
 
 
+def problems_of(parents: int, weights: Sequence[float] | None, how: str) -> Iterator[Problem]:
+    """What cannot be repaired so, whatever the models are: G210, G211."""
+    if not parents:
+        yield Problem("G210", "there are none", "parents", "give what it was merged from")
+    if how not in HOW:
+        yield Problem("G211", f"{how!r} is no way of repair", "how", did_you_mean(str(how), HOW))
+    if weights is None:
+        return
+    if len(weights) != parents:
+        yield Problem("G211", f"{len(weights)} weights for {parents} parents", "weights", "give one each")
+    elif not (all(math.isfinite(one) and one >= 0 for one in weights) and sum(weights) > 0):
+        yield Problem("G211", f"must be numbers from 0 on, not all 0: {list(weights)}", "weights")
+
+
 def _checked(
     merged: nn.Module, parents: Sequence[nn.Module], batches: Iterable[Any], weights: Sequence[float] | None, how: str
 ) -> list[float]:
     """The weights, divided by their sum. Raises `RecipeError` (G210, G211) with every problem."""
-    problems = []
+    problems = list(problems_of(len(parents), weights, how))
     for number, parent in enumerate(parents):
         if differs := difference(merged, parent):
             message = f"differs from the merge in {differs}"
             problems.append(Problem("G210", message, f"parents[{number}]", "give what it was merged from, aligned"))
-    if not parents:
-        problems.append(Problem("G210", "there are none", "parents", "give what it was merged from"))
-    if how not in HOW:
-        problems.append(Problem("G211", f"{how!r} is no way of repair", "how", did_you_mean(str(how), HOW)))
     if not isinstance(batches, Iterable) or isinstance(batches, Iterator):
         message = f"must be batches that can be gone through again, not a {type(batches).__name__}"
         problems.append(Problem("G211", message, "batches", "a list of them, or a DataLoader"))
-    shares = [1.0] * len(parents) if weights is None else [float(weight) for weight in weights]
-    if len(shares) != len(parents):
-        message = f"{len(shares)} weights for {len(parents)} parents"
-        problems.append(Problem("G211", message, "weights", "give one each"))
-    elif shares and not (all(math.isfinite(one) and one >= 0 for one in shares) and sum(shares) > 0):
-        problems.append(Problem("G211", f"must be numbers from 0 on, not all 0: {shares}", "weights"))
     if problems:
         raise RecipeError(problems)
+    shares = [1.0] * len(parents) if weights is None else [float(weight) for weight in weights]
     return [share / sum(shares) for share in shares]

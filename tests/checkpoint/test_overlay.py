@@ -1,0 +1,41 @@
+"""A source with some of its tensors replaced is otherwise what it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from eutectic.checkpoint import MemorySource, open_source
+from eutectic.checkpoint.overlay import Overlaid
+from eutectic.testing import check_source, tiny_llama
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(tiny_llama(tmp_path / "model", seed=1, layers=1, hidden=16, intermediate=16))
+
+
+def test_it_reads_what_was_replaced_and_the_rest(folder: Path) -> None:
+    with open_source(folder) as source:
+        name = "model.layers.0.mlp.up_proj.weight"
+        values = torch.randn(source.specs[name].shape)
+        view = Overlaid(source, {name: values}, {"repaired": {"how": "sequential"}}, "model repaired")
+        assert torch.equal(view[name], values.bfloat16())
+        assert all(torch.equal(view[other], source[other]) for other in source if other != name)
+        assert view.identity() == {**source.identity(), "repaired": {"how": "sequential"}}
+        assert view.folder() == source.folder() and view.beside("config.json") == source.beside("config.json")
+        assert view.files() is None and view.stamp() != view.stamp()
+        check_source(view)  # which closes it
+
+
+def test_tied_names_are_replaced_as_one() -> None:
+    weight = torch.randn(3, 2)
+    view = Overlaid(MemorySource("m", {"embed": weight, "head": weight}), {"head": torch.ones(3, 2)}, {}, "m")
+    assert bool((view["embed"] == 1).all()) and torch.equal(view["embed"], view["head"])
+
+
+def test_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"x is of shape \(2,\)"):
+        Overlaid(MemorySource("m", {"x": torch.zeros(3)}), {"x": torch.zeros(2)}, {}, "m")
