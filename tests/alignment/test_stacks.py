@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eutectic.checkpoint.source import Spec
-from eutectic.checkpoint.symmetry import Factor, Group, Moves, Symmetries, axis, fixed
+from eutectic.checkpoint.symmetry import Factor, Gauge, Group, Moves, Symmetries, axis, fixed
 
 ROUTER = (axis(Factor(3, "experts")), fixed(2))
 UP = {f"up.{unit}": (axis(Factor(4, f"hidden.{unit}")), fixed(2)) for unit in range(3)}
@@ -59,6 +59,15 @@ def test_slices_are_named_apart() -> None:
     [
         (replace(TABLE, stacks={"expert": ("up.{}",)}), SPECS, "G103", "no such group"),
         (replace(TABLE, axes={"router": ROUTER, **UP}), SPECS, "G103", "its axes are not given"),
+        (
+            replace(TABLE, axes={**TABLE.axes, "up.2": (fixed(5), fixed(2))}),
+            {**SPECS, "up.2": Spec("float32", (5, 2))},
+            "G103",
+            "another shape than 'up.0'",
+        ),
+        (replace(TABLE, groups={**TABLE.groups, "hidden.0": Group(4, within="experts")}), SPECS, "G103", "be divided"),
+        (replace(TABLE, groups={**TABLE.groups, "hidden.0": Group(4, within="none")}), SPECS, "G103", "be divided"),
+        (replace(TABLE, gauges={"basis": Gauge("none", 2, "linear")}), SPECS, "G103", "'none', and there is no such"),
         (TABLE, {**SPECS, "down": Spec("float32", (2, 2, 4))}, "G101", "do not name this tensor"),
         (TABLE, {name: spec for name, spec in SPECS.items() if name != "up.1"}, "G101", "the model has no such tensor"),
         (TABLE, {**SPECS, "down": Spec("float32", (3, 2, 5))}, "G102", "[2, 5]"),

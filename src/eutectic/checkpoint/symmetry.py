@@ -223,16 +223,28 @@ class Symmetries:
             if name not in specs:
                 found.append(Problem("G101", "the model has no such tensor, which its symmetries name", name))
                 continue
-            due = tuple(sum(part.size for part in parts) for parts in axes)
+            due = _sizes(axes)
             if due != specs[name].shape:
                 message = f"is of shape {list(specs[name].shape)}, and its symmetries are for {list(due)}"
                 found.append(Problem("G102", message, name))
-        for group in self.stacks:
-            if group not in self.groups:
-                found.append(Problem("G103", f"has stacks of {group!r}, and there is no such group"))
-        lost = [name for name in self._units if name not in self.axes]
-        found += [Problem("G103", "is a unit of a stack, and its axes are not given", name) for name in lost]
-        return found
+        return found + list(self._of_groups())
+
+    def _of_groups(self) -> Iterator[Problem]:
+        for name, group in self.groups.items():
+            parent = None if group.within is None else self.groups.get(group.within)
+            if group.within is not None and (parent is None or group.size % parent.size):
+                yield Problem("G103", f"group {name!r} cannot be divided among units of {group.within!r}")
+        for name, gauge in self.gauges.items():
+            if gauge.of is not None and gauge.of not in self.groups:
+                yield Problem("G103", f"gauge {name!r} is of {gauge.of!r}, and there is no such group")
+        for name in self.stacks.keys() - self.groups.keys():
+            yield Problem("G103", f"has stacks of {name!r}, and there is no such group")
+        for name, (_, pattern, _) in self._units.items():
+            axes, first = self.axes.get(name), self.axes.get(_unit(pattern, 0))
+            if axes is None:
+                yield Problem("G103", "is a unit of a stack, and its axes are not given", name)
+            elif first is not None and _sizes(axes) != _sizes(first):
+                yield Problem("G103", f"is of another shape than {_unit(pattern, 0)!r}, and of one stack with it", name)
 
     def _of_table(self, name: str, axes: tuple[Axis, ...]) -> Iterator[Problem]:
         for part in (part for parts in axes for part in parts):
@@ -252,7 +264,8 @@ class Symmetries:
         gauge = self.gauges.get(name)
         if gauge is None or gauge.size != size:
             return False
-        return units % (1 if gauge.of is None else self.groups[gauge.of].size) == 0
+        of = self.groups.get(gauge.of or "")
+        return of is None or units % of.size == 0
 
     def as_json(self) -> dict[str, Any]:
         """The table as plain data, which `from_json` reads."""
@@ -274,6 +287,10 @@ class Symmetries:
             data["origin"],
             {group: tuple(patterns) for group, patterns in data["stacks"].items()},
         )
+
+
+def _sizes(axes: tuple[Axis, ...]) -> tuple[int, ...]:
+    return tuple(sum(part.size for part in parts) for parts in axes)
 
 
 def _unit(pattern: str, number: int) -> str:
