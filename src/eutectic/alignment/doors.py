@@ -251,18 +251,7 @@ def _matched(a: Source, b: Source, table: Symmetries, ask: _Request, given: Give
     batches = _Batches(given.batches)
     with _module(a, ask, given) as first:
         if ask.method == "straight_through":
-            assert ask.loss is not None and ask.steps is not None
-            return match_straight_through(
-                first,
-                a,
-                b,
-                batches,
-                ask.loss,
-                table,
-                steps=ask.steps,
-                seed=ask.seed,
-                tell=lambda steps, loss: ask.tell(f"{steps} of {ask.steps} steps, loss {loss:.4g}"),
-            )
+            return _by_gradient(first, a, b, batches, table, ask)
         with _module(b, ask, given) as second:
             return match_activations(
                 first,
@@ -274,6 +263,17 @@ def _matched(a: Source, b: Source, table: Symmetries, ask: _Request, given: Give
                 seed=ask.seed,
                 progress=lambda samples: ask.tell(f"{samples:,} samples"),
             )
+
+
+def _by_gradient(module: nn.Module, a: Source, b: Source, batches: _Batches, table: Symmetries, ask: _Request) -> Match:
+    assert ask.loss is not None and ask.steps is not None
+
+    def tell(steps: int, loss: float) -> None:
+        ask.tell(f"{steps} of {ask.steps} steps, loss {loss:.4g}")
+
+    # Loaders give modules for inference.
+    with torch.inference_mode(False):
+        return match_straight_through(module, a, b, batches, ask.loss, table, steps=ask.steps, seed=ask.seed, tell=tell)
 
 
 @contextmanager

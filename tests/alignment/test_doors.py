@@ -1,0 +1,222 @@
+"""Two models as users name them, and the alignment that comes back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import eutectic
+from eutectic.alignment import Aligned, Moves, Symmetries, align, prove, random_moves, symmetries_of
+from eutectic.checkpoint import Alignment, MemorySource, open_source, read_alignment
+from eutectic.errors import CheckpointError, EutecticError, RecipeError
+from eutectic.testing import tiny_llama, write_safetensors
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("aligned")
+    sizes: dict[str, Any] = {"layers": 1, "hidden": 16, "intermediate": 24}
+    tiny_llama(home / "a", seed=1, **sizes)
+    tiny_llama(home / "tuned", seed=2, base=home / "a")
+    tiny_llama(home / "apart", seed=3, **sizes)
+    tiny_llama(home / "wide", seed=4, **sizes | {"intermediate": 32})
+    (home / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"w{3 + k} w{9 + k} w5 w{20 + k}"}) + "\n" for k in range(9))
+    )
+    return home
+
+
+@pytest.fixture
+def here(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.chdir(models)
+    return tmp_path
+
+
+def scrambled(model: str, seed: int = 0) -> tuple[MemorySource, Moves]:
+    """A model as a random element of its group makes it, in float32."""
+    with eutectic.open(model) as source:
+        table = symmetries_of(source)
+        moves = random_moves(table, seed)
+        return MemorySource("scrambled", dict(Aligned(source, table, moves))), moves
+
+
+def test_what_was_scrambled_is_found_and_its_merge_is_the_original(here: Path) -> None:
+    other, _ = scrambled("a")
+    # The scrambled model has no config, which the first one has.
+    found = align("a", other, out=here / "perm")
+    assert found.gain > 1 - 1e-9 and found.reference.label == "a" and found.model.label == "scrambled"
+    assert found.objective[0] < found.objective[-1] and list(found.objective[1:]) == sorted(found.objective[1:])
+    merged = eutectic.merged(
+        {"merge_method": "linear", "models": ["a", {"model": other, "aligned": str(here / "perm")}], "dtype": "float32"}
+    )
+    with eutectic.open("a") as original:
+        for name in merged:
+            torch.testing.assert_close(merged[name], original[name].float(), rtol=1e-6, atol=1e-6)
+
+
+def test_fine_tunes_stand_alike_already_and_that_is_said(here: Path) -> None:
+    found = align("a", "tuned")
+    assert found.moves == Moves() and found.gain == 0
+    assert found.notes[-1] == "nothing moves: the models stand alike already, as fine-tunes of one base do"
+
+
+def test_the_same_seed_gives_the_same_alignment_and_a_folder_that_has_it_is_kept(here: Path) -> None:
+    said: list[str] = []
+    first = align("a", "apart", out=here / "perm", tell=said.append)
+    written = (here / "perm" / "alignment.json").stat().st_mtime_ns
+    assert said and said[0].startswith("sweep ")
+    said.clear()
+    again = align("a", "apart", out=here / "perm", tell=said.append)
+    assert not said and (here / "perm" / "alignment.json").stat().st_mtime_ns == written
+    assert again.as_json() == first.as_json() == align("a", "apart").as_json()
+    with pytest.raises(RecipeError, match="W401"):
+        align("a", "apart", seed=1, out=here / "perm", tell=said.append)
+    assert not said, "refused before any work"
+    assert align("a", "apart", seed=1, out=here / "perm", replace=True).settings["seed"] == 1
+    with open_source(here / "perm") as source:
+        assert read_alignment(source).settings["seed"] == 1
+
+
+def test_activations_match_over_text(here: Path) -> None:
+    found = align("a", "apart", method="activations", data="text.jsonl", seed=3)
+    assert found.method == "activations" and found.settings["data"]["samples"] is None
+    other, _ = scrambled("a", 4)
+    write = here / "scrambled"
+    write.mkdir()
+    write_safetensors(write / "model.safetensors", dict(other))
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        if Path("a", name).exists():
+            (write / name).write_bytes(Path("a", name).read_bytes())
+    assert align("a", write, method="activations", data="text.jsonl").gain > 0.99
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.down(torch.tanh(self.up(x)))
+        return made
+
+
+def nets() -> Iterator[Net]:
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        yield Net()
+
+
+def shuffled(net: Net, order: Tensor) -> Net:
+    other = Net()
+    other.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        other.up.weight.copy_(net.up.weight[order])
+        other.up.bias.copy_(net.up.bias[order])
+        other.down.weight.copy_(net.down.weight[:, order])
+    return other
+
+
+def batches() -> list[Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randn(16, 3, generator=draw) for _ in range(4)]
+
+
+@pytest.mark.parametrize("how", [{}, {"method": "activations", "data": batches()}])
+def test_live_modules_are_traced_and_aligned(how: dict[str, Any]) -> None:
+    net, _ = nets()
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    other = shuffled(net, order)
+    inputs = {} if how else {"inputs": torch.zeros(1, 3)}
+    found = align(net, other, **how, **inputs)
+    assert found.gain == pytest.approx(1)
+    view = found.source(MemorySource("b", other))
+    assert all(torch.equal(view[name], net.state_dict()[name]) for name in view)
+    assert [name for name in net.state_dict() if not torch.equal(other.state_dict()[name], net.state_dict()[name])]
+
+
+def test_the_straight_through_estimator_is_reached() -> None:
+    net, apart = nets()
+    found = align(
+        net,
+        apart,
+        method="straight_through",
+        data=batches(),
+        loss=lambda out, batch: (out - net(batch)).square().mean(dim=1),
+        steps=4,
+    )
+    assert found.method == "straight_through" and found.settings["steps"] == 4
+
+
+def refused(kind: type[EutecticError] = RecipeError, *models: Any, **keys: Any) -> list[str]:
+    with pytest.raises(kind) as caught:
+        align(*(models or ("a", "apart")), **keys)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_what_a_method_lacks_or_has_no_use_for(here: Path) -> None:
+    assert refused(method="activation") == [
+        "G116 method: 'activation' is no way to match units; did you mean 'activations'?"
+    ]
+    assert refused(method="activations") == ["G116 data: activations needs data; give a file of text, or batches"]
+    assert refused(data="text.jsonl", steps=3) == [
+        "G116 data: weights uses no data; leave it out",
+        "G116 steps: weights uses no steps; leave it out",
+    ]
+    assert [one.split(" needs")[0] for one in refused(method="straight_through")] == [
+        "G116 data: straight_through",
+        "G116 loss: straight_through",
+        "G116 steps: straight_through",
+    ]
+
+
+def test_models_of_other_shapes_are_refused_with_every_tensor(here: Path) -> None:
+    found = refused(RecipeError, "a", "wide", out=here / "perm")
+    assert [line.split(":")[0] for line in found] == [
+        f"G170 model.layers.0.mlp.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")
+    ]
+    assert not (here / "perm").exists()
+
+
+def test_a_network_of_no_known_family_needs_a_module(here: Path) -> None:
+    odd = {"mystery": torch.ones(3, 4)}
+    found = refused(RecipeError, odd, odd | {"mystery": torch.zeros(3, 4)})
+    assert found[0].startswith("G160")
+
+
+def test_models_that_are_not_there_are_refused(here: Path) -> None:
+    assert "C200" in refused(CheckpointError, "a", "gone")[0]
+
+
+def test_another_thing_where_the_folder_should_be_is_kept(here: Path) -> None:
+    (here / "notes.txt").write_text("mine")
+    assert refused(out=here, replace=True)[0].startswith("W401")
+    assert (here / "notes.txt").read_text() == "mine"
+
+
+def test_symmetries_are_proved_and_wrong_ones_are_found_out(here: Path) -> None:
+    table, check = prove("a", elements=1)
+    assert check.holds and check.error < 1e-12 and table.origin
+    axes = dict(table.axes)
+    name = "model.layers.0.mlp.gate_proj.weight"
+    axes[name] = (axes["model.layers.0.mlp.down_proj.weight"][1], axes[name][1])  # its units are scaled like others
+    _, wrong = prove("a", symmetries=Symmetries(table.groups, axes, table.gauges), elements=1)
+    assert not wrong.holds and [*wrong.broken] == ["layers.0.mlp"]
+
+
+def test_what_a_module_is_called_with_must_be_known(here: Path) -> None:
+    net, _ = nets()
+    with pytest.raises(RecipeError, match="G116 inputs: nothing says what Net is called with"):
+        prove(net)
+    assert prove(net, inputs=torch.ones(2, 3))[1].holds
+
+
+def test_the_public_names_are_these() -> None:
+    assert eutectic.align is align and eutectic.Alignment is Alignment
