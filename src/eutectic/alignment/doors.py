@@ -144,7 +144,13 @@ def _aligned(a: Source, b: Source, ask: _Request, out: str | os.PathLike[str] | 
     if given is not None:
         settings = {"seed": ask.seed, "data": given.identity, "steps": ask.steps}
     if out is not None and (there := _there(out, replace)) is not None:
-        same = (there.method, there.settings, there.reference, there.model) == (ask.method, settings, stays, moves)
+        # Functions cannot be told apart.
+        same = ask.loss is None and (there.method, there.settings, there.reference, there.model) == (
+            ask.method,
+            settings,
+            stays,
+            moves,
+        )
         if same and there.symmetries == table:
             return there
         if not replace:
