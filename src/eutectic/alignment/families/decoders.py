@@ -1,7 +1,7 @@
 """Llama and its kin: RMS norms (or layer norms), rotary embeddings, gated units, mixtures of experts.
 
-Mean-free norms with a gain leave the residual stream's units to change places; where it is an RMS norm each may also
-change its sign, which the gain does not see. A norm of queries and keys leaves no other basis for them.
+Under norms with gains the units of the residual stream may change places; under RMS norms each may change its sign too,
+and its gain stays as it is. A norm of queries and keys leaves no other basis for them.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from eutectic.alignment.families.rules import Layout
 
 _HEADS = {"lm_head.weight": "- <residual", "lm_head.bias": "-", "score.weight": "- <residual"}
 _NORMS = (
-    "input_layernorm",
-    "post_attention_layernorm",
-    "pre_feedforward_layernorm",
-    "post_feedforward_layernorm",
+    "norm",
+    "final_layernorm",
+    "layers.{}.input_layernorm",
+    "layers.{}.post_attention_layernorm",
+    "layers.{}.pre_feedforward_layernorm",
+    "layers.{}.post_feedforward_layernorm",
 )
 _BODY = {
     "embed_tokens.weight": "- residual",
     "rotary_emb.inv_freq": "-",
     "layers.{}.self_attn.rotary_emb.inv_freq": "-",
+    **{f"{norm}.weight": "=residual" for norm in _NORMS},
+    **{f"{norm}.bias": "residual" for norm in _NORMS},
     **modules(
         {
-            **{f"layers.{{}}.{norm}": "=residual" for norm in _NORMS},
-            "norm": "=residual",
-            "final_layernorm": "=residual",
             "layers.{}.self_attn.q_proj": "@query <residual",
             "layers.{}.self_attn.k_proj": "@key <residual",
             "layers.{}.self_attn.v_proj": "@value <residual",

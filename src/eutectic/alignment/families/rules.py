@@ -26,7 +26,8 @@ class Layout:
         family: its name, for people.
         rules: name of a tensor → its axes, apart by spaces. `{}` in a name is the number of a layer, a second one that
             of an expert: `experts.{}.up.weight`, or `experts.up[{}]` where each is a slice of one tensor along its
-            first dimension. An axis is `-` (nothing moves) or a group of units, and several are joined by `+`.
+            first dimension; experts themselves are units of the group `@experts`. An axis is `-` (nothing moves) or a
+            group of units, and several are joined by `+`.
             Before a group: `<` where its units are read, `=` where their places alone are followed, nothing where
             they are made, then `@` when each layer, or each expert, has its own. After it: `*` when a unit has several
             entries in a row. `@query`, `@key` and so on are the axes of the layer's attention.
@@ -72,7 +73,9 @@ class Layout:
         """A tensor with its axes, or its slices; none when no rule is for them."""
         if (whole := self.placed(name, shape)) is not None:
             return [whole]
-        slices = [self.placed(f"{name}[{unit}]", shape[1:]) for unit in range(shape[0] if shape else 0)]
+        if not shape or self.placed(f"{name}[0]", shape[1:]) is None:
+            return []
+        slices = [self.placed(f"{name}[{unit}]", shape[1:]) for unit in range(shape[0])]
         return [one for one in slices if one is not None]
 
 
