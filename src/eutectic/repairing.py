@@ -25,7 +25,7 @@ from eutectic.statistics.models import Given, given_data
 from eutectic.statistics.models import Options as Reading
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,31 +97,53 @@ def repair(
     options, read = checked(options, out), reading or Reading(dtype="float32")
     check_device(read.device)
     _refuse_existing(os.fspath(out), options)
+    asked: dict[str, Any] = {"weights": weights, "how": how, "affine": affine}
     with opened([merged, *parents], live=module is None) as sources, ExitStack() as stack:
         if len(sources) != 1 + len(parents):
             raise RecipeError(Problem("R128", "a recipe sweeps a parameter: not one model but several", "parents"))
         refuse_overlap_of(sources, os.fspath(out))
         _refuse_others(sources[0], sources[1:], list(problems_of(len(parents), weights, how)))
-        first, others = sources[0], _aligned(sources[1:], alignments, stack)
-        loaders = [Loader(module, tokenizer) for _ in sources]
-        run = Settings(read.device, read.batch, read.samples, read.seed, loaders[0])
-        given = given_data(data, read, first, run)
-        asked: dict[str, Any] = {"weights": weights, "how": how, "affine": affine}
-        with ExitStack() as held:
-            modules = [
-                held.enter_context(loader.module(source, given.kind, device=read.device, dtype=read.dtype))
-                for source, loader in zip([first, *others], loaders, strict=True)
-            ]
-            found = alignment.repair(modules[0], modules[1:], _Batches(given), **asked, tell=tell)
-        about = {"method": "REPAIR, arXiv:2211.08403", **asked, "data": given.identity}
-        about["parents"] = [source.identity() for source in others]
-        # Not the name of the merge, by which it would be taken for what this was made of.
-        view = Overlaid(first, _values(found, first), {"repaired": about}, f"{first.label} repaired")
-        changed = {name: found.changed[own] for name, own in _names(found, first).items()}
-        notes = (*given.notes, *found.notes)
+        models = [sources[0], *_aligned(sources[1:], alignments, stack)]
+        loaders = [Loader(module, tokenizer) for _ in models]
+        given = given_data(
+            data, read, models[0], Settings(read.device, read.batch, read.samples, read.seed, loaders[0])
+        )
+        found = _repaired(models, loaders, given, read, {**asked, "tell": tell})
         if tell is not None:
             tell("writing")
-        merge = make(_plan(view, changed, notes), out, options, None, None, checkpoint.REAL)
+        about = {"method": "REPAIR, arXiv:2211.08403", **asked, "data": given.identity}
+        about["parents"] = [source.identity() for source in models[1:]]
+        return _written(models[0], found, about, given.notes, os.fspath(out), options)
+
+
+def _repaired(
+    models: Sequence[Source], loaders: Sequence[Loader], given: Given, read: Reading, asked: Mapping[str, Any]
+) -> alignment.Repaired:
+    """Loads each model into a module of its own, and repairs the first."""
+    with ExitStack() as held:
+        modules = [
+            held.enter_context(loader.module(source, given.kind, device=read.device, dtype=read.dtype))
+            for source, loader in zip(models, loaders, strict=True)
+        ]
+        return alignment.repair(modules[0], modules[1:], _Batches(given), **asked)
+
+
+def _written(
+    source: Source,
+    found: alignment.Repaired,
+    about: Mapping[str, Any],
+    notes: Sequence[str],
+    out: str,
+    options: Options,
+) -> RepairedMerge:
+    """Writes the merge with the tensors that were changed, in its own dtypes."""
+    names, state = _names(found, source), found.module.state_dict()
+    values = {name: state[own].detach().cpu() for name, own in names.items()}
+    # Not the name of the merge, by which it would be taken for what this was made of.
+    view = Overlaid(source, values, {"repaired": about}, f"{source.label} repaired")
+    changed = {name: found.changed[own] for name, own in names.items()}
+    notes = (*notes, *found.notes)
+    merge = make(_plan(view, changed, notes), out, options, None, None, checkpoint.REAL)
     return RepairedMerge(merge, changed, found.left, notes)
 
 
@@ -129,11 +151,6 @@ def _names(found: alignment.Repaired, source: Source) -> dict[str, str]:
     """Stored name → the module's, of each tensor that was changed."""
     names, parameters = Names(found.module, source), dict(found.module.named_parameters())
     return {names(parameters.get(own)) or source.ties.get(own, own): own for own in found.changed}
-
-
-def _values(found: alignment.Repaired, source: Source) -> dict[str, Tensor]:
-    state = found.module.state_dict()
-    return {name: state[own].detach().cpu() for name, own in _names(found, source).items()}
 
 
 def _plan(view: Overlaid, changed: Mapping[str, str], notes: Sequence[str]) -> Plan:

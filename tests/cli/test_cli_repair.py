@@ -75,7 +75,7 @@ def test_what_cannot_be_is_said_before_long_work(run: Run, here: Path) -> None:
     assert "G210 parents[1]: 'wide' differs from the merge in lm_head.weight" in other and "G211 weights" in other
     assert "one: exists" in refused("one", *ASK)
     assert "W406" in refused("merged/deeper", *ASK)
-    assert "E904" in refused("out", *ASK[:4], "--data", "nothing.jsonl")
-    assert "M603" in refused("out", *ASK, "--device", "tpu")
+    assert "E903" in refused("out", *ASK[:4], "--data", "nothing.jsonl")
+    assert "M602" in refused("out", *ASK, "--device", "tpu")
     (here / "merged" / "config.json").unlink()
     assert "E905" in refused("out", *ASK)

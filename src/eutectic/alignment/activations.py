@@ -74,26 +74,39 @@ def match_activations(
     Raises `RecipeError` (F101 no data, F104, G200, G201), `ResourceError` (G202), `NumericError` (F102) for NaN.
     """
     with still(a), still(b):
-        first, batches = _begun(batches)
-        views = _views(a, b, symmetries, Batch.of(first, place_of(a)))
-        passes = _passes(_together(views, symmetries), memory)
-        if len(passes) > 1 and isinstance(batches, Iterator):
-            message = f"the sums take {len(passes)} passes, and these batches can be gone through once"
-            raise RecipeError(Problem("G200", message, "batches", "give a list, a DataLoader, or more memory"))
-        moves, start, value = Moves({}, {}), 0.0, 0.0
-        for parts in passes:
-            sums = _collected(a, b, [view for part in parts for view in part], batches, progress)
-            for part in parts:
-                seen = {view: sums[view].correlation.cpu() for view, _ in part if sums[view].left.count}
-                one = Correlated(symmetries, seen)
-                start += one.value()
-                one.solve()
-                value += one.value()
-                moves = Moves({**moves.orders, **one.orders}, {**moves.scales, **one.signs})
+        moves, start, value = _matched(a, b, batches, symmetries, memory, progress)
     weights = sources or (_source(a), _source(b))
     moves, notes = _completed(moves, symmetries, weights, seed)
     before, after, changes = compared(Pair(*weights, symmetries, 0), moves)
     return Match(essential(moves), (value,), start, before, after, changes, notes)
+
+
+def _matched(
+    a: nn.Module,
+    b: nn.Module,
+    batches: Iterable[Any],
+    symmetries: Symmetries,
+    memory: int | None,
+    progress: Callable[[int], None] | None,
+) -> tuple[Moves, float, float]:
+    """Orders and signs of the groups that are seen, and Σ correlation at the identity and for them."""
+    first, batches = _begun(batches)
+    views = _views(a, b, symmetries, Batch.of(first, place_of(a)))
+    passes = _passes(_together(views, symmetries), memory)
+    if len(passes) > 1 and isinstance(batches, Iterator):
+        message = f"the sums take {len(passes)} passes, and these batches can be gone through once"
+        raise RecipeError(Problem("G200", message, "batches", "give a list, a DataLoader, or more memory"))
+    moves, start, value = Moves({}, {}), 0.0, 0.0
+    for parts in passes:
+        sums = _collected(a, b, [view for part in parts for view in part], batches, progress)
+        for part in parts:
+            seen = {view: sums[view].correlation.cpu() for view, _ in part if sums[view].left.count}
+            one = Correlated(symmetries, seen)
+            start += one.value()
+            one.solve()
+            value += one.value()
+            moves = Moves({**moves.orders, **one.orders}, {**moves.scales, **one.signs})
+    return moves, start, value
 
 
 def _completed(

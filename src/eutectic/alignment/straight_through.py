@@ -72,20 +72,29 @@ def match_straight_through(
     """
     _check(batches, steps, lr, momentum)
     work = _Midpoint(module, open_source(a), open_source(b), symmetries, loss, list(batches))
+    start = work.score(Moves())
+    kept, history = _descended(work, start, (steps, lr, momentum, seed), tell or (lambda step, best: None))
+    before, after, changes = compared(Pair(work.a, work.b, symmetries, 0), kept)
+    return Match(kept, tuple(-best for best in history), -start, before, after, changes)
+
+
+def _descended(
+    work: _Midpoint, start: float, how: tuple[int, float, float, int], tell: Callable[[int, float], None]
+) -> tuple[Moves, list[float]]:
+    """The best moves on the way of the estimate, and the best loss after each pass."""
+    steps, lr, momentum, seed = how
     estimate = {name: work.standing[name].clone() for name in work.learned}
     optimiser = torch.optim.SGD(list(estimate.values()), lr=lr, momentum=momentum)
     moves = work.matched(estimate, None, seed)
-    kept, scored = Moves(), moves
-    start = best = work.score(kept)
+    kept, best, scored = Moves(), start, None
     history: list[float] = []
     for step in range(steps + 1):
         if step % len(work.batches) == 0 or step == steps:
-            if not history or not _same(moves, scored):
+            if scored is None or not _same(moves, scored):
                 kept, best = min((kept, best), (moves, work.score(moves)), key=lambda one: one[1])
                 scored = moves
-            history.append(-best)
-            if tell is not None:
-                tell(step, best)
+            history.append(best)
+            tell(step, best)
         if step < steps:
             gradient = work.gradient(moves, step)
             for name, tensor in estimate.items():
@@ -93,8 +102,7 @@ def match_straight_through(
                 tensor.grad = gradient[name] / 2
             optimiser.step()
             moves = work.matched(estimate, moves, seed)
-    before, after, changes = compared(Pair(work.a, work.b, symmetries, 0), kept)
-    return Match(kept, tuple(history), -start, before, after, changes)
+    return kept, history
 
 
 class _Midpoint:
