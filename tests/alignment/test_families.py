@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from eutectic.alignment.families import attempt
 from eutectic.alignment.moves import random_moves
 from eutectic.alignment.proof import check
 from eutectic.checkpoint.source import Spec
-from eutectic.checkpoint.symmetry import Symmetries
+from eutectic.checkpoint.symmetry import Axis, Symmetries
 
 
 def has(symmetries: Symmetries, name: str) -> bool:
@@ -47,6 +48,26 @@ def test_random_elements_leave_logits_as_they_are(kind: str, head: str, sizes: M
     assert kinds(found.symmetries) - {"mlp"} == expected - {"mlp"}
     proof = check(module, found.symmetries, TOKENS, elements=2)
     assert proof.error < 1e-11, proof
+
+
+def test_old_names_of_norms_mean_the_same() -> None:
+    module = transformer("bert", "AutoModelForMaskedLM", max_position_embeddings=20)
+    usual = tried(module).symmetries
+    assert usual is not None
+
+    def old(name: str) -> str:
+        return re.sub("weight$", "gamma", re.sub("bias$", "beta", name)) if "LayerNorm" in name else name
+
+    table = attempt({old(name): spec for name, spec in specs_of(module).items()}, config_of(module)).symmetries
+    assert table is not None
+    assert table.groups == usual.groups
+
+    def places(axes: tuple[Axis, ...]) -> list[object]:
+        return [part.factors for parts in axes for part in parts]
+
+    assert {name: places(axes) for name, axes in table.axes.items()} == {
+        old(name): places(axes) for name, axes in usual.axes.items()
+    }
 
 
 def test_experts_are_stacks_of_slices_and_of_tensors() -> None:

@@ -26,6 +26,12 @@ _BERT = {
         }
     ),
 }
+# Old files call gains and biases of norms so.
+_BERT |= {
+    name.replace(".weight", ".gamma").replace(".bias", ".beta"): axes
+    for name, axes in _BERT.items()
+    if ".LayerNorm." in name
+}
 _DISTILBERT = {
     "embeddings.word_embeddings.weight": "- residual",
     "embeddings.position_embeddings.weight": "- residual",
@@ -46,6 +52,8 @@ _DISTILBERT = {
 # Over tokens, the layer before the embedding is in the embedding's terms: the residual stream on both sides.
 _TOKENS = {
     "cls.predictions.bias": "-",
+    "cls.predictions.transform.LayerNorm.gamma": "=residual",
+    "cls.predictions.transform.LayerNorm.beta": "residual",
     "lm_head.bias": "-",
     **modules(
         {
