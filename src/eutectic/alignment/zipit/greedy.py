@@ -133,22 +133,32 @@ class _Merging:
             self._now[np.ix_(having, having)] = -np.inf
 
     def dissolve(self) -> None:
-        """Takes the smallest set apart. There is a place for each model's units: fewer sets have them than there are.
+        """Takes the smallest set apart, of equal ones the least alike.
 
-        The most similar set is that whose least similar unit is the most similar.
+        There is a place for each model's units, as fewer sets have them than there are. They go to the most similar
+        set: that whose least similar unit is the most similar.
         """
         alive = np.unique(self._set)
-        gone = int(alive[self.counts[alive].sum(1).argmin()])
+        gone = min(map(int, alive), key=lambda one: (self.counts[one].sum(), self._least(one, one), one))
         self._remove(gone)
         members = np.flatnonzero(self._set == gone)
         for model in np.flatnonzero(self.counts[gone]):
             block = members[members // self._units == model]
             free = [one for one in alive if one != gone and not self.counts[one, model]]
-            near = [self._similarity[np.ix_(block, np.flatnonzero(self._set == one))].min() for one in free]
+            near = [self._least(block, one) for one in free]
             into = int(free[int(np.argmax(near))])
             self._set[block] = into
             self.counts[into, model] = len(block)
         self.counts[gone] = 0
+
+    def _least(self, units: int | NDArray[np.int64], number: int) -> float:
+        """The least similarity of units, or of those of a set, to those of a set."""
+        inside = np.flatnonzero(self._set == number)
+        if not isinstance(units, int):
+            return float(self._similarity[np.ix_(units, inside)].min())
+        found = self._similarity[np.ix_(inside, inside)]
+        np.fill_diagonal(found, np.inf)
+        return float(found.min())
 
     def partition(self) -> Partition:
         """The sets, in the order of their first units."""

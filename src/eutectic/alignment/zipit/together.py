@@ -147,7 +147,7 @@ class Program:
     def _called(self, node: Any, known: Mapping[Any, Any]) -> _Value:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
         key: Any = (node.target, repr(args), repr(kwargs))
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if _is_random(node):
             key = (*key, id(node))
         before = len(self._numbers)
         value = self._number(key)
@@ -211,6 +211,13 @@ def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         message = f"{type(module).__name__} changes {written[0]!r} while it runs"
         raise RecipeError(Problem("G246", message, hint="zip modules whose outputs depend on their inputs alone"))
     return found
+
+
+def _is_random(node: Any) -> bool:
+    """Whether an operation gives something else each time. Attention does with dropout alone."""
+    if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+        return bool(node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p"))
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _form(leaf: Any) -> Any:
