@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -151,15 +151,19 @@ class Aligned(Source):
 
     def _made(self, slab: _Slab, piece: Piece, dtype: str) -> Tensor:
         stored = self._source.specs[slab.origin].dtype
-        rest = slab.shape[1:]
+        rest, itemsize = slab.shape[1:], dtypes.itemsize(stored)
         row = math.prod(rest)
         # Whatever only changes places is moved as bits.
-        seen = stored if dtypes.is_float(stored) else f"int{8 * dtypes.itemsize(stored)}"
+        seen = stored if dtypes.is_float(stored) else f"int{8 * itemsize}"
 
-        def read(start: int, stop: int) -> Tensor:
-            rows = torch.empty((stop - start, *rest), dtype=getattr(torch, seen))
-            view = rows.reshape(-1).view(torch.uint8).numpy().data
-            self._source.read_into(slab.origin, slab.offset + start * row, slab.offset + stop * row, view)
+        def read(runs: Sequence[tuple[int, int]]) -> Tensor:
+            count = sum(last - first for first, last in runs)
+            rows = torch.empty((count, *rest), dtype=getattr(torch, seen))
+            view, at = rows.reshape(-1).view(torch.uint8).numpy().data, 0
+            for first, last in runs:
+                end = at + (last - first) * row * itemsize
+                self._source.read_into(slab.origin, slab.offset + first * row, slab.offset + last * row, view[at:end])
+                at = end
             return rows
 
         tensor = made(piece, slab.axes, self._moves, read)

