@@ -33,8 +33,8 @@ def _modules(model: Model) -> Iterator[_Module]:
     for name, spec in model.specs.items():
         if name.endswith(".weight"):
             module = name.removesuffix(".weight")
-            stem, digits = re.fullmatch(r"(.*?)(\d*)", module).groups()  # type: ignore[union-attr]
-            yield _Module(module, spec.shape, stem, int(digits) if digits else None)
+            stem = module.rstrip("0123456789")
+            yield _Module(module, spec.shape, stem, int(module[len(stem) :]) if stem != module else None)
 
 
 def is_chain(model: Model) -> bool:
@@ -55,7 +55,7 @@ def chain(model: Model, kind: str) -> Layout:
     """The layout of such a model; its units are named after the layers that make them.
 
     Norms belong to the layer before them, or to that of the same number. One of a convolution without statistics is
-    over `num_groups` groups of channels, of which config.json must tell.
+    over `num_groups` groups of channels, of which config.json must tell; one of a matrix is taken for a layer norm.
     """
     modules = list(_modules(model))
     layers = sorted((one for one in modules if len(one.shape) > 1), key=lambda one: one.order)
