@@ -208,13 +208,19 @@ def learn(
     loaded = recipe.load(source, overrides=changes, methods=methods)
     if out is not None:
         search.refuse_file(out, loaded, replace=replace)
-        log = f"{os.path.splitext(os.fspath(out))[0]}.learn.jsonl" if log is None else log
-        if os.path.realpath(log) == os.path.realpath(out):
-            raise RecipeError(Problem("M603", "is the file that the recipe is written to", "log", "name another file"))
+        log = _log_beside(out, log)
     given: dict[str, Any] = {"settings": settings, "memory": memory, "log": log, "on_step": on_step}
     found = search.learn_coefficients(loaded, _open, data, chosen, **given)
     if out is not None:
         search.write_recipe(found, out)
+    return found
+
+
+def _log_beside(out: str | os.PathLike[str], log: str | os.PathLike[str] | None) -> str:
+    """Where the steps are written. Raises `RecipeError` (M603) for the file of the recipe itself."""
+    found = f"{os.path.splitext(os.fspath(out))[0]}.learn.jsonl" if log is None else os.fspath(log)
+    if os.path.realpath(found) == os.path.realpath(out):
+        raise RecipeError(Problem("M603", "is the file that the recipe is written to", "log", "name another file"))
     return found
 
 
