@@ -66,9 +66,11 @@ def gathered(pair: Pair, form: Moves, moves: Moves, family: Family, tensors: Col
 
 
 def trusted(index: Index, family: Family, settled: Collection[str]) -> tuple[str, ...]:
-    """The tensors of a family that nothing but itself and what is settled can move."""
+    """The tensors of a family that nothing but itself and what is settled can move, if possible from one side."""
     known = {*settled, *family.names}
-    return tuple(name for name in index.tensors_of(family.names) if index.movers[name] <= known)
+    found = tuple(name for name in index.tensors_of(family.names) if index.movers[name] <= known)
+    one_sided = tuple(name for name in found if not index.twice(family, name))
+    return one_sided or found
 
 
 def _add(found: Evidence, index: Index, family: Family, place: Place, a: Tensor, b: Tensor) -> None:

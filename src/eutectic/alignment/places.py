@@ -160,12 +160,13 @@ class Index:
         found = []
         for number, family in enumerate(self.families):
             near = {other for other, tensors in enumerate(touched) if not tensors.isdisjoint(touched[number])}
-            found.append(near if family.inner or self._twice(family) else near - {number})
+            twice = any(self.twice(family, tensor) for tensor in touched[number])
+            found.append(near if family.inner or twice else near - {number})
         return found
 
-    def _twice(self, family: Family) -> bool:
-        counts = [sum(place.group == family.root for place in places) for places in self.places.values()]
-        return max(counts, default=0) > 1
+    def twice(self, family: Family, tensor: str) -> bool:
+        """Whether units of a family's root are on two sides of a tensor."""
+        return family.root is not None and sum(place.group == family.root for place in self.places[tensor]) > 1
 
     def _places(self, name: str) -> Iterator[Place]:
         for number, parts in enumerate(self.symmetries.axes[name]):

@@ -21,26 +21,42 @@ WORTH = 0.1
 _MORE_THAN_NOISE = 2
 
 
+# Nearer to the identity than this is rounding.
+_ROUNDING = 1e-9
+
+
 def thrifty(pair: Pair, moves: Moves) -> tuple[Moves, tuple[str, ...]]:
     """Moves without the scales and matrices that are not worth it, and what was left out in sentences.
 
     Signs and orders stay. Each group and gauge is judged by ‖A - moved B‖² over its tensors, with it and without.
     """
-    dropped = []
-    signs = [name for name, scale in moves.scales.items() if torch.equal(scale.abs(), torch.ones_like(scale))]
-    for name in [*(one for one in moves.scales if one not in signs), *moves.matrices]:
-        without = _without(moves, name)
-        tensors = pair.index.tensors_of([name])
-        kept, left = (math.fsum(pair.distances(tensors, one).values()) for one in (moves, without))
-        numbers = moves.matrices[name].numel() if name in moves.matrices else moves.scales[name].numel()
-        noise = _MORE_THAN_NOISE * numbers / sum(pair.a.specs[tensor].numel for tensor in tensors)
-        if kept > (1 - max(WORTH, noise)) * left:
-            moves = without
-            dropped.append(name)
-    moves = essential(moves)
-    if not dropped:
-        return moves, ()
-    return moves, (f"scales and bases of {len(dropped)} groups stay as they are: they bring the models hardly nearer",)
+    dropped = 0
+    for name in [*moves.scales, *moves.matrices]:
+        size = _size(moves, name)
+        if size <= _ROUNDING:
+            moves = _without(moves, name)
+        elif not _worth(pair, moves, name):
+            moves = _without(moves, name)
+            dropped += 1
+    groups = "1 group" if dropped == 1 else f"{dropped} groups"
+    note = f"scales and bases of {groups} stay as they are: they would bring the models hardly nearer"
+    return essential(moves), (note,) if dropped else ()
+
+
+def _size(moves: Moves, name: str) -> float:
+    """How far scales, signs apart, or matrices are from the identity."""
+    if name in moves.scales:
+        return float((moves.scales[name].abs() - 1).abs().max())
+    matrices = moves.matrices[name]
+    return float((matrices - torch.eye(matrices.shape[-1], dtype=torch.float64)).abs().max())
+
+
+def _worth(pair: Pair, moves: Moves, name: str) -> bool:
+    tensors = pair.index.tensors_of([name])
+    with_it, without = (math.fsum(pair.distances(tensors, one).values()) for one in (moves, _without(moves, name)))
+    numbers = (moves.matrices if name in moves.matrices else moves.scales)[name].numel()
+    noise = _MORE_THAN_NOISE * numbers / sum(pair.a.specs[tensor].numel for tensor in tensors)
+    return with_it <= (1 - max(WORTH, noise)) * without
 
 
 def _without(moves: Moves, name: str) -> Moves:
