@@ -68,14 +68,14 @@ def only_orders(moves: Moves) -> Moves:
 
 
 @given(seeds, seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_a_product_does_one_after_the_other(one: int, two: int) -> None:
     first, second = random_moves(TABLE, one), random_moves(TABLE, two)
     assert near(after(compose(second, first, TABLE)), after(first, second))
 
 
 @given(seeds, seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_a_product_of_orders_is_exact(one: int, two: int) -> None:
     first, second = only_orders(random_moves(TABLE, one)), only_orders(random_moves(TABLE, two))
     made, due = after(compose(second, first, TABLE)), after(first, second)
@@ -83,7 +83,7 @@ def test_a_product_of_orders_is_exact(one: int, two: int) -> None:
 
 
 @given(seeds, seeds, st.lists(st.sampled_from(NO_PARENTS), unique=True))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_what_an_element_does_not_name_stays(one: int, two: int, left_out: list[str]) -> None:
     whole, second = random_moves(TABLE, one), random_moves(TABLE, two)
     first = Moves(*({k: v for k, v in part.items() if k not in left_out} for part in vars(whole).values()))
@@ -93,7 +93,7 @@ def test_what_an_element_does_not_name_stays(one: int, two: int, left_out: list[
 
 
 @given(seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_an_inverse_undoes_on_both_sides(seed: int) -> None:
     moves = random_moves(TABLE, seed)
     back = inverse(moves, TABLE)
@@ -102,7 +102,7 @@ def test_an_inverse_undoes_on_both_sides(seed: int) -> None:
 
 
 @given(seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_an_inverse_of_orders_is_exact_and_essentially_nothing(seed: int) -> None:
     moves = only_orders(random_moves(TABLE, seed))
     assert all(torch.equal(tensor, tensors()[name]) for name, tensor in after(moves, inverse(moves, TABLE)).items())
@@ -115,7 +115,7 @@ def test_the_identity_moves_nothing() -> None:
 
 
 @given(seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_units_stay_with_those_they_are_within(seed: int) -> None:
     orders = random_moves(TABLE, seed).orders
     assert torch.equal(orders["q"].reshape(2, 3) // 3, orders["kv"][:, None].expand(2, 3))
@@ -124,7 +124,16 @@ def test_units_stay_with_those_they_are_within(seed: int) -> None:
 
 
 @given(seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
+def test_every_group_moves(seed: int) -> None:
+    moves = random_moves(TABLE, seed)
+    assert set(essential(moves).orders) == set(TABLE.groups)
+    inner = moves.orders["q"].reshape(2, 3) - 3 * moves.orders["kv"][:, None]
+    assert not torch.all(inner == torch.arange(3))
+
+
+@given(seeds)
+@settings(max_examples=10, deadline=None)
 def test_scales_and_matrices_are_of_their_kind(seed: int) -> None:
     moves = random_moves(TABLE, seed)
     assert set(moves.scales) == {name for name, group in TABLE.groups.items() if group.scale}

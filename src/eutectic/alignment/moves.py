@@ -29,9 +29,10 @@ def identity_moves(symmetries: Symmetries) -> Moves:
 def random_moves(symmetries: Symmetries, seed: int) -> Moves:
     """A random element: the same for the same groups, gauges and seed, whatever their order in the table.
 
-    Orders are uniform, among those that keep the units of one unit of `within` together. Positive scales are from ½
-    to 2, with a random sign where the group has both. Linear matrices have singular values from ½ to 2, orthogonal
-    ones are from Haar's distribution, rotary ones have a uniform angle and a scale from ½ to 2 in each plane.
+    Orders are uniform among those that move something and keep the units of one unit of `within` together. Positive
+    scales are from ½ to 2, with a random sign where the group has both. Linear matrices have singular values from ½ to
+    2, orthogonal ones are from Haar's distribution, rotary ones have a uniform angle and a scale from ½ to 2 in each
+    plane.
     """
     draw = torch.Generator().manual_seed(seed)
     orders: dict[str, Tensor] = {}
@@ -172,10 +173,13 @@ def _parents_first(symmetries: Symmetries) -> Iterator[str]:
 
 
 def _random_order(group: Group, parent: Tensor | None, draw: torch.Generator) -> Tensor:
-    if parent is None:
-        return torch.randperm(group.size, generator=draw)
-    inner = group.size // len(parent)
-    return torch.cat([unit * inner + torch.randperm(inner, generator=draw) for unit in parent.tolist()])
+    within = torch.zeros(1, dtype=torch.int64) if parent is None else parent
+    inner = group.size // len(within)
+    stay = torch.arange(inner)
+    while True:
+        orders = torch.stack([torch.randperm(inner, generator=draw) for _ in within])
+        if inner < 2 or not torch.all(orders == stay):
+            return (within[:, None] * inner + orders).reshape(-1)
 
 
 def _random_scale(group: Group, draw: torch.Generator) -> Tensor:

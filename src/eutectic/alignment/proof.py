@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eutectic.alignment.moves import random_moves
+from eutectic.alignment.plain import plain
 from eutectic.checkpoint.source import Spec
 from eutectic.checkpoint.symmetry import Moves, Symmetries
 from eutectic.errors import Problem, RecipeError, listed
@@ -81,8 +82,9 @@ def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: i
         seed: of the elements and of the factors.
 
     Raises `RecipeError`: G101–G103 for a table of another model or of none, G150 for tied tensors that move apart,
-    G151 for outputs that are not finite or none.
+    G151 for outputs that are not finite, none, or the same whatever the weights.
     """
+    names = [*symmetries.groups, *symmetries.gauges]
     twin = copy.deepcopy(module).double()
     problems = [*symmetries.problems(_specs(twin)), *_apart(twin, symmetries)]
     if problems:
@@ -92,6 +94,10 @@ def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: i
     given = pytree.tree_map_only(torch.Tensor, _double, inputs)
     due = _outputs(twin, given)
     _refuse_blind(due)
+    _shake(twin, seed + 1)
+    if names and _distance(_outputs(twin, given), due) <= TOLERANCE:
+        hint = "give inputs that the weights do something to"
+        raise RecipeError(Problem("G151", "the module's outputs do not depend on its weights", hint=hint))
 
     def error(moves: Moves) -> float:
         for name, tensor in _tensors(twin).items():
@@ -102,7 +108,6 @@ def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: i
     worst = max((error(moves) for moves in drawn), default=0.0)
     broken: dict[str, float] = {}
     if worst > TOLERANCE:
-        names = [*symmetries.groups, *symmetries.gauges]
         alone = {name: error(_alone(name, drawn[0], symmetries)) for name in names}
         broken = {name: one for name, one in alone.items() if one > TOLERANCE}
     counts = len(symmetries.groups), len(symmetries.gauges)
@@ -171,7 +176,7 @@ def _double(tensor: Tensor) -> Tensor:
 
 def _outputs(module: nn.Module, inputs: Any) -> list[Tensor]:
     """The tensors that a module makes, of integers too."""
-    with still(module), torch.no_grad(), _wide():
+    with still(module), plain(module), torch.no_grad(), _wide():
         if isinstance(inputs, Mapping):
             made = module(**inputs)
         elif isinstance(inputs, torch.Tensor):

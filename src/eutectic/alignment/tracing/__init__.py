@@ -31,20 +31,16 @@ def traced(module: nn.Module, *inputs: Any, **options: Any) -> Symmetries:
     not known.
     """
     program = exported(module, inputs, options)
-    trace, tensors = followed(program)
-    return table(trace, tensors, _names(module, tensors))
-
-
-def _names(module: nn.Module, tensors: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Every tensor of a module → the name by which its graph has it, which tied ones share, and its shape."""
-    held = {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
-    first = {id(held[name]): name for name in tensors}
+    names = _names(module)
+    trace, tensors = followed(program, names)
     stored = module.state_dict()
-    return {
-        name: (first.get(id(held[name]), name) if name in held else name, tuple(stored[name].shape))
-        for name in stored
-        if hasattr(stored[name], "shape")
-    }
+    shapes = {name: tuple(one.shape) for name, one in stored.items() if hasattr(one, "shape")}
+    return table(trace, tensors, {name: (names.get(name, name), shape) for name, shape in shapes.items()})
+
+
+def _names(module: nn.Module) -> dict[str, str]:
+    """Every tensor of a module → the first of its names, which tied ones share."""
+    first: dict[int, str] = {}
+    parameters = module.named_parameters(remove_duplicate=False)
+    buffers = module.named_buffers(remove_duplicate=False)
+    return {name: first.setdefault(id(tensor), name) for name, tensor in (*parameters, *buffers)}

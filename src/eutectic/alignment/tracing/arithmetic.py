@@ -7,7 +7,7 @@ from typing import Any
 
 from eutectic.alignment.tracing.atoms import ONE, Axis, fix, joined, length, peel, unify
 from eutectic.alignment.tracing.rules import Made, Step, rule
-from eutectic.alignment.tracing.values import Mixing, Value, all_fixed, values_in
+from eutectic.alignment.tracing.values import Apart, Value, all_fixed, values_in
 
 
 def pointwise(step: Step, *arguments: Any, **options: Any) -> Value:
@@ -36,6 +36,7 @@ def _added(step: Step, *arguments: Any, **options: Any) -> Made:
 @rule("mm")
 def _mm(step: Step, a: Value, b: Value) -> Made:
     unify(a.axes[1], b.axes[0])
+    step.trace.apart.append(Apart((a.axes[1],), (a.axes[0], b.axes[1])))
     for value, read, made in ((a, 1, 0), (b, 0, 1)):
         step.trace.plays("in", value, read)
         step.trace.plays("out", value, made)
@@ -51,6 +52,7 @@ def _addmm(step: Step, bias: Value, a: Value, b: Value, **_: Any) -> Made:
 def _bmm(step: Step, a: Value, b: Value) -> Made:
     unify(a.axes[0], b.axes[0])
     unify(a.axes[2], b.axes[1])
+    step.trace.apart.append(Apart((a.axes[2],), (a.axes[1], b.axes[2])))
     for value, read, made in ((a, 2, 1), (b, 1, 2)):
         step.trace.plays("in", value, read)
         step.trace.plays("out", value, made)
@@ -137,6 +139,7 @@ def _attended(
     if mask is not None:
         scores = pointwise(step, scores, mask)
     step.trace.values.append(scores)
+    step.trace.apart.append(Apart((q.axes[-1],), (queries, keys)))
     step.trace.mixes(scores, [-1])
     return Value((*batch, queries, v.axes[-1]))
 
@@ -166,7 +169,7 @@ def _group_norm(
     for gain in (weight, bias):
         if gain is not None:
             unify(x.axes[1], gain.axes[0])
-    step.trace.mixings.append(Mixing((inner, *x.axes[2:]), (x.axes[0], norms)))
+    step.trace.apart.append(Apart((x.axes[0], norms), (inner, *x.axes[2:])))
     single = Value((x.axes[0], norms))
     return Value(x.axes), single, single
 
@@ -242,4 +245,4 @@ def _pooled(step: Step, x: Value, *_: Any, **__: Any) -> Made:
     for axis in gone:
         fix(axis)
     out = Value((*kept, *all_fixed(step.shape[-spatial:]).axes))
-    return out, out
+    return (out, out) if isinstance(step.node.meta["val"], list | tuple) else out

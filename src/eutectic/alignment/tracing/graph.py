@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import eutectic.alignment.tracing.shapes  # noqa: F401 (its rules register themselves)
+from eutectic.alignment.plain import plain
 from eutectic.alignment.tracing.arithmetic import pointwise
-from eutectic.alignment.tracing.atoms import fix, is_fixed
+from eutectic.alignment.tracing.atoms import fix, leaves
 from eutectic.alignment.tracing.rules import RULES, Made, Step, name_of
 from eutectic.alignment.tracing.values import (
     Origin,
@@ -41,7 +42,7 @@ def exported(module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str
     Raises `RecipeError` (G140) where torch cannot export it.
     """
     try:
-        with evaluating(module), _uncached(module), torch.no_grad(), warnings.catch_warnings():
+        with evaluating(module), plain(module), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of torch's own making
             program = torch.export.export(module, arguments, dict(options), strict=False)
             table = torch.export.default_decompositions()
@@ -49,55 +50,50 @@ def exported(module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str
             core: ExportedProgram = program.run_decompositions(table)
             return core
     except Exception as error:  # whatever the module's own code raises
-        said = str(error).strip().partition("\n")[0]
+        said = shorten(str(error).strip().partition("\n")[0], 200)
         message = f"torch.export makes no graph of {type(module).__name__}: {type(error).__name__}: {said}"
         hint = "what depends on data (loops, branches, nonzero) has no graph; declare its symmetries instead"
         raise RecipeError(Problem("G140", message, hint=hint)) from error
 
 
-@contextmanager
-def _uncached(module: nn.Module) -> Iterator[None]:
-    """Language models of transformers without the cache that they return beside what they compute."""
-    config: Any = getattr(module, "config", None)
-    if not getattr(config, "use_cache", False):
-        yield
-        return
-    config.use_cache = False
-    try:
-        yield
-    finally:
-        config.use_cache = True
-
-
-def followed(program: ExportedProgram) -> tuple[Trace, dict[str, Value]]:
+def followed(program: ExportedProgram, called: Mapping[str, str]) -> tuple[Trace, dict[str, Value]]:
     """Goes through a graph: what was noted, and tensor of the module → its value.
+
+    Args:
+        program: of `exported`.
+        called: name of a tensor in the program → its name in the table.
 
     Raises `RecipeError` (G141), all at once, for operations without a rule through which units pass.
     """
-    trace, tensors = Trace(), {}
+    trace, tensors = Trace(), dict[str, Value]()
     known: dict[Any, Any] = {}
-    names = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
+    signature = program.graph_signature
+    stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    names = {
+        given: called.get(name, name) for given, name in stored.items() if name not in signature.non_persistent_buffers
+    }
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            known[node] = _given(node, names.get(node.name), program)
-            if node.name in names:
-                tensors[names[node.name]] = known[node]
+            name = names.get(node.name)
+            known[node] = tensors.get(name or "") or _given(node, name)
+            if name is not None and node.users:
+                tensors[name] = known[node]
         elif node.op == "call_function":
             known[node] = _made(trace, node, known)
         elif node.op == "output":
             for value in values_in(_known(node.args, known)):
                 fix_value(value)
         trace.values += [one for value in values_in(known.get(node)) for one in value.items()]
-    _refuse(_passed(trace))
+    _refuse(_passed(trace, tensors))
     return trace, tensors
 
 
-def _given(node: Any, name: str | None, program: ExportedProgram) -> Any:
+def _given(node: Any, name: str | None) -> Any:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return value
     shape = tuple(int(size) for size in value.shape)
-    if name is None or name in program.graph_signature.non_persistent_buffers or not node.users:
+    if name is None:
         return all_fixed(shape)
     return Value(all_free(shape).axes, Origin(name, tuple(frozenset({dim}) for dim in range(len(shape)))))
 
@@ -112,8 +108,8 @@ def _made(trace: Trace, node: Any, known: Mapping[Any, Any]) -> Made | None:
         made: Made | None = arguments[0][arguments[1]]
         return made
     name = name_of(node.target)
-    if name in RULES:
-        return RULES[name](Step(trace, node), *arguments, **options)
+    if name in RULES and (ruled := RULES[name](Step(trace, node), *arguments, **options)) is not NotImplemented:
+        return ruled
     inputs = values_in([arguments, options])
     if inputs and torch.Tag.pointwise in getattr(node.target, "tags", ()):
         return pointwise(Step(trace, node), *arguments, **options)
@@ -137,15 +133,18 @@ def _unknown(trace: Trace, node: Any, name: str, inputs: list[Value]) -> Made | 
     return outputs if isinstance(made, list | tuple) else outputs[0]
 
 
-def _passed(trace: Trace) -> list[Unknown]:
-    """The operations without a rule through which units pass, once it is known which those are."""
+def _passed(trace: Trace, tensors: Mapping[str, Value]) -> list[Unknown]:
+    """The operations without a rule through which units of tensors pass, once it is known which those are."""
     left = trace.unknown
-    while harmless := [one for one in left if all(is_fixed(axis) for axis in one.inputs)]:
+    while True:
+        units = {atom for value in tensors.values() for axis in value.axes for atom in leaves(axis) if not atom.fixed}
+        harmless = [one for one in left if not any(atom in units for axis in one.inputs for atom in leaves(axis))]
+        if not harmless:
+            return left
         for one in harmless:
-            for axis in one.outputs:
+            for axis in (*one.inputs, *one.outputs):
                 fix(axis)
         left = [one for one in left if one not in harmless]
-    return left
 
 
 def _refuse(unknown: list[Unknown]) -> None:

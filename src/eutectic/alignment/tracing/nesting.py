@@ -31,10 +31,10 @@ def nested(trace: Trace, axes: Sequence[Axis]) -> dict[Atom, Atom]:
     }
     for value in trace.values:
         _drop_lone(pairs, [list(leaves(axis)) for axis in value.axes], [resolved(axis) for axis in value.axes])
-    for mixing in trace.mixings:
-        mixed, over = _atoms(mixing.mixed), _atoms(mixing.over)
-        for inner in over - mixed:
-            if pairs.get(inner) in mixed:
+    for apart in trace.apart:
+        outer_atoms = _atoms(apart.outer)
+        for inner in _atoms(apart.inner):
+            if pairs.get(inner) in outer_atoms:
                 del pairs[inner]
     return pairs
 

@@ -11,7 +11,7 @@ from eutectic.alignment.tracing.values import Trace, Value
 Made = Value | tuple[Value | None, ...]
 _Rule = TypeVar("_Rule", bound=Callable[..., Made])
 
-# Operation of ATen → rule(step, *arguments) -> the value it makes, or values.
+# Operation of ATen → rule(step, *arguments) -> the value it makes, or values; `NotImplemented`: it is not understood.
 RULES: dict[str, Callable[..., Made]] = {}
 
 

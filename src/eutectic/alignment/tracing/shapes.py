@@ -23,6 +23,15 @@ def _copied(step: Step, x: Value, source: Value, *_: Any) -> Made:
     return source if source.shape == x.shape else _expanded(step, source, x.shape)
 
 
+@rule("as_strided")
+def _strided(step: Step, x: Value, shape: Sequence[int], strides: Sequence[int], offset: int | None = None) -> Made:
+    """Only what leaves a tensor as it is, which is how a pooled one gets its memory format."""
+    source = step.node.args[0].meta["val"]
+    kept = tuple(shape) == x.shape and not offset and not source.storage_offset()
+    moved = [a != b for size, a, b in zip(shape, strides, source.stride(), strict=False) if size > 1]
+    return NotImplemented if any(moved) or not kept else x
+
+
 @rule("view", "_unsafe_view", "reshape")
 def _viewed(step: Step, x: Value, shape: Sequence[int]) -> Made:
     if 0 in x.shape:
@@ -288,7 +297,11 @@ def _indexed(step: Step, x: Value, indices: Sequence[Value | None]) -> Made:
     kept = [axis for dim, axis in enumerate(x.axes) if dim not in chosen]
     at = chosen[0] if chosen == list(range(chosen[0], chosen[-1] + 1)) else 0
     picked = numbers[0].axes if len(numbers) == 1 else all_fixed(step.shape[at : at + rank]).axes
-    return Value((*kept[:at], *picked, *kept[at:]))
+    origin = None
+    if x.origin is not None:
+        of = [axes for dim, axes in enumerate(x.origin.axes) if dim not in chosen]
+        origin = Origin(x.origin.name, (*of[:at], *[frozenset[int]()] * rank, *of[at:]))
+    return Value((*kept[:at], *picked, *kept[at:]), origin)
 
 
 @rule("index_select")

@@ -22,12 +22,10 @@ def table(trace: Trace, tensors: Mapping[str, Value], names: Mapping[str, tuple[
     _settle(tensors)
     axes = {name: tuple(map(resolved, value.axes)) for name, value in tensors.items()}
     units = _Units(nested(trace, [axis for one in axes.values() for axis in one]))
-    # Makers first, so that groups are called after them.
-    for role in ("out", "in", "order"):
-        for name, of in axes.items():
-            for number, axis in enumerate(of):
-                if trace.roles.get((name, number), "order") == role:
-                    units.name(name, axis)
+    # Makers first, in the order of the graph, so that groups are called after them.
+    makers = [place for place, role in trace.roles.items() if role == "out"]
+    for name, number in [*makers, *((name, number) for name, of in axes.items() for number in range(len(of)))]:
+        units.name(name, axes[name][number])
     done = {
         name: tuple(units.parts(axis, trace.roles.get((name, number), "order")) for number, axis in enumerate(of))
         for name, of in axes.items()

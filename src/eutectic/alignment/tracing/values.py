@@ -50,11 +50,15 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
-class Mixing:
-    """An operation that looks at all of some axes to make each entry: a softmax, a norm. Others it goes over."""
+class Apart:
+    """Axes of which no unit changes places within those of others: these are looked at together.
 
-    mixed: tuple[Axis, ...]
-    over: tuple[Axis, ...]
+    A softmax or a norm looks at all of the axes `outer` for each entry along `inner`; a product of matrices sums along
+    `inner` over the entries of one row and of another, both along `outer`.
+    """
+
+    inner: tuple[Axis, ...]
+    outer: tuple[Axis, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class Trace:
     """What is noted on the way through a graph."""
 
     values: list[Value] = field(default_factory=list)
-    mixings: list[Mixing] = field(default_factory=list)
+    apart: list[Apart] = field(default_factory=list)
     unknown: list[Unknown] = field(default_factory=list)
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
 
@@ -80,7 +84,7 @@ class Trace:
         """Notes that each entry depends on all of these axes."""
         chosen = {dim % len(value.axes) for dim in dims}
         mixed = tuple(axis for dim, axis in enumerate(value.axes) if dim in chosen)
-        self.mixings.append(Mixing(mixed, tuple(axis for dim, axis in enumerate(value.axes) if dim not in chosen)))
+        self.apart.append(Apart(tuple(axis for dim, axis in enumerate(value.axes) if dim not in chosen), mixed))
 
     def plays(self, role: Role, value: Value, dim: int) -> None:
         """Notes what an axis of a parameter is for, the first time that it tells."""
