@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,19 @@ import torch
 from torch import Tensor, nn
 
 import eutectic
-from eutectic.alignment import Aligned, Moves, Symmetries, align, prove, random_moves, symmetries_of
+from eutectic.alignment import (
+    Aligned,
+    Factor,
+    Group,
+    Moves,
+    Symmetries,
+    align,
+    axis,
+    fixed,
+    prove,
+    random_moves,
+    symmetries_of,
+)
 from eutectic.checkpoint import Alignment, MemorySource, open_source, read_alignment
 from eutectic.errors import CheckpointError, EutecticError, RecipeError
 from eutectic.testing import tiny_llama, write_safetensors
@@ -220,3 +233,31 @@ def test_what_a_module_is_called_with_must_be_known(here: Path) -> None:
 
 def test_the_public_names_are_these() -> None:
     assert eutectic.align is align and eutectic.Alignment is Alignment
+
+
+def test_a_buffer_in_which_nothing_moves_may_be_in_one_model_only(here: Path) -> None:
+    net, apart = nets()
+    a, b = (MemorySource(label, dict(one.state_dict())) for label, one in (("a", net), ("b", apart)))
+    with_ids = MemorySource("b", {**apart.state_dict(), "ids": torch.arange(3)})
+    plain = symmetries_of(a, module=net, inputs=torch.zeros(1, 3))
+    table = replace(plain, axes={**plain.axes, "ids": (fixed(3),)})
+    due = align(a, b, symmetries=plain)
+    found = align(a, with_ids, symmetries=table)
+    assert found.moves.orders.keys() == due.moves.orders.keys() and found.gain == due.gain
+    assert found.notes[0] == "only one model has ids, in which nothing moves: not compared"
+    assert torch.equal(found.source(with_ids)["ids"], torch.arange(3))
+    assert "ids" not in align(with_ids, b, symmetries=table).source(b)
+    moving = replace(
+        plain, groups={**plain.groups, "odd": Group(3)}, axes={**plain.axes, "ids": (axis(Factor(3, "odd")),)}
+    )
+    assert "G171 ids" in refused(RecipeError, a, with_ids, symmetries=moving)[0]
+
+
+def test_a_proof_takes_tied_names_and_stored_buffers_that_the_module_lacks(here: Path) -> None:
+    tiny_llama(here / "tied", seed=1, layers=1, hidden=16, intermediate=16, tied=True)
+    with eutectic.open(here / "tied") as source:
+        table = symmetries_of(source)
+    assert "lm_head.weight" not in table.axes
+    assert prove(here / "tied", elements=1)[1].holds
+    more = replace(table, axes={**table.axes, "model.ids": (fixed(3),)})
+    assert prove(here / "tied", symmetries=more, elements=1)[1].holds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from eutectic.alignment.activations import match_activations
+from eutectic.alignment.common import Common, common, still, without
 from eutectic.alignment.comparing import Pair
 from eutectic.alignment.finding import symmetries_of
 from eutectic.alignment.matching import match_weights
@@ -16,7 +18,7 @@ from eutectic.alignment.model import Match
 from eutectic.alignment.proof import Check, check
 from eutectic.alignment.straight_through import match_straight_through
 from eutectic.checkpoint import Alignment, Named, Source, open_source, read_alignment
-from eutectic.checkpoint.symmetry import Symmetries
+from eutectic.checkpoint.symmetry import Moves, Symmetries
 from eutectic.errors import CheckpointError, Problem, RecipeError, did_you_mean
 from eutectic.evaluate import LiveSource, Loader, Settings
 from eutectic.evaluate.opening import opened, refuse_several
@@ -136,37 +138,42 @@ def align(
 def _aligned(a: Source, b: Source, ask: _Request, out: str | os.PathLike[str] | None, replace: bool) -> Alignment:
     """The alignment of two open models; what is in `out`, if that is the same."""
     given = _given(ask, a)
-    table = ask.symmetries or _table(a, ask, given)
-    Pair(a, b, table, memory=0)  # refuses unlike models before anything is read
+    both = _common(a, b, ask, given)
     labels = unique_labels([a.label, b.label])
     stays, moves = (Named(label, _digests(one)) for label, one in zip(labels, (a, b), strict=True))
     settings: dict[str, Any] = {"seed": ask.seed, "restarts": ask.restarts, "sweeps": ask.sweeps}
     if given is not None:
         settings = {"seed": ask.seed, "data": given.identity, "steps": ask.steps}
+    empty = Alignment(both.moved, Moves(), stays, moves, ask.method, settings)
     if out is not None and (there := _there(out, replace)) is not None:
         # Functions cannot be told apart.
-        same = ask.loss is None and (there.method, there.settings, there.reference, there.model) == (
-            ask.method,
-            settings,
-            stays,
-            moves,
-        )
-        if same and there.symmetries == table:
+        if ask.loss is None and _of_one_request(there, empty):
             return there
         if not replace:
             raise RecipeError(Problem("W401", "exists", os.fspath(out), "choose another name, or pass `--replace`"))
-    match = _matched(a, b, table, ask, given)
-    return Alignment(
-        table,
-        match.moves,
-        stays,
-        moves,
-        ask.method,
-        settings,
-        (match.start, *match.objective),
-        (match.before, match.after),
-        {name: asdict(change) for name, change in match.changes.items()},
-        (*match.notes, *(given.notes if given else ()), *_worth(match)),
+    match = _matched(a, b, both, ask, given)
+    return dataclasses.replace(
+        empty,
+        moves=match.moves,
+        objective=(match.start, *match.objective),
+        distance=(match.before, match.after),
+        changes={name: asdict(change) for name, change in match.changes.items()},
+        notes=(*both.notes, *(given.notes if given else ()), *match.notes, *_worth(match)),
+    )
+
+
+def _common(a: Source, b: Source, ask: _Request, given: Given | None) -> Common:
+    """What is matched. Refuses unlike models before anything is read."""
+    of_a = ask.symmetries or _table(a, ask, given)
+    of_b = of_a if ask.symmetries or a.specs.keys() == b.specs.keys() else _table(b, ask, given)
+    found = common(a, b, of_a, of_b)
+    Pair(found.a, found.b, found.symmetries, memory=0)
+    return found
+
+
+def _of_one_request(one: Alignment, other: Alignment) -> bool:
+    return all(
+        getattr(one, key) == getattr(other, key) for key in ("symmetries", "method", "settings", "reference", "model")
     )
 
 
@@ -200,7 +207,17 @@ def prove(
         with loader.module(source, kind, dtype="float64") as made:
             given = _inputs_for(made, seed) if inputs is None else inputs
             table = symmetries or symmetries_of(source, module=made, inputs=given)
-            return table, check(made, table, given, elements=elements, seed=seed)
+            return table, check(made, _of_module(table, made), given, elements=elements, seed=seed)
+
+
+def _of_module(symmetries: Symmetries, module: nn.Module) -> Symmetries:
+    """A table by the names of a module, which may have two for one tensor and lack a buffer that was stored."""
+    state = {name: one for name, one in module.state_dict().items() if isinstance(one, torch.Tensor)}
+    named = without(symmetries, still(symmetries) - state.keys())
+    places = {name: (one.data_ptr(), one.shape) for name, one in state.items() if one.numel()}
+    known = {places[name]: axes for name, axes in named.axes.items() if name in places}
+    tied = {name: known[place] for name, place in places.items() if place in known}
+    return dataclasses.replace(named, axes={**tied, **named.axes})
 
 
 def _given(ask: _Request, a: Source) -> Given | None:
@@ -242,12 +259,12 @@ def _there(out: str | os.PathLike[str], replace: bool) -> Alignment | None:
         raise RecipeError(Problem("W401", message, path, "choose another name")) from error
 
 
-def _matched(a: Source, b: Source, table: Symmetries, ask: _Request, given: Given | None) -> Match:
+def _matched(a: Source, b: Source, both: Common, ask: _Request, given: Given | None) -> Match:
     if given is None:
         return match_weights(
-            a,
-            b,
-            table,
+            both.a,
+            both.b,
+            both.symmetries,
             seed=ask.seed,
             restarts=ask.restarts,
             sweeps=ask.sweeps,
@@ -257,21 +274,21 @@ def _matched(a: Source, b: Source, table: Symmetries, ask: _Request, given: Give
     batches = _Batches(given.batches)
     with _module(a, ask, given) as first:
         if ask.method == "straight_through":
-            return _by_gradient(first, a, b, batches, table, ask)
+            return _by_gradient(first, both, batches, ask)
         with _module(b, ask, given) as second:
             return match_activations(
                 first,
                 second,
                 batches,
-                table,
-                sources=(a, b),
+                both.symmetries,
+                sources=(both.a, both.b),
                 memory=ask.memory,
                 seed=ask.seed,
                 progress=lambda samples: ask.tell(f"{samples:,} samples"),
             )
 
 
-def _by_gradient(module: nn.Module, a: Source, b: Source, batches: _Batches, table: Symmetries, ask: _Request) -> Match:
+def _by_gradient(module: nn.Module, both: Common, batches: _Batches, ask: _Request) -> Match:
     assert ask.loss is not None and ask.steps is not None
 
     def tell(steps: int, loss: float) -> None:
@@ -279,7 +296,9 @@ def _by_gradient(module: nn.Module, a: Source, b: Source, batches: _Batches, tab
 
     # Loaders give modules for inference.
     with torch.inference_mode(False):
-        return match_straight_through(module, a, b, batches, ask.loss, table, steps=ask.steps, seed=ask.seed, tell=tell)
+        return match_straight_through(
+            module, both.a, both.b, batches, ask.loss, both.symmetries, steps=ask.steps, seed=ask.seed, tell=tell
+        )
 
 
 @contextmanager

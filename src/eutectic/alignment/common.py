@@ -1,0 +1,75 @@
+"""Two models -> what both have: a tensor in which nothing moves may be missing from one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from eutectic.checkpoint.source import Source
+from eutectic.checkpoint.symmetry import Symmetries
+from eutectic.errors import listed
+
+
+class Less(Source):
+    """A source without some of its tensors."""
+
+    def __init__(self, source: Source, names: Collection[str]) -> None:
+        """Reads nothing.
+
+        Args:
+            source: the model, which is closed by whoever opened it.
+            names: of its stored tensors, to be left out.
+        """
+        self.label, self.metadata = source.label, source.metadata
+        self.specs = {name: spec for name, spec in source.specs.items() if name not in names}
+        self.ties = {alias: kept for alias, kept in source.ties.items() if kept not in names}
+        self._source = source
+
+    def read_into(self, name: str, start: int, stop: int, out: memoryview) -> None:
+        self._source.read_into(name, start, stop, out)
+
+
+@dataclass(frozen=True)
+class Common:
+    """Two models as far as they have the same tensors.
+
+    Attributes:
+        a, b: without what only one has and nothing moves in.
+        symmetries: of what is left.
+        moved: of the second model whole.
+        notes: what was left out.
+    """
+
+    a: Source
+    b: Source
+    symmetries: Symmetries
+    moved: Symmetries
+    notes: tuple[str, ...] = ()
+
+
+def common(a: Source, b: Source, of_a: Symmetries, of_b: Symmetries) -> Common:
+    """What two models have in common, by their tables. Other differences are left to whoever compares them."""
+    own = {**dict.fromkeys(b.specs, of_b), **dict.fromkeys(a.specs, of_a)}
+    loose = [name for name in a.specs.keys() ^ b.specs.keys() if name in still(own[name])]
+    if not loose:
+        return Common(a, b, of_a, of_a)
+    left = without(of_a, loose)
+    if replace(without(of_b, loose), origin=left.origin) != left:
+        return Common(a, b, of_a, of_a)
+    note = f"only one model has {listed(sorted(loose))}, in which nothing moves: not compared"
+    absent = [name for name in loose if name not in b.specs]
+    return Common(Less(a, loose), Less(b, loose), left, without(of_b, absent), (note,))
+
+
+def without(symmetries: Symmetries, names: Collection[str]) -> Symmetries:
+    """A table without some of its tensors."""
+    return replace(symmetries, axes={name: axes for name, axes in symmetries.axes.items() if name not in names})
+
+
+def still(symmetries: Symmetries) -> set[str]:
+    """The tensors of a table in which nothing can move."""
+    return {
+        name
+        for name, axes in symmetries.axes.items()
+        if not any(one.group or one.gauge for parts in axes for part in parts for one in part.factors)
+    }
