@@ -33,6 +33,7 @@ FAMILIES = {
     "S": "Soups and sweeps",
     "L": "Between models",
     "F": "Statistics",
+    "G": "Alignment",
     "X": "Asking for help",
 }
 
