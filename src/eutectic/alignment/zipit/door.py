@@ -62,7 +62,8 @@ def zipit(
             None: all groups.
         heads: what becomes of tensors that only read the trunk when all groups are zipped: they stay of each model, or
             are averaged, which makes one model of the architecture (`Zipped.tensors`).
-        alpha: 0 to 1: what the similarity of a merged unit is multiplied by.
+        alpha: 0 to 1: what the similarity of a merged unit is multiplied by. Of three models or more, a small one keeps
+            the third from joining the first two.
         beta: 0 to 1: how much of its share of the merges a model may do within itself.
 
     Raises `RecipeError`: F101, F110 (batches), G140 to G169 (no symmetries found), G240, G242, G243, G244 (models

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from eutectic.alignment.features import View, distinct, rows_of, views_of
 from eutectic.checkpoint.symmetry import Symmetries
-from eutectic.errors import Problem, RecipeError
+from eutectic.errors import NumericError, Problem, RecipeError
 from eutectic.kernels.comoments import Comoments
 from eutectic.lazy import LazyModule
 from eutectic.statistics.batches import Batch
@@ -59,6 +59,9 @@ def similarities(
         raise RecipeError(Problem("F101", "there was no batch", "batches"))
     found: dict[str, list[Tensor]] = {}
     for key, moments in seen.items():
+        if bad := int((~moments.left.mean.isfinite()).sum()):
+            message = f"{bad} units of {named[key]!r} are NaN or infinite where {key[0]} reads them"
+            raise NumericError(Problem("G241", message, "modules", "mend the models or the data"))
         found.setdefault(named[key], []).append(moments.correlation)
     _refuse_unseen(groups, found)
     return {name: torch.stack(each).mean(0) for name, each in found.items()}
