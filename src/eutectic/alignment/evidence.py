@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,10 @@ else:
 _PROBES = 32
 
 
+# Columns that are gathered before one product adds them up: most tensors are gains and biases, of one column each.
+_COLUMNS = 1 << 12
+
+
 @dataclass
 class Evidence:
     """Similarities of the units of A (rows) and those of B as it is now (columns), float64.
@@ -38,6 +42,37 @@ class Evidence:
     crosses: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
+class _Similarities:
+    """Σ of products of (n, r) units of A and B, by group."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._waiting: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+
+    def add(self, group: str, a: Tensor, b: Tensor) -> None:
+        """Units seen at one more place, (n, r) each."""
+        left, right = self._waiting.setdefault(group, ([], []))
+        left.append(a)
+        right.append(b)
+        if sum(one.shape[1] for one in left) >= _COLUMNS:
+            self._multiply(group)
+
+    def total(self) -> dict[str, Tensor]:
+        """Group → (n, n) float64."""
+        for group in list(self._waiting):
+            self._multiply(group)
+        return self._sums
+
+    def _multiply(self, group: str) -> None:
+        left, right = self._waiting.pop(group)
+        # In float32 where one is: which units are alike is no matter of rounding.
+        work = torch.float64 if all(one.dtype == torch.float64 for one in [*left, *right]) else torch.float32
+        a, b = (torch.cat([one.to(work) for one in side], 1) for side in (left, right))
+        if group not in self._sums:
+            self._sums[group] = torch.zeros(len(a), len(b), dtype=torch.float64)
+        self._sums[group] += a @ b.T
+
+
 def gathered(pair: Pair, form: Moves, moves: Moves, family: Family, tensors: Collection[str]) -> Evidence:
     """Similarities of a family's units in some tensors, B as it is now: what is found is a step from there.
 
@@ -48,21 +83,33 @@ def gathered(pair: Pair, form: Moves, moves: Moves, family: Family, tensors: Col
         family: whose units are compared.
         tensors: that may speak, all movable by the family.
     """
-    found, index = Evidence(), pair.index
-    for tensor in tensors:
-        places = [one for one in index.places[tensor] if one.group in family.names or one.gauge in family.gauges]
-        if places:
-            for left, right in zip(pair.a.blocks(tensor, form), pair.b.blocks(tensor, moves), strict=True):
-                for place in places:
-                    _add(found, index, family, place, left, right)
-    if family.root is not None and family.root in index.symmetries.stacks:
-        for column, names in enumerate(zip(*index.units(family.root), strict=True)):
+    plain, signed = _Similarities(), _Similarities()
+    crosses: dict[str, dict[str, Tensor]] = {}
+    groups = pair.index.symmetries.groups
+    for tensor, place in _places(pair.index, family, tensors):
+        for left, right in zip(pair.a.blocks(tensor, form), pair.b.blocks(tensor, moves), strict=True):
+            if place.gauge in family.gauges:
+                _add_cross(crosses, pair.index, family, place, left, right)
+            elif place.group is not None:
+                signs = groups[place.group].scale in ("sign", "any") and place.part.role != "order"
+                (signed if signs else plain).add(place.group, place.units(left), place.units(right))
+    if family.root is not None and family.root in pair.index.symmetries.stacks:
+        for column, names in enumerate(zip(*pair.index.units(family.root), strict=True)):
             a, b = (
-                torch.stack([_sketch(reading, index, family, name, element, column) for name in names])
+                torch.stack([_sketch(reading, pair.index, family, name, element, column) for name in names])
                 for reading, element in ((pair.a, form), (pair.b, moves))
             )
-            _accumulate(found.plain, family.root, a @ b.T)
-    return found
+            plain.add(family.root, a, b)
+    return Evidence(plain.total(), signed.total(), crosses)
+
+
+def _places(index: Index, family: Family, tensors: Collection[str]) -> Iterator[tuple[str, Place]]:
+    """Where units are compared, or, behind those that have bases of their own, vectors."""
+    for tensor in tensors:
+        for place in index.places[tensor]:
+            vectors = any(factor.gauge in family.gauges for factor in place.part.factors)
+            if place.gauge in family.gauges or (place.group in family.names and not vectors):
+                yield tensor, place
 
 
 def trusted(index: Index, family: Family, settled: Collection[str]) -> tuple[str, ...]:
@@ -73,33 +120,17 @@ def trusted(index: Index, family: Family, settled: Collection[str]) -> tuple[str
     return one_sided or found
 
 
-def _add(found: Evidence, index: Index, family: Family, place: Place, a: Tensor, b: Tensor) -> None:
-    if place.gauge in family.gauges:
-        owner = _owner(place, family)
-        gauge = index.symmetries.gauges[place.gauge]
-        count = index.symmetries.groups[owner].size if owner else 1
-        a, b = (one.to(torch.promote_types(a.dtype, b.dtype)) for one in (a, b))
-        crossed = gauges.cross(gauge.kind, place.vectors(a, count), place.vectors(b, count))
-        _accumulate(found.crosses.setdefault(place.gauge, {}), owner, crossed)
-    elif place.group in family.names and not _bases(place, family):
-        group = index.symmetries.groups[place.group]
-        signs = group.scale in ("sign", "any") and place.part.role != "order"
-        _accumulate(found.signed if signs else found.plain, place.group, _similarity(place.units(a), place.units(b)))
-
-
-def _accumulate(sums: dict[str, Tensor], name: str, more: Tensor) -> None:
-    sums[name] = sums[name] + more if name in sums else more
-
-
-def _similarity(a: Tensor, b: Tensor) -> Tensor:
-    """(n, r), (n, r) → (n, n) float64. In float32 where one is: which units are alike is no matter of rounding."""
-    work = torch.float64 if a.dtype == b.dtype == torch.float64 else torch.float32
-    return (a.to(work) @ b.to(work).T).double()
-
-
-def _bases(place: Place, family: Family) -> bool:
-    """Whether vectors of the family's gauges stand behind these units: then they are compared, and not their bases."""
-    return any(factor.gauge in family.gauges for factor in place.part.factors)
+def _add_cross(
+    crosses: dict[str, dict[str, Tensor]], index: Index, family: Family, place: Place, a: Tensor, b: Tensor
+) -> None:
+    assert place.gauge is not None
+    owner = _owner(place, family)
+    count = index.symmetries.groups[owner].size if owner else 1
+    a, b = (one.to(torch.promote_types(a.dtype, b.dtype)) for one in (a, b))
+    kind = index.symmetries.gauges[place.gauge].kind
+    crossed = gauges.cross(kind, place.vectors(a, count), place.vectors(b, count))
+    of = crosses.setdefault(place.gauge, {})
+    of[owner] = of[owner] + crossed if owner in of else crossed
 
 
 def _owner(place: Place, family: Family) -> str:
