@@ -88,7 +88,7 @@ def universe(readings: Sequence[Reading], index: Index, forms: Sequence[Moves]) 
     the centre and not at the identity, from which the first assignments would follow noise; the first model is the
     universe, which loses nothing, as only the way between models counts; exact line search.
     """
-    families = [family for family in index.families if _plain(family, index)]
+    families = [family for family in index.families if plain(family, index)]
     known = {name for family in families for name in family.names}
     tensors = [name for name in index.tensors if index.movers[name] and index.movers[name] <= known]
     problem = Relaxation(readings, index, forms, families, tensors)
@@ -105,7 +105,26 @@ def universe(readings: Sequence[Reading], index: Index, forms: Sequence[Moves]) 
     return [Moves(), *(problem.nearest(one) for one in elements[1:])]
 
 
-def _plain(family: Family, index: Index) -> bool:
+def softened(index: Index, name: str, tensor: Tensor, matrix: Matrices, leave: Place | None = None) -> Tensor:
+    """A tensor with the units of all its places mixed, but for one place; float64.
+
+    Args:
+        index: where its places are.
+        name: of the tensor.
+        tensor: which.
+        matrix: gives (n, n) for a place of n units.
+        leave: the place that stays.
+    """
+    for place in index.places[name]:
+        if place != leave:
+            sizes, end = [factor.size for factor in place.part.factors], place.start + place.part.size
+            before, part, behind = tensor.tensor_split([place.start, end], place.axis)
+            part = mixed(part, place.axis, sizes, place.factor, matrix(place)[None])
+            tensor = torch.cat([before, part, behind], place.axis)
+    return tensor
+
+
+def plain(family: Family, index: Index) -> bool:
     """Whether units of the family are compared as they are: no bases in them, and no tensors that are units."""
     inside = {name for each in index.families for name in each.stacked}
     return not (family.gauges or family.root in index.symmetries.stacks or family.root in inside)
@@ -174,7 +193,7 @@ class Relaxation:
             for number, element in list(enumerate(elements))[1:]:
                 others = total - soft[number]
                 for place in self.index.places[name]:
-                    moved = self._softened(name, weights[number], element.matrix, leave=place)
+                    moved = softened(self.index, name, weights[number], element.matrix, leave=place)
                     self._hear(gradients[number], place, place.units(others) @ place.units(moved).T)
         return [self.vertex(self._step(gradient)) for gradient in gradients[1:]]
 
@@ -214,17 +233,7 @@ class Relaxation:
 
     def _all_softened(self, name: str, weights: Sequence[Tensor], by: Sequence[Matrices]) -> Tensor:
         """(models, …)."""
-        return torch.stack([self._softened(name, one, matrix) for one, matrix in zip(weights, by, strict=True)])
-
-    def _softened(self, name: str, tensor: Tensor, matrix: Matrices, leave: Place | None = None) -> Tensor:
-        """A tensor with all its units mixed, but for those of one place."""
-        for place in self.index.places[name]:
-            if place != leave:
-                sizes, end = [factor.size for factor in place.part.factors], place.start + place.part.size
-                before, part, behind = tensor.tensor_split([place.start, end], place.axis)
-                part = mixed(part, place.axis, sizes, place.factor, matrix(place)[None])
-                tensor = torch.cat([before, part, behind], place.axis)
-        return tensor
+        return torch.stack([softened(self.index, name, one, matrix) for one, matrix in zip(weights, by, strict=True)])
 
     def _hear(self, gradient: Evidence, place: Place, more: Tensor) -> None:
         assert place.group is not None
