@@ -150,7 +150,7 @@ def test_live_modules_are_traced_and_aligned(how: dict[str, Any]) -> None:
     inputs = {} if how else {"inputs": torch.zeros(1, 3)}
     found = align(net, other, **how, **inputs)
     assert found.gain == pytest.approx(1)
-    view = found.source(MemorySource("b", other))
+    view = found.source(other)
     assert all(torch.equal(view[name], net.state_dict()[name]) for name in view)
     assert [name for name in net.state_dict() if not torch.equal(other.state_dict()[name], net.state_dict()[name])]
 

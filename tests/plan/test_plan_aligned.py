@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from eutectic.checkpoint import Alignment, MemorySource, Named
 from eutectic.checkpoint.symmetry import Factor, Group, Moves, Symmetries, axis, fixed
 from eutectic.errors import CheckpointError, NumericError, RecipeError
 from eutectic.recipe import load
+from eutectic.run.budget import worker_bytes
 from eutectic.testing import write_safetensors
 
 UNITS = Factor(4, "units")
@@ -66,6 +68,45 @@ def test_a_model_merged_with_itself_scrambled_is_itself(folder: Path) -> None:
     said = manifest["inputs"][1]["aligned"]
     assert said["to"] == "a" and len(said["moves"]) == 64
     assert manifest["tensors"]["up"]["inputs"][1]["dtype"] == "float32"
+
+
+def test_the_same_merge_again_is_complete_until_the_model_or_the_moves_change(folder: Path) -> None:
+    assert not eutectic.merge(RECIPE, "out").already_complete
+    assert eutectic.merge(RECIPE, "out").already_complete
+    alignment(moves=Moves({"units": ORDER})).save(folder / "perm", replace=True)
+    with pytest.raises(RecipeError, match="W401"):
+        eutectic.merge(RECIPE, "out")
+
+
+def test_bytes_do_not_depend_on_threads(folder: Path) -> None:
+    for threads in (1, 2):
+        eutectic.merge(RECIPE, f"out{threads}", options=eutectic.Options(threads=threads))
+    one, two = (folder / f"out{threads}" / "model.safetensors" for threads in (1, 2))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_sweep_reads_the_alignment_for_all_of_its_merges(folder: Path) -> None:
+    swept = {**RECIPE, "parameters": {"weight": {"sweep": [1, 3]}}}
+    done = eutectic.sweep(swept, "swept")
+    assert len(done.merges) == 2
+    for name in done.merges:
+        assert torch.equal(eutectic.open(f"swept/{name}")["up"], A["up"])
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files as Linux lists them")
+def test_nothing_stays_open(folder: Path) -> None:
+    def files() -> int:
+        return len([name for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")])
+
+    before = files()
+    eutectic.plan(RECIPE).close()
+    problems({**RECIPE, "models": ["a", {"model": "b", "aligned": "a"}]})
+    assert files() == before
+
+
+def test_what_reading_takes_is_part_of_the_memory_bound(folder: Path) -> None:
+    with eutectic.plan(RECIPE) as aligned, eutectic.plan(linear("a", "b")) as plain:
+        assert worker_bytes(aligned) >= worker_bytes(plain) + aligned.inputs[1].source.working_bytes()  # type: ignore[union-attr]
 
 
 def test_the_output_keeps_the_dtype_that_the_models_are_stored_with(folder: Path) -> None:

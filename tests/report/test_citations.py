@@ -57,6 +57,12 @@ def test_a_recipe_cites_its_method() -> None:
     assert eutectic.__version__ in found[-1].bibtex
 
 
+def test_models_that_are_aligned_cite_what_aligns_them() -> None:
+    inner = {"merge_method": "passthrough", "models": [{"model": "b", "aligned": "perm"}]}
+    found = {one.key: one for one in eutectic.cite({"merge_method": "linear", "models": ["a", {"model": inner}]})}
+    assert found["ainsworth2022rebasin"].used_by == ("aligned",)
+
+
 def test_recipes_within_and_steps_after() -> None:
     inner = {"merge_method": "slerp", "base_model": "x", "models": ["x", "y"], "parameters": {"t": 0.5}}
     outer = {

@@ -95,8 +95,8 @@ def _unrelated(found: Comparison, sums: Sums) -> Verdict | None:
         "the average of two such models is no model: their units are in different orders",
     )
     cautions = (
-        "units can be matched first (Git Re-Basin, arXiv:2209.04836, and its relatives for transformers); compare the "
-        "result again",
+        "`eutectic align` matches units first (Git Re-Basin, arXiv:2209.04836, and its relatives for transformers); "
+        "`eutectic connect --align` measures what that helps",
         "if they were meant to be fine-tunes of one base, one of them is not the model that its name says",
     )
     return Verdict("align first", reasons, cautions=cautions)

@@ -58,6 +58,7 @@ class Aligned(Source):
         reference: the same of the model that this one is aligned to, to tell when the two are mixed up.
         to: the label of that one.
         label: its short name; by default the source's.
+        artefact: where the moves were read from, which is closed with the view.
 
     Raises `CheckpointError`: G101–G103 where the table does not fit the source, G113 for tied tensors that would move
     apart, G114 for tensors that cannot be multiplied. Reading raises `NumericError` (G115) for other bytes.
@@ -73,10 +74,12 @@ class Aligned(Source):
         reference: Mapping[str, str] | None = None,
         to: str = "",
         label: str | None = None,
+        artefact: Source | None = None,
     ) -> None:
         self.label, self.to = label or source.label, to
         self.ties, self.implied, self.ignored = source.ties, source.implied, source.ignored
         self.metadata = source.metadata
+        self._artefact = artefact
         self._source, self._moves, self._groups = source, moves, symmetries.groups
         self._said, self._reference = digests or {}, reference or {}
         problems = [*unfit(symmetries, source)]
@@ -218,6 +221,8 @@ class Aligned(Source):
 
     def close(self) -> None:
         self._source.close()
+        if self._artefact is not None:
+            self._artefact.close()
 
     def folder(self) -> str | None:
         return self._source.folder()

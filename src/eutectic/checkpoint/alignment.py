@@ -11,6 +11,7 @@ from eutectic.checkpoint.aligned import Aligned
 from eutectic.checkpoint.artefact import write_artefact
 from eutectic.checkpoint.elements import misfits
 from eutectic.checkpoint.memory import MemorySource
+from eutectic.checkpoint.opening import open_source
 from eutectic.checkpoint.safetensors import MalformedError, strict_json
 from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.storage import REAL, Storage
@@ -79,23 +80,25 @@ class Alignment:
         before, after = self.distance
         return 1 - after / before if before else 0.0
 
-    def source(self, model: Any, *, label: str | None = None) -> Aligned:
+    def source(self, model: Any, *, label: str | None = None, artefact: Source | None = None) -> Aligned:
         """The model, moved, as a source. Nothing is written.
 
         Args:
-            model: an open source of the model that was aligned.
+            model: the one that was aligned, as for `open_source`.
             label: its short name; by default its own.
+            artefact: what is closed with the view.
 
         Raises as `Aligned`.
         """
         return Aligned(
-            model,
+            open_source(model),
             self.symmetries,
             self.moves,
             digests=self.model.digests,
             reference=self.reference.digests,
             to=self.reference.label,
             label=label,
+            artefact=artefact,
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -113,19 +113,18 @@ def open_inputs(
 
 def _aligned(model: Source, entry: ModelEntry, recipe: Recipe, opener: Opener) -> Source:
     """The model as its alignment moves it. Raises `CheckpointError` for both; the model is closed then."""
+    artefact: Source | None = None
     try:
-        return _alignment(entry.aligned, recipe.folder, opener).source(model)
+        if isinstance(entry.aligned, Alignment):
+            return entry.aligned.source(model)
+        # Stays open until the model is closed: the plans of a sweep share it.
+        artefact = opener(entry.aligned, recipe.folder)
+        return read_alignment(artefact).source(model, artefact=artefact)
     except CheckpointError as error:
-        model.close()
+        for source in filter(None, (model, artefact)):
+            source.close()
         told = few(error.problems, recipe.file or "")
         raise CheckpointError(_placed(problem, entry, recipe, "aligned") for problem in told) from None
-
-
-def _alignment(written: Any, folder: str | None, opener: Opener) -> Alignment:
-    if isinstance(written, Alignment):
-        return written
-    with opener(written, folder) as source:
-        return read_alignment(source)
 
 
 def _open_statistics(entry: ModelEntry, recipe: Recipe, opener: Opener) -> tuple[Source, About]:

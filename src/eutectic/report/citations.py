@@ -64,6 +64,12 @@ ENTRIES: dict[str, Entry] = {
         "Patching open-vocabulary models by interpolating weights",
         2022,
     ),
+    "arXiv:2209.04836": Entry(
+        "ainsworth2022rebasin",
+        "Ainsworth, Samuel K. and Hayase, Jonathan and Srinivasa, Siddhartha",
+        "{Git Re-Basin}: Merging Models modulo Permutation Symmetries",
+        2022,
+    ),
     "arXiv:2212.04089": Entry(
         "ilharco2022editing", "Ilharco, Gabriel and others", "Editing Models with Task Arithmetic", 2022
     ),
@@ -180,6 +186,8 @@ ENTRIES: dict[str, Entry] = {
     ),
 }
 EUTECTIC = "eutectic"
+# What models of a recipe are aligned by.
+ALIGNED = ("arXiv:2209.04836",)
 
 
 def cite(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> list[Citation]:
@@ -207,6 +215,8 @@ def _uses(written: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield method.name, (method.paper, *method.also)
     for step in written.post:
         yield step.name, POSTS[step.name].papers
+    if any(entry.aligned is not None for entry in written.models):
+        yield "aligned", ALIGNED
     for model in (written.base, *(entry.model for entry in written.models)):
         if isinstance(model, Recipe):
             yield from _uses(model)
