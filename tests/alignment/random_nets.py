@@ -7,6 +7,29 @@ import random
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+KINDS = [
+    "view",
+    "view",
+    "view",
+    "permute",
+    "permute",
+    "act",
+    "softmax",
+    "centre",
+    "halves",
+    "gain",
+    "linear",
+    "repeat",
+    "sum",
+    "gram",
+    "attend",
+    "norm",
+    "conv",
+    "skip",
+    "pick",
+]
 
 
 class RandomNet(nn.Module):
@@ -27,9 +50,7 @@ class RandomNet(nn.Module):
         self.last = nn.Linear(math.prod(shape[1:]), 2)
 
     def _step(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        name = self.draw.choice(
-            ["view", "view", "permute", "act", "softmax", "centre", "halves", "gain", "linear", "repeat", "sum", "gram"]
-        )
+        name = self.draw.choice(KINDS)
         detail: object = None
         if name == "view":
             detail = shape = (2, *self._factors(math.prod(shape[1:])))
@@ -55,6 +76,14 @@ class RandomNet(nn.Module):
             shape = tuple(2 * size if dim == detail else size for dim, size in enumerate(shape))
         elif name == "gram" and len(shape) > 2 and shape[-2] ** 2 < 200:
             shape = (*shape[:-1], shape[-2])
+        elif name in {"norm", "conv"}:
+            groups = self.draw.choice([n for n in range(1, shape[1] + 1) if shape[1] % n == 0])
+            sizes = [shape[1], shape[1] // groups, 1] if name == "conv" else [shape[1]]
+            self.parameters_made.append(nn.Parameter(torch.randn(sizes)))
+            detail = (len(self.parameters_made) - 1, groups)
+        elif name == "pick" and shape[1] == 3 and len(shape) > 2:
+            detail = True
+            shape = (2, *shape[2:])
         self.steps.append((name, detail))
         return shape
 
@@ -93,4 +122,19 @@ class RandomNet(nn.Module):
             return x.repeat([2 if dim == detail else 1 for dim in range(x.dim())])
         if name == "gram" and x.dim() > 2 and x.shape[-2] ** 2 < 200:
             return torch.tanh(x @ x.transpose(-1, -2)) / x.shape[-1]
+        if name == "attend" and x.dim() > 2:
+            return functional.scaled_dot_product_attention(x, torch.tanh(x), x) + x
+        if name in {"norm", "conv"}:
+            number, groups = detail
+            made = self.parameters_made[number]
+            if name == "norm":
+                return functional.group_norm(x, groups, made) if x.numel() > 2 * groups else x
+            return functional.conv1d(x.flatten(2) if x.dim() > 2 else x[..., None], made, groups=groups).reshape(
+                x.shape
+            )
+        if name == "skip":
+            return torch.cat([x, torch.sigmoid(x)], -1).unflatten(-1, (2, -1)).sum(-2)
+        if name == "pick" and detail:
+            one, two, three = x.unbind(1)
+            return one * two.sigmoid() + three
         return torch.tanh(x)

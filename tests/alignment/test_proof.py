@@ -124,6 +124,15 @@ def test_tied_tensors_that_move_apart_are_refused() -> None:
     assert codes(caught) == ["G150"]
 
 
+@pytest.mark.parametrize("left_out", ["head.weight", "embed.weight"])
+def test_a_tied_tensor_may_have_one_name_in_the_table(left_out: str) -> None:
+    net, ids = Grouped(), torch.randint(11, (2, 5))
+    table = traced(net, ids)
+    assert check(
+        net, replace(table, axes={n: a for n, a in table.axes.items() if n != left_out}), ids, elements=1
+    ).holds
+
+
 def test_a_table_of_another_model_is_refused_with_all_that_differs() -> None:
     with pytest.raises(RecipeError) as caught:
         check(Values(), mlp(), X)

@@ -98,7 +98,7 @@ def test_a_mixer() -> None:
     assert sizes(held(nets.Mixer(), torch.randn(2, 6, 3))) == {"enter": 8, "tokens.0": 7, "channels.0": 5}
 
 
-@pytest.mark.parametrize("form", ["unbind", "chunk", "separate", "einsum", "mha"])
+@pytest.mark.parametrize("form", ["unbind", "items", "chunk", "separate", "einsum", "mha"])
 def test_heads_of_attention_however_it_is_written(form: str) -> None:
     """All of q, k, v and o have one order of heads; within a head q and k have one order, v and o another."""
     net = nets.Vit(form, blocks=1)
@@ -217,10 +217,27 @@ class Branch(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-def test_a_module_without_a_graph_is_refused() -> None:
+def test_a_module_without_a_graph_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RecipeError, match=r"G140.*Branch.*declare") as caught:
         traced(Branch(), torch.randn(2))
     assert len(str(caught.value)) < 500
+    assert capfd.readouterr() == ("", "")
+
+
+class Chosen(nn.Module):
+    """Of which some rows are chosen by data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList([nn.Linear(3, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner[0](x[x.sum(1) > 0])
+
+
+def test_sizes_that_depend_on_data_are_refused() -> None:
+    with pytest.raises(RecipeError, match="G140 'index' makes a size that depends on data"):
+        traced(Chosen(), torch.randn(4, 3))
 
 
 def test_a_module_is_as_it_was_after_tracing() -> None:

@@ -153,6 +153,9 @@ class Attention(nn.Module):
         if self.form == "unbind":
             qkv = self.qkv(x).reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             q, k, v = qkv.unbind(0)
+        elif self.form == "items":
+            qkv = self.qkv(x).view(batch, length, 3, self.heads, -1).chunk(3, 2)
+            q, k, v = (one.squeeze(2).transpose(1, 2) for one in qkv)
         else:
             three = (self.q(x), self.k(x), self.v(x)) if self.form == "separate" else self.qkv(x).chunk(3, -1)
             q, k, v = (one.view(batch, length, self.heads, -1).transpose(1, 2) for one in three)

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from eutectic.alignment.moves import random_moves
@@ -76,7 +76,7 @@ def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: i
 
     Args:
         module: stays as it is.
-        symmetries: its table.
+        symmetries: its table. A name that it leaves out has the axes of the tensor that it is tied to.
         inputs: a tensor, a sequence of arguments, or a mapping of keyword arguments.
         elements: how many random elements.
         seed: of the elements and of the factors.
@@ -86,8 +86,8 @@ def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: i
     """
     names = [*symmetries.groups, *symmetries.gauges]
     twin = copy.deepcopy(module).double()
-    problems = [*symmetries.problems(_specs(twin)), *_apart(twin, symmetries)]
-    if problems:
+    symmetries = _completed(twin, symmetries)
+    if problems := symmetries.problems(_specs(twin)):
         raise RecipeError(problems)
     _shake(twin, seed)
     state = {name: tensor.clone() for name, tensor in _tensors(twin).items()}
@@ -122,17 +122,29 @@ def _specs(module: nn.Module) -> dict[str, Spec]:
     return {name: Spec(str(one.dtype), tuple(one.shape)) for name, one in _tensors(module).items()}
 
 
-def _apart(module: nn.Module, symmetries: Symmetries) -> Iterator[Problem]:
-    """G150 for names of one tensor that have different axes."""
-    first: dict[tuple[int, tuple[int, ...]], str] = {}
+def _names(module: nn.Module) -> Iterator[list[str]]:
+    """All names of each tensor that has several."""
+    found: dict[tuple[int, tuple[int, ...]], list[str]] = {}
     for name, tensor in _tensors(module).items():
-        if not tensor.numel():
-            continue
-        tied = first.setdefault((tensor.data_ptr(), tuple(tensor.shape)), name)
-        axes = [symmetries.axes.get(one) for one in (tied, name)]
-        if None not in axes and _placed(axes[0]) != _placed(axes[1]):
-            message = f"is one tensor with {tied}, and the table moves them apart"
-            yield Problem("G150", message, name, "give both the same axes")
+        if tensor.numel():
+            found.setdefault((tensor.data_ptr(), tuple(tensor.shape)), []).append(name)
+    return (names for names in found.values() if len(names) > 1)
+
+
+def _completed(module: nn.Module, symmetries: Symmetries) -> Symmetries:
+    """A table with all names of tensors that it has one name of. Raises `RecipeError` (G150)."""
+    problems: list[Problem] = []
+    axes = dict(symmetries.axes)
+    for names in _names(module):
+        first, *others = [name for name in names if name in axes] or [""]
+        for name in others:
+            if _placed(axes[name]) != _placed(axes[first]):
+                message = f"is one tensor with {first}, and the table moves them apart"
+                problems.append(Problem("G150", message, name, "give both the same axes"))
+        axes |= {name: axes[first] for name in names if first and name not in axes}
+    if problems:
+        raise RecipeError(problems)
+    return replace(symmetries, axes=axes)
 
 
 def _placed(axes: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from eutectic.alignment.tracing.graph import exported, followed
-from eutectic.alignment.tracing.table import table
+from eutectic.alignment.tracing.table import table_of
 from eutectic.checkpoint.symmetry import Symmetries
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def traced(module: nn.Module, *inputs: Any, **options: Any) -> Symmetries:
     trace, tensors = followed(program, names)
     stored = module.state_dict()
     shapes = {name: tuple(one.shape) for name, one in stored.items() if hasattr(one, "shape")}
-    return table(trace, tensors, {name: (names.get(name, name), shape) for name, shape in shapes.items()})
+    return table_of(trace, tensors, {name: (names.get(name, name), shape) for name, shape in shapes.items()})
 
 
 def _names(module: nn.Module) -> dict[str, str]:

@@ -64,6 +64,20 @@ def _baddbmm(step: Step, bias: Value, a: Value, b: Value, **_: Any) -> Made:
     return _added(step, _bmm(step, a, b), bias)
 
 
+@rule("_trilinear")
+def _trilinear(step: Step, one: Value, two: Value, three: Value, *positions: Sequence[int]) -> Made:
+    """Sums of products of three: each gets axes of size 1 at its positions, the last are those summed over."""
+    rank = len(one.axes) + len(positions[0])
+    spread = []
+    for value, at in zip((one, two, three), positions, strict=False):
+        left = list(value.axes)
+        spread.append(Value(tuple(ONE if dim in at else left.pop(0) for dim in range(rank))))
+    made = pointwise(step, *spread)
+    step.trace.values.append(made)
+    step.trace.mixes(made, positions[3])
+    return Value(tuple(axis for dim, axis in enumerate(made.axes) if dim not in positions[3]))
+
+
 @rule("mv", "dot")
 def _mv(step: Step, a: Value, b: Value) -> Made:
     unify(a.axes[-1], b.axes[0])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +45,7 @@ def exported(module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str
     Raises `RecipeError` (G140) where torch cannot export it.
     """
     try:
-        with evaluating(module), plain(module), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch's own making
+        with evaluating(module), plain(module), torch.no_grad(), _quiet():
             program = torch.export.export(module, arguments, dict(options), strict=False)
             table = torch.export.default_decompositions()
             del table[torch.ops.aten.scaled_dot_product_attention.default]
@@ -54,6 +56,20 @@ def exported(module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str
         message = f"torch.export makes no graph of {type(module).__name__}: {type(error).__name__}: {said}"
         hint = "what depends on data (loops, branches, nonzero) has no graph; declare its symmetries instead"
         raise RecipeError(Problem("G140", message, hint=hint)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch prints beside its exceptions, whole graphs among it, and its warnings about itself."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def followed(program: ExportedProgram, called: Mapping[str, str]) -> tuple[Trace, dict[str, Value]]:
@@ -108,12 +124,31 @@ def _made(trace: Trace, node: Any, known: Mapping[Any, Any]) -> Made | None:
         made: Made | None = arguments[0][arguments[1]]
         return made
     name = name_of(node.target)
+    _refuse_unsized(node, name)
     if name in RULES and (ruled := RULES[name](Step(trace, node), *arguments, **options)) is not NotImplemented:
         return ruled
     inputs = values_in([arguments, options])
     if inputs and torch.Tag.pointwise in getattr(node.target, "tags", ()):
         return pointwise(Step(trace, node), *arguments, **options)
     return _unknown(trace, node, name, inputs)
+
+
+def _refuse_unsized(node: Any, name: str) -> None:
+    """G140 for what makes a number or a size that depends on data."""
+    made = node.meta.get("val")
+    numbers = [
+        size for one in (made if isinstance(made, list | tuple) else [made]) for size in getattr(one, "shape", [one])
+    ]
+    if any(isinstance(number, torch.SymInt | torch.SymFloat | torch.SymBool) for number in numbers):
+        message = f"{name!r} makes a size that depends on data"
+        hint = "trace it without what is chosen by data (masks, nonzero, a loop), or declare its symmetries"
+        raise RecipeError(Problem("G140", message, _module(node), hint))
+
+
+def _module(node: Any) -> str:
+    """The module that a node stands in."""
+    modules = list(node.meta.get("nn_module_stack", {}).values())
+    return str(modules[-1][0]) if modules else ""
 
 
 def _unknown(trace: Trace, node: Any, name: str, inputs: list[Value]) -> Made | None:
@@ -126,10 +161,9 @@ def _unknown(trace: Trace, node: Any, name: str, inputs: list[Value]) -> Made | 
     moving = not all(still(value) for value in inputs)
     outputs = tuple((all_free if moving else all_fixed)(shape) for shape in shapes)
     if moving:
-        modules = list(node.meta.get("nn_module_stack", {}).values())
         axes = tuple(axis for value in inputs for axis in value.axes)
         outwards = tuple(axis for value in outputs for axis in value.axes)
-        trace.unknown.append(Unknown(name, modules[-1][0] if modules else "", axes, outwards))
+        trace.unknown.append(Unknown(name, _module(node), axes, outwards))
     return outputs if isinstance(made, list | tuple) else outputs[0]
 
 

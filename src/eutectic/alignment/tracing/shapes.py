@@ -98,11 +98,12 @@ def _picked(node: Any, dim: int) -> bool:
     """Whether all that is done with a value, but for arranging its axes, is to take single items along one."""
     for user in node.users:
         name = getattr(getattr(user.target, "overloadpacket", None), "__name__", "")
-        if name in {"select", "slice"}:
-            size = user.meta["val"].shape
-            rank = len(node.meta["val"].shape)
-            at = int(user.args[1] if len(user.args) > 1 else 0) % rank
-            if at != dim or (name == "slice" and size[dim] != 1):
+        if name in {"select", "slice", "split_with_sizes"}:
+            made = user.meta["val"]
+            place = 2 if name == "split_with_sizes" else 1
+            at = int(user.args[place] if len(user.args) > place else 0) % len(node.meta["val"].shape)
+            single = name == "select" or {one.shape[dim] for one in (made if isinstance(made, list) else [made])} == {1}
+            if at != dim or not single:
                 return False
             continue
         moved = _where(name, user, node, dim)
@@ -217,6 +218,8 @@ def _piece(x: Value, dim: int, start: int, end: int) -> Value:
 @rule("split_with_sizes")
 def _split(step: Step, x: Value, sizes: Sequence[int], dim: int = 0) -> Made:
     dim %= len(x.axes)
+    if x.stack is not None:
+        return tuple(Value((*item[:dim], ONE, *item[dim:]), x.origin) for item in x.stack.items)
     ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
     return tuple(_piece(x, dim, end - size, end) for size, end in zip(sizes, ends, strict=True))
 

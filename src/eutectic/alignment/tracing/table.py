@@ -11,7 +11,9 @@ from eutectic.checkpoint.symmetry import Axis as Parts
 from eutectic.checkpoint.symmetry import Factor, Group, Part, Role, Symmetries, fixed
 
 
-def table(trace: Trace, tensors: Mapping[str, Value], names: Mapping[str, tuple[str, tuple[int, ...]]]) -> Symmetries:
+def table_of(
+    trace: Trace, tensors: Mapping[str, Value], names: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> Symmetries:
     """The table of a module.
 
     Args:
