@@ -205,3 +205,15 @@ def test_bad_requests_are_answered_at_once_and_together() -> None:
         repair(parents[0], parents[:1], [])
     with pytest.raises(EutecticError, match="F102 0: NaN or infinity"):
         repair(parents[0], parents[:1], [torch.full((3, 6), torch.nan)])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", ["sequential", "closed_form"])
+def test_a_gpu_repairs_alike(how: Any) -> None:
+    parents = [seeded(cnn, 1), seeded(cnn, 2)]
+    merged = averaged(parents, [0.5, 0.5])
+    one = repair(merged, parents, list(IMAGES.split(8)), how=how).module.state_dict()
+    moved = [copy.deepcopy(each).cuda() for each in (merged, *parents)]
+    two = repair(moved[0], moved[1:], list(IMAGES.split(8)), how=how).module.state_dict()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name].cpu(), tensor, atol=1e-2, rtol=1e-2)

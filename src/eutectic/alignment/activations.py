@@ -48,7 +48,8 @@ def match_activations(
     Units are looked at where the next layer reads them, behind the nonlinearity: in the inputs of linear layers and
     convolutions. Samples are the positions that are not padding, the places of a convolution, and those behind a
     flatten. The correlations of all layers that read a group are added; each group is then one assignment, exactly.
-    A unit that is constant correlates with nothing. Units that may change their sign go by |correlation|.
+    A unit that is constant on the data correlates with nothing, and goes with one that is left. Units that may change
+    their sign go by |correlation|.
 
     What no input shows (heads, whose vectors have bases of their own; experts, which see different data in each
     model) and what is no order (scales, bases) is matched by weights, the orders found here given; `notes` says what.

@@ -77,7 +77,8 @@ def repair(
         batches: inputs that all can run on; they are gone through several times. Padding counts nowhere.
         weights: of the parents, from 0 on, divided by their sum; None: all alike.
         how: `sequential`: one pass over the data a layer. `closed_form`: one pass in all; a channel of the merged model
-            is taken to be Σ wᵢ · that of the parents, whose variance is (1−α)²σ₀² + 2α(1−α)cov + α²σ₁² for two.
+            is taken to be Σ wᵢ · that of the parents, whose variance is (1−α)²σ₀² + 2α(1−α)cov + α²σ₁² for two. That
+            holds where units are well matched; in deep networks that are not it can do harm.
         affine: see above.
         tell: called with what is being measured, before it is.
 
@@ -196,8 +197,8 @@ class _Repairing:
             return
         part: Any = self.module.get_submodule(path)
         mean, deviation = self._mixed(wanted)
-        own = found.variance.sqrt()
-        if not bool((own + found.mean + mean + deviation).isfinite().all()):
+        center, own = (one.to(mean.device) for one in (found.mean, found.variance.sqrt()))
+        if not bool((own + center + mean + deviation).isfinite().all()):
             hint = "a float16 overflow goes away with dtype float32; else weights or data are broken"
             raise NumericError(Problem("F102", "NaN or infinity in its outputs", path, hint))
         gain = torch.where(own > 0, deviation / own.clamp(min=torch.finfo(own.dtype).tiny), 1.0)
@@ -210,7 +211,7 @@ class _Repairing:
         if part.bias is None:
             self.changed[f"{path}.weight"] = f"{said}; no bias, so that means are scaled too"
             return
-        part.bias.copy_(mean + gain * (part.bias.double() - found.mean))
+        part.bias.copy_(mean + gain * (part.bias.double() - center))
         self.changed |= {f"{path}.weight": said, f"{path}.bias": said}
 
 
