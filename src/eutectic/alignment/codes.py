@@ -35,7 +35,7 @@ CODES: dict[str, tuple[str, str]] = {
     "G113": (
         "tied tensors that would move apart",
         "The names are of one tensor, so they have the same symmetries. A table that says otherwise is wrong for this "
-        "model: is its head really tied?",
+        "model; or its config calls a head tied that is not.",
     ),
     "G114": (
         "a tensor that cannot be multiplied",
@@ -119,6 +119,12 @@ CODES: dict[str, tuple[str, str]] = {
         "symmetries that do not hold",
         "Random elements of the group change what the model computes, so the table is wrong for it: units were "
         "declared or traced as alike that are not. Nothing can be aligned by it. The groups that break by themselves are named.",
+    ),
+    "G174": (
+        "a residual stream that may not turn",
+        "A rotation of the residual stream is exact where RMSNorm stands before each block, its gains can be folded "
+        "into what reads behind it, and the head is no copy of the embeddings. Elsewhere orders and signs are all there is: "
+        "align without it.",
     ),
     "G180": (
         "similarities that are no numbers",
