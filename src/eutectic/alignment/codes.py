@@ -118,7 +118,8 @@ CODES: dict[str, tuple[str, str]] = {
     "G117": (
         "symmetries that do not hold",
         "Random elements of the group change what the model computes, so the table is wrong for it: units were "
-        "declared or traced as alike that are not. Nothing can be aligned by it. The groups that break by themselves are named.",
+        "declared or traced as alike that are not. Nothing can be aligned by it. The groups that break by themselves are "
+        "named.",
     ),
     "G174": (
         "a residual stream that may not turn",
@@ -206,6 +207,20 @@ CODES: dict[str, tuple[str, str]] = {
     "G248": (
         "not one loader for each model",
         "Statistics of a head are of its own task's data, so each model's data is given by itself.",
+    ),
+    "G250": (
+        "widths that cannot be fitted",
+        "Models of other widths have the same tensors, of which the groups of their symmetries alone have other sizes; "
+        "heads and experts are as many.",
+    ),
+    "G251": (
+        "a transport that is too large",
+        "Where neither of two widths divides the other, units are mixed as a linear program says, which grows with the "
+        "product of the widths.",
+    ),
+    "G252": (
+        "weights that are no numbers",
+        "NaN or infinity in the weights of a model that is to be brought to other widths.",
     ),
     "G212": (
         "an alignment of none of the parents",
