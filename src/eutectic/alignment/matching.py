@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
-# A step that gains less than this part of ‖A‖ ‖B‖ gains nothing: sums in float64 are no better.
+# A step that gains less than this part of the terms of its sums gains nothing: float64 is no better.
 _ROUNDING = 1e-13
+# Bases of neighbours that are found in turns come ever nearer to the best ones: a sweep in which nothing else moved and
+# that gained less than this part of the objective was the last.
+_SETTLED = 1e-8
 
 # Called after each family with the number of the sweep, the families done in it and how many there are to do.
 Progress = Callable[[int, int, int], None]
@@ -133,6 +136,12 @@ def _of(names: Collection[str], tensors: Mapping[str, Tensor]) -> dict[str, Tens
     return {name: one for name, one in tensors.items() if name in names}
 
 
+def _only_bases(before: Moves, after: Moves) -> bool:
+    """Whether orders and scales are the same."""
+    pairs = ((before.orders, after.orders), (before.scales, after.scales))
+    return all(one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one) for one, other in pairs)
+
+
 def _moves_any(moves: Moves) -> bool:
     return bool(moves.orders or moves.scales or moves.matrices)
 
@@ -192,6 +201,7 @@ class Ascent:
         restless = self._restless
         for sweep in range(sweeps):
             turns = [one for one in torch.randperm(len(families), generator=draw).tolist() if one in restless]
+            before, total = self.moves, self.total
             for done, number in enumerate(turns, 1):
                 restless.discard(number)
                 if self._turn(families[number]):
@@ -199,7 +209,8 @@ class Ascent:
                 if progress is not None:
                     progress(sweep, done, len(turns))
             self.trace.append(self.total)
-            if not restless:
+            little = self.total - total <= _SETTLED * abs(total)
+            if not restless or (little and _only_bases(before, self.moves)):
                 break
 
     def _turn(self, family: Family) -> bool:
