@@ -135,6 +135,20 @@ def test_batch_normalisation_is_reset_and_what_feeds_it_stays() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in merged.state_dict().items())
 
 
+def test_what_is_changed_in_place_before_it_is_normalised_is_repaired() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2)
+        )
+
+    parents = [seeded(make, 1), seeded(make, 2)]
+    found = repair(averaged(parents, [0.5, 0.5]), parents, [IMAGES])
+    assert list(found.left) == ["4"] and "0.weight" in found.changed
+    a, b, own = (made(one, IMAGES, 1) for one in (*parents, found.module))
+    np.testing.assert_allclose(own.std(0), (a.std(0) + b.std(0)) / 2, rtol=1e-3)
+    np.testing.assert_allclose(found.module[2].running_mean, made(found.module, IMAGES, 2).mean(0), atol=1e-5)
+
+
 def test_with_affine_normalised_channels_are_as_the_parents() -> None:
     parents = [seeded(cnn, 1), seeded(cnn, 2)]
     found = repair(averaged(parents, [0.5, 0.5]), parents, list(IMAGES.split(8)), affine=True)

@@ -26,7 +26,7 @@ else:
 _ROWS = ("linear", "transposed")
 
 
-class _Enough(Exception):  # noqa: N818
+class _Enough(Exception):  # noqa: N818 (no error)
     """Ends a forward pass of which no more is wanted."""
 
 
@@ -50,41 +50,44 @@ class Sites:
 def sites_of(module: nn.Module, batch: Batch) -> Sites:
     """Runs the module on a batch, to see what is called in which order and where outputs go."""
     layers = {layer.path: layer for layer in layers_of(module, Names(module))}
-    norms = {path for path, part in module.named_modules() if part in statistics_layers(module)}
+    with_statistics = set(statistics_layers(module))
+    norms = {path for path, part in module.named_modules() if part in with_statistics}
     order: list[str] = []
-    made: dict[int, str] = {}
+    made: dict[tuple[int, int], str] = {}
     held, normalised = [], set()
 
-    def note(path: str, given: Tensor, output: Any) -> None:
+    def note(path: str, given: Tensor, output: Tensor) -> None:
         order.append(path)
         if path in norms:
-            normalised.add(made.get(id(given), ""))
+            normalised.add(made.get(_state(given), ""))
         held.append(output)  # its id stays its own
-        made[id(output)] = path
+        made[_state(output)] = path
 
     with torch.no_grad(), watched(module, [*layers, *norms], note):
-        result = batch.run(module)
+        returned = {made.get(_state(tensor)) for tensor in _tensors(batch.run(module))}
     calls = Counter(order)
-    called = list(dict.fromkeys(order))
-    hidden = [path for path in called if path in layers]
-    returned = {made.get(id(tensor)) for tensor in _tensors(result)} | set(hidden[-1:])
     uses = Counter(id(parameter) for part in module.modules() for parameter in part._parameters.values())
+    last = next((path for path in reversed(order) if path in layers), None)
     left = {}
     for path, layer in layers.items():
-        if path not in calls:
-            left[path] = "no batch reached it"
-        elif path in returned:
-            left[path] = "its output is the model's"
-        elif path in normalised:
-            left[path] = "its output is normalised over the batch"
-        elif calls[path] > 1:
-            left[path] = f"called {calls[path]} times in a forward pass"
-        elif uses[id(layer.module.weight)] > 1:
-            left[path] = "its weight is another layer's too"
-    kept = {path: layers[path].form for path in hidden if path not in left}
-    last = max((order.index(path) for path in called if path in norms), default=-1)
-    late = any(order.index(path) < last for path in kept)
-    return Sites(kept, tuple(path for path in called if path in norms), left, late)
+        reasons = {
+            "no batch reached it": path not in calls,
+            "its output is the model's": path in returned,
+            "it is the last layer": path == last,
+            "its output is normalised over the batch": path in normalised,
+            f"called {calls[path]} times in a forward pass": calls[path] > 1,
+            "its weight is another layer's too": uses[id(layer.module.weight)] > 1,
+        }
+        if reason := next((reason for reason, holds in reasons.items() if holds), None):
+            left[path] = reason
+    kept = {path: layers[path].form for path in calls if path in layers and path not in left}
+    late = any(path in norms for path in order[order.index(next(iter(kept))) :]) if kept else False
+    return Sites(kept, tuple(path for path in calls if path in norms), left, late)
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """What tells a tensor, as it is now, from itself once it was changed in place."""
+    return id(tensor), tensor._version
 
 
 @contextmanager
