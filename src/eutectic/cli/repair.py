@@ -42,9 +42,6 @@ def repair(
     how: Annotated[
         How, typer.Option(help="A pass over the data for each layer, or one in all, from the parents alone.")
     ] = How.sequential,
-    affine: Annotated[
-        bool, typer.Option("--affine", help="Repair gains and biases of batch normalisation, too.")
-    ] = False,
     samples: Samples = None,
     field: Field = "text",
     length: Length = None,
@@ -73,7 +70,6 @@ def repair(
                 alignments=alignment or (),
                 weights=weight,
                 how=how.value,
-                affine=affine,
                 reading=Options(**reading, device=device, dtype=dtype),  # type: ignore[arg-type]
                 options=api.Options(shard_bytes=values.size(shard_size, "--shard-size"), replace=replace),
                 tell=tell,
