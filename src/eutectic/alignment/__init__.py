@@ -1,19 +1,24 @@
 """Models that were never in one basin: their symmetries, what matches them, and what to do after."""
 
 from eutectic.alignment.activations import match_activations as match_activations
+from eutectic.alignment.costs import Cost as Cost
+from eutectic.alignment.costs import predict as predict
 from eutectic.alignment.doors import align as align
 from eutectic.alignment.doors import prove as prove
 from eutectic.alignment.finding import symmetries_of as symmetries_of
+from eutectic.alignment.many import align_many as align_many
 from eutectic.alignment.matching import match_weights as match_weights
 from eutectic.alignment.model import Change as Change
 from eutectic.alignment.model import Match as Match
 from eutectic.alignment.moves import compose as compose
 from eutectic.alignment.moves import inverse as inverse
 from eutectic.alignment.moves import random_moves as random_moves
+from eutectic.alignment.orthogonal import match_orthogonal as match_orthogonal
 from eutectic.alignment.proof import Check as Check
 from eutectic.alignment.proof import check as check
 from eutectic.alignment.renormalisation import Repaired as Repaired
 from eutectic.alignment.renormalisation import repair as repair
+from eutectic.alignment.sinkhorn import match_sinkhorn as match_sinkhorn
 from eutectic.alignment.straight_through import match_straight_through as match_straight_through
 from eutectic.alignment.tracing import traced as traced
 from eutectic.checkpoint.aligned import Aligned as Aligned
