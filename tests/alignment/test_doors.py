@@ -155,17 +155,18 @@ def test_live_modules_are_traced_and_aligned(how: dict[str, Any]) -> None:
     assert [name for name in net.state_dict() if not torch.equal(other.state_dict()[name], net.state_dict()[name])]
 
 
-def test_the_straight_through_estimator_is_reached() -> None:
+@pytest.mark.parametrize("method", ["straight_through", "sinkhorn"])
+def test_methods_by_the_loss_are_reached(method: Any) -> None:
     net, apart = nets()
     found = align(
         net,
         apart,
-        method="straight_through",
+        method=method,
         data=batches(),
         loss=lambda out, batch: (out - net(batch)).square().mean(dim=1),
         steps=4,
     )
-    assert found.method == "straight_through" and found.settings["steps"] == 4
+    assert found.method == method and found.settings["steps"] == 4
 
 
 def refused(kind: type[EutecticError] = RecipeError, *models: Any, **keys: Any) -> list[str]:

@@ -16,6 +16,7 @@ from eutectic.alignment.finding import symmetries_of
 from eutectic.alignment.matching import match_weights
 from eutectic.alignment.model import Match
 from eutectic.alignment.proof import Check, check
+from eutectic.alignment.sinkhorn import match_sinkhorn
 from eutectic.alignment.straight_through import match_straight_through
 from eutectic.checkpoint import Alignment, Named, Source, open_source, read_alignment
 from eutectic.checkpoint.symmetry import Moves, Symmetries
@@ -33,8 +34,13 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
-Method = Literal["weights", "activations", "straight_through"]
-METHODS: tuple[Method, ...] = ("weights", "activations", "straight_through")
+Method = Literal["weights", "activations", "straight_through", "sinkhorn"]
+METHODS: tuple[Method, ...] = ("weights", "activations", "straight_through", "sinkhorn")
+# Those that follow the loss at the midpoint of the models.
+BY_GRADIENT: dict[Method, Callable[..., Match]] = {
+    "straight_through": match_straight_through,
+    "sinkhorn": match_sinkhorn,
+}
 MEMORY = 1 << 30
 # Below this share of the squared distance, an alignment is told to be worth little.
 LITTLE = 0.01
@@ -69,7 +75,7 @@ class _Request:
             problems.append(Problem("G116", f"{self.method!r} is no way to match units", "method", hint))
             raise RecipeError(problems)
         given = {"data": self.data, "loss": self.loss, "steps": self.steps}
-        needs = {"activations": ("data",), "straight_through": ("data", "loss", "steps")}.get(self.method, ())
+        needs: tuple[str, ...] = {"weights": (), "activations": ("data",)}.get(self.method, tuple(given))
         for name, value in given.items():
             if value is None and name in needs:
                 hint = "give a file of text, or batches" if name == "data" else ""
@@ -106,8 +112,8 @@ def align(
     Args:
         a: the model that stays, as for `eutectic.open`, a live module, or a recipe, whose merge is not written.
         b: the one that moves, of the same architecture.
-        method: `weights`, `activations` (needs `data`), `straight_through` (needs `data`, `loss` and `steps`): see
-            `match_weights`, `match_activations` and `match_straight_through`.
+        method: `weights`, `activations` (needs `data`), `straight_through` or `sinkhorn` (need `data`, `loss` and
+            `steps`): see `match_weights`, `match_activations`, `match_straight_through` and `match_sinkhorn`.
         data: a file of text for a causal language model, or batches that can be gone through again.
         module: makes the module that the weights are loaded into, where they are no model of `transformers`.
         tokenizer: as for `eutectic.evaluate`.
@@ -273,7 +279,7 @@ def _matched(a: Source, b: Source, both: Common, ask: _Request, given: Given | N
         )
     batches = _Batches(given.batches)
     with _module(a, ask, given) as first:
-        if ask.method == "straight_through":
+        if ask.method in BY_GRADIENT:
             return _by_gradient(first, both, batches, ask)
         with _module(b, ask, given) as second:
             return match_activations(
@@ -296,7 +302,7 @@ def _by_gradient(module: nn.Module, both: Common, batches: _Batches, ask: _Reque
 
     # Loaders give modules for inference.
     with torch.inference_mode(False):
-        return match_straight_through(
+        return BY_GRADIENT[ask.method](
             module, both.a, both.b, batches, ask.loss, both.symmetries, steps=ask.steps, seed=ask.seed, tell=tell
         )
 
