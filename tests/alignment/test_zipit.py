@@ -174,6 +174,22 @@ def test_sizes_may_change_and_graphs_are_kept(monkeypatch: pytest.MonkeyPatch) -
         assert len(made) == graphs, "of a size that broadcasts there is another"
 
 
+def test_attention_is_computed_once() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.after, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.before(x)
+            return self.head(self.after(nn.functional.scaled_dot_product_attention(x, x, x)))
+
+    modules = [Attention(), Attention()]
+    zipped, x = Zipped(modules, ["before.weight", "before.bias", "after.weight", "after.bias"]), torch.randn(3, 5, 4)
+    assert zipped.cost(x).flops == 2 * 15 * (4 * 6 + 6 * 6 + 2 * 6 * 2)
+    assert all(torch.equal(found, module(x)) for found, module in zip(zipped(x), modules, strict=True))
+
+
 def test_what_is_random_is_not_computed_once() -> None:
     class Noise(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -305,6 +321,28 @@ def test_heads_of_attention_stand_and_so_it_is_said() -> None:
     torch.testing.assert_close(zipped.members[0][1].bias, (modules[0][1].bias + modules[1][1].bias) / 2)
 
 
+def test_classifiers_of_text_get_one_encoder() -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def bert(seed: int, labels: int) -> nn.Module:
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+        config = transformers.BertConfig(vocab_size=20, max_position_embeddings=9, num_labels=labels, **sizes)
+        return transformers.BertForSequenceClassification(config).double().eval()
+
+    ids = torch.randint(20, (6, 7), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "attention_mask": (torch.arange(7) < torch.tensor([[7], [5]] * 3)).long()}
+    zipped = zipit([bert(0, 3), bert(1, 2)], [batch], beta=1).eval()
+    for found, member in zip(zipped(**batch), zipped.members, strict=True):
+        torch.testing.assert_close(found.logits, member(**batch).logits)
+    assert zipped.joint(**batch).shape == (6, 5)
+    cost = zipped.cost(**batch)
+    assert cost.flops < 0.51 * cost.flops_apart
+    assert [name for name, group in zipped.groups.items() if group.similarity is None] == ["encoder.layer.0.heads"]
+    query = zipped.members[1].bert.encoder.layer[0].attention.self.query.weight
+    assert query is zipped.members[0].bert.encoder.layer[0].attention.self.query.weight
+
+
 def refused(modules: list[nn.Module], batches: Any, *given: Any, **options: Any) -> list[str]:
     with pytest.raises(EutecticError) as error:
         zipit(modules, batches, *given, **options)
@@ -321,7 +359,7 @@ def test_requests_that_cannot_be_are_refused() -> None:
     assert "3 for 2" in refused([a, b], x, [symmetries] * 3)[0]
     assert refused([a, b], x, symmetries, heads="averaged", until="conv1")[0].startswith("G245 heads")
     assert refused([a, b], x, symmetries, heads="averaged")[0].startswith(
-        "G245 modules[1]: fc.bias is of shape [5] in the first"
+        "G245 modules[1]: fc.bias is [5] float64 on cpu in the first, and [3] float64 on cpu here"
     )
     assert refused([a, b], x, symmetries, until=["cnv1", "conv1"]) == [
         "G242 until: 'cnv1' is no group, and no tensor that makes one; did you mean 'conv1'?"
@@ -344,6 +382,8 @@ def test_models_that_do_not_fit_are_refused_with_all_that_differs() -> None:
     wide.stem = nn.Conv2d(3, 6, 3, padding=1, bias=False).double()
     said = refused([a, wide], x, table(ResNet, *IMAGES))
     assert any("stem.weight is of shape [6, 3, 3, 3], and its symmetries are for [4, 3, 3, 3]" in one for one in said)
+    said = refused([a, network(ResNet, 2).float()], x, table(ResNet, *IMAGES))
+    assert "stem.weight is [4, 3, 3, 3] float64 on cpu in the first, and [4, 3, 3, 3] float32 on cpu here" in said[-1]
     broken = copy.deepcopy(a)
     broken.conv1.weight.data[0] = torch.nan
     assert refused([a, broken], x, table(ResNet, *IMAGES))[0].startswith("G241")

@@ -48,13 +48,13 @@ def zipit(
     Differs from the paper: a trunk ends where groups end (the paper's code can stop within a stage of residual
     blocks); units are seen where layers read them, behind norms and activation functions; M is exact. Attention heads
     and experts, of which a unit is no number, are averaged as they stand: align such models first. Scales and gauges do
-    not move.
+    not move. A tensor in which nothing moves (a slope, a temperature) is common to the models only if it is equal, and
+    what is computed behind another one is not.
 
     Cost: one pass of every model over the data, and (K·n)² numbers for each input that is looked at; see `greedy`.
 
     Args:
-        modules: K ≥ 2 models. In the trunk they have the same tensors; the merged ones are of the first one's dtype and
-            device.
+        modules: K ≥ 2 models. In the trunk they have the same tensors, of one dtype and device.
         batches: of the data of all tasks, as loaders of `eutectic.statistics.gram`; a few hundred samples of each do.
         symmetries: of the models; one table for all, or one for each where those behind the trunk differ. None: as
             declared for their families, else traced.

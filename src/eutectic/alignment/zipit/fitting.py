@@ -84,8 +84,10 @@ def _otherwise(tables: Sequence[Symmetries], names: set[str]) -> Iterator[Proble
 def _unlike(states: Sequence[Mapping[str, Tensor]], names: set[str], code: str, hint: str) -> Iterator[Problem]:
     for number, state in enumerate(states[1:], 1):
         for name in sorted(names):
-            shape = list(state[name].shape) if name in state else None
-            if shape != list(states[0][name].shape):
-                has = "has none such" if shape is None else f"has one of shape {shape}"
-                message = f"{name} is of shape {list(states[0][name].shape)} in the first, and this {has}"
-                yield Problem(code, message, f"modules[{number}]", hint)
+            due, has = _kind(states[0][name]), _kind(state[name]) if name in state else "none"
+            if due != has:
+                yield Problem(code, f"{name} is {due} in the first, and {has} here", f"modules[{number}]", hint)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"

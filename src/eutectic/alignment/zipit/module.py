@@ -98,15 +98,17 @@ class Zipped(nn.Module):
         return state
 
     def cost(self, *args: Any, **kwargs: Any) -> Cost:
-        """What it has and does, beside what the models apart have and do on the same inputs."""
+        """What it has and does, beside what the models apart have and do on the same inputs, in evaluation mode."""
         from torch.utils.flop_counter import FlopCounterMode
 
         counts = []
         self.eval()
-        for run in (lambda: self(*args, **kwargs), lambda: [one(*args, **kwargs) for one in self.members]):
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                run()
-            counts.append(counter.get_total_flops())
+        with torch.no_grad():
+            self(*args, **kwargs)  # makes the graphs, which would be counted too
+            for run in (lambda: self(*args, **kwargs), lambda: [one(*args, **kwargs) for one in self.members]):
+                with FlopCounterMode(display=False) as counter:
+                    run()
+                counts.append(counter.get_total_flops())
         apart = sum(one.numel() for member in self.members for one in member.parameters())
         return Cost(sum(one.numel() for one in self.parameters()), apart, *counts)
 
