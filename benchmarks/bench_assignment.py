@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/bench_assignment.py [--sizes N ...] [--limit SECONDS] [--json FILE] [--write]
 
 lapx and lapjv are run by the Python that LAPX_PYTHON and LAPJV_PYTHON name (see benchmarks/README.md), or left out.
-Each run is a process of its own, given up after `--limit` seconds. Compiled code is loaded before the clock starts, and
-what a library needs done to its input (negation, float64) is counted. `--write` puts the table into docs/benchmarks.md.
+Each run is a process of its own, given up after `--limit` CPU seconds. Compiled code is loaded before the clock starts,
+and what a library needs done to its input (negation, float64) is counted. `--write` puts the table into
+docs/benchmarks.md; `--from` takes the figures of earlier runs from files that `--json` left.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -80,28 +82,31 @@ def solver(name: str) -> Callable[[Any], Any]:
     return lambda values: assign(torch.from_numpy(values)).numpy()
 
 
-def solved(name: str, kind: str, n: int) -> dict[str, float]:
-    """CPU seconds, Σ similarity in float64, and the most memory that the process held, less the matrix."""
+def solved(name: str, kind: str, n: int, limit: int) -> dict[str, float]:
+    """CPU seconds and Σ similarity in float64. The system ends the process `limit` CPU seconds after the start."""
     solve, values = solver(name), problem(kind, n)
     start = time.process_time()
+    resource.setrlimit(resource.RLIMIT_CPU, (int(start) + limit, resource.RLIM_INFINITY))
     columns = np.asarray(solve(values))
     seconds = time.process_time() - start
     assert len(set(columns.tolist())) == n
     total = float(values[np.arange(n), columns].sum(dtype=np.float64))
-    return {"seconds": seconds, "sum": total, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {"seconds": seconds, "sum": total}
 
 
-def measured(name: str, kind: str, n: int, limit: int) -> dict[str, float] | None:
-    """What `solved` says in a process of its own; None if it is not installed or was given up."""
+def pythons() -> dict[str, str]:
+    """Those solvers that are there, with the Python that runs them."""
     import peer as peers
 
-    python = peers.interpreter(name) if name in peers.SOLVERS else sys.executable
-    if python is None:
-        return None
-    command = [python, __file__, "--solve", name, kind, str(n)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
+    found = {name: peers.interpreter(name) if name in peers.SOLVERS else sys.executable for name in SOLVERS}
+    return {name: python for name, python in found.items() if python is not None}
+
+
+def measured(python: str, name: str, kind: str, n: int, limit: int) -> dict[str, float] | None:
+    """What `solved` says in a process of its own; None if it was given up."""
+    command = [python, __file__, "--solve", name, kind, str(n), "--limit", str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == -signal.SIGXCPU:
         return None
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
@@ -114,14 +119,16 @@ def table(results: list[dict[str, Any]], limit: int) -> str:
 
     rows = []
     for found in results:
-        known = {name: found[name] for name in SOLVERS if found[name]}
+        known = {name: found[name] for name in SOLVERS if found.get(name)}
         best = max(one["sum"] for one in known.values())
         ours, others = known["eutectic"], [one["seconds"] for name, one in known.items() if name != "eutectic"]
-        seconds = [f"{found[name]['seconds']:.2f}" if found[name] else f"> {limit}" for name in SOLVERS]
-        ratio = f"**{ours['seconds'] / min(others):.2f}×**" if others else ""
+        seconds = [
+            f"{known[name]['seconds']:.2f}" if name in known else f"> {limit}" for name in found if name in SOLVERS
+        ]
+        ratio = f"**{ours['seconds'] / min(others):.2f}×**" if others else f"**< {ours['seconds'] / limit:.2f}×**"
         rows.append([f"`{found['kind']}`", str(found["n"]), *seconds, ratio, f"{(best - ours['sum']) / abs(best):.0e}"])
-    head = ["matrix", "n", "eutectic, s", "scipy, s", "lapx, s", "lapjv, s", "eutectic / fastest library", "gap"]
-    return report.table(head, rows)
+    solvers = [f"{name}, s" for name in results[0] if name in SOLVERS]
+    return report.table(["matrix", "n", *solvers, "eutectic / fastest library", "gap"], rows)
 
 
 def main() -> None:
@@ -131,22 +138,26 @@ def main() -> None:
     asked.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     asked.add_argument("--limit", type=int, default=300)
     asked.add_argument("--json", type=Path)
+    asked.add_argument("--from", type=Path, nargs="+", default=[], dest="earlier")
     asked.add_argument("--write", action="store_true")
     asked.add_argument("--solve", nargs=3, help=argparse.SUPPRESS)
     given = asked.parse_args()
     if given.solve:
-        print(json.dumps(solved(given.solve[0], given.solve[1], int(given.solve[2]))))
+        print(json.dumps(solved(given.solve[0], given.solve[1], int(given.solve[2]), given.limit)))
         return
     import measure
 
     import report
 
-    results = []
+    results = [one for file in given.earlier for one in json.loads(file.read_text())]
     for kind in given.kinds:
         for n in given.sizes:
-            found = {name: measured(name, kind, n, given.limit) for name in SOLVERS}
+            if any((one["kind"], one["n"]) == (kind, n) for one in results):
+                continue
+            found = {name: measured(python, name, kind, n, given.limit) for name, python in pythons().items()}
             results.append({"kind": kind, "n": n, **found})
             print(json.dumps(results[-1]), flush=True)
+    results.sort(key=lambda one: (given.kinds.index(one["kind"]), one["n"]))
     if given.json:
         given.json.write_text(json.dumps(results, indent=1))
     day = datetime.now(UTC).date().isoformat()
