@@ -52,9 +52,8 @@ def match_weights(
 
     Both models are first seen in their forms of least norm (`balance`), between which there are only orders, signs
     and rotations. Then one family of groups at a time takes the best step while all others stay: an assignment, inside
-    it those of query heads, and rotations in closed form. The moves that come back lead from B as it is to A's orders,
-    balance and bases; A stays as it is. Scales and bases that bring B hardly nearer are left as they are, and
-    what stays is not in the moves.
+    it those of query heads, and rotations in closed form. The moves that come back lead B to A's orders, balance and
+    bases. Scales and bases that bring B hardly nearer are left out, as is all that stays.
 
     Args:
         a: stays.
@@ -63,21 +62,18 @@ def match_weights(
         seed: of the order in which families take their turn, and of restarts.
         restarts: further ascents, from random orders; the best one counts.
         sweeps: after how many turns of all families an ascent ends at the latest.
-        start: where the ascent begins, in place of the first guess (see below).
+        start: where the ascent begins, in place of a first sweep outwards from what cannot move.
         fixed: groups whose order and signs stay as they are at the start.
         memory: bytes of tensors that are kept between reads.
         progress: called after each family's turn.
 
-    Returns the moves, the objective in the forms of least norm after each sweep (never less than after the one
-    before), and distances. The same models and seed give the same match.
+    Returns the moves, the objective (in forms of least norm) after each sweep, and distances; the same each time.
 
-    Differs from the paper: from the identity, units of all layers are matched by noisy neighbours at first. Here the
-    first sweep goes outwards from what cannot move (inputs, vocabulary, classes) and listens only to tensors all of
-    whose other sides are settled; the identity is kept where it scores higher. Sums are float64, and a step counts
-    only if it raises the objective. A group on both sides of one tensor is stepped as if the other side stayed.
+    Differs from the paper: the first sweep goes outwards from what cannot move (inputs, vocabulary, classes) and
+    listens only to tensors whose other sides are settled; the identity is kept where it scores higher. Sums are
+    float64, and a step counts only if it raises the objective. Scales, bases and heads are matched too.
 
-    Sources: Ainsworth et al., 2023, *Git Re-Basin*, §3.2; for bases and query heads the closed forms of `gauges` and
-    `heads`.
+    Source: Ainsworth et al., 2023, *Git Re-Basin*, §3.2; for bases and heads the closed forms of `gauges` and `heads`.
 
     Raises `RecipeError` G170, G171 for models that differ in shapes or names, G101 to G103 where the table does not
     fit, G173 for an argument that cannot be; `NumericError` G172 for weights that are not finite.
@@ -97,9 +93,14 @@ def match_weights(
         other = Ascent(pair, forms, _elsewhere(pair.index, begin, fixed, draw), fixed)
         other.climb(sweeps, draw, progress)
         best = max(best, other, key=lambda one: one.total)
-    moves = compose(inverse(forms[0], symmetries), best.moves, symmetries)
-    moves, notes = thrifty(pair, essential(moves))
-    return Match(moves, tuple(best.trace), begun, *compared(pair, moves), notes)
+    return _finished(pair, forms[0], best, begun)
+
+
+def _finished(pair: Pair, form: Moves, ascent: Ascent, begun: float) -> Match:
+    """What an ascent found, as moves of B to A as it is: out of the form that A was seen in."""
+    symmetries = pair.index.symmetries
+    moves, notes = thrifty(pair, essential(compose(inverse(form, symmetries), ascent.moves, symmetries)))
+    return Match(moves, tuple(ascent.trace), begun, *compared(pair, moves), notes)
 
 
 def _check_arguments(symmetries: Symmetries, restarts: int, sweeps: int, fixed: Collection[str]) -> None:
