@@ -99,8 +99,8 @@ CODES: dict[str, tuple[str, str]] = {
     "G170": (
         "models of different shapes",
         "Two models are aligned when all their tensors have the same names and shapes: the second moves onto the first "
-        "unit by unit. Every tensor that differs is listed. Heads for other classes, or embeddings of another vocabulary, "
-        "have to be left out of both first.",
+        "unit by unit. Every tensor that differs is listed. Heads for other classes, or embeddings of another "
+        "vocabulary, have to be left out of both first.",
     ),
     "G171": (
         "a tensor that only one model has",
@@ -118,14 +118,14 @@ CODES: dict[str, tuple[str, str]] = {
     "G117": (
         "symmetries that do not hold",
         "Random elements of the group change what the model computes, so the table is wrong for it: units were "
-        "declared or traced as alike that are not. Nothing can be aligned by it. The groups that break by themselves are "
-        "named.",
+        "declared or traced as alike that are not. Nothing can be aligned by it. The groups that break by themselves "
+        "are named.",
     ),
     "G174": (
         "a residual stream that may not turn",
         "A rotation of the residual stream is exact where RMSNorm stands before each block, its gains can be folded "
-        "into what reads behind it, and the head is no copy of the embeddings. Elsewhere orders and signs are all there is: "
-        "align without it.",
+        "into what reads behind it, and the head is no copy of the embeddings. Elsewhere orders and signs are all "
+        "there is: align without it.",
     ),
     "G180": (
         "similarities that are no numbers",
