@@ -27,7 +27,7 @@ from eutectic.errors import NumericError, RecipeError
 from eutectic.testing import tiny_llama
 
 Tensors = Mapping[str, Tensor]
-WIDTHS = (5, 6, 6, 3)
+WIDTHS = (5, 5, 5, 3)
 
 
 def table(widths: Sequence[int] = WIDTHS, scale: str = "") -> Symmetries:
@@ -85,7 +85,9 @@ def test_scrambled_copies_are_recovered(scale: str, method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_scrambled_heads_bases_and_residual_streams_are_recovered(method: str, tmp_path: Path) -> None:
-    with eutectic.open(tiny_llama(tmp_path / "a", seed=1, dtype="float32")) as source:
+    with eutectic.open(
+        tiny_llama(tmp_path / "a", seed=1, dtype="float32", hidden=16, layers=1, intermediate=16, vocab=24)
+    ) as source:
         check_recovered(symmetries_of(source), {name: source[name].double() for name in source.specs}, method)
 
 
@@ -108,7 +110,7 @@ def test_no_other_order_of_one_group_of_one_model_is_better(method: str) -> None
     best = aligned(symmetries, models, align_many(sources(models), symmetries, method=method))  # type: ignore[arg-type]
     reached = in_common(best)
     for number, group in [(number, group) for number in range(3) for group in symmetries.groups]:
-        for order in permutations(range(6)):
+        for order in permutations(range(5)):
             other = moved(symmetries, best[number], Moves({group: torch.tensor(order)}))
             assert in_common([*best[:number], other, *best[number + 1 :]]) <= reached + 1e-9
 
@@ -151,10 +153,14 @@ def test_two_models_are_matched_as_a_pair() -> None:
     assert match.objective[-1] == pytest.approx(pair.objective[-1])
 
 
-def test_progress_names_the_round_and_the_models() -> None:
+@pytest.mark.parametrize(("method", "of"), [("universe", 100), ("mean", 2)])
+def test_progress_names_the_round_and_what_is_done_in_it(method: str, of: int) -> None:
     told = list[tuple[int, int, int]]()
-    align_many(sources([perceptron(1), perceptron(2)]), table(), progress=lambda *now: told.append(now))
-    assert told[:2] == [(0, 1, 2), (0, 2, 2)]
+    models = sources([perceptron(seed) for seed in (1, 2, 3)])
+    align_many(models, table(), method=method, progress=lambda *now: told.append(now))  # type: ignore[arg-type]
+    begun = [one for one in told if one[0] == 0]
+    assert begun == [(0, number, of) for number in range(1, len(begun) + 1)] and len(begun) > 1
+    assert told[len(begun) : len(begun) + 3] == [(1, 1, 3), (1, 2, 3), (1, 3, 3)]
 
 
 def relaxed(count: int, scale: str = "") -> Relaxation:
@@ -214,7 +220,7 @@ def test_one_model_and_an_unknown_method_are_refused_together() -> None:
 
 
 def test_all_models_that_differ_are_named() -> None:
-    models = sources([perceptron(0), perceptron(1, (5, 7, 6, 3)), perceptron(2, (5, 6, 6, 4))])
+    models = sources([perceptron(0), perceptron(1, (5, 7, 5, 3)), perceptron(2, (5, 5, 5, 4))])
     with pytest.raises(RecipeError) as error:
         align_many(models, table())
     assert {problem.code for problem in error.value.problems} == {"G170"}

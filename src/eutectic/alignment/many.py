@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from eutectic.alignment.balance import balanced
@@ -54,7 +55,8 @@ def align_many(
         method: how to begin.
         seed: of the order in which models, and in them families of groups, take their turns.
         memory: bytes of tensors that are kept between reads.
-        progress: called after each model's turn with the round, the models done in it and how many there are.
+        progress: called with the round, what is done in it and how much there is: in round 0, the beginning, steps of
+            all models or models that were matched; then turns.
 
     Returns a match for each model. Moves lead to the first model as it is; from i to j they lead through it. The
     objective is the same for all: the sum over pairs after each round, in forms of least norm (`balance`).
@@ -69,12 +71,13 @@ def align_many(
     _check(models, method)
     pairs = _pairs(models, symmetries, memory)
     together = _Together.of(models, symmetries, memory)
-    start = together.total
+    start, tell = together.total, progress or (lambda turn, done, of: None)
     if method == "universe":
-        together.begin(universe(together.readings, together.index, together.forms))
+        steps = universe(together.readings, together.index, together.forms, partial(tell, 0))
+        together.begin(steps)
     else:
-        together.gather()
-    trace = together.settle(torch.Generator().manual_seed(seed), progress)
+        together.gather(partial(tell, 0))
+    trace = together.settle(torch.Generator().manual_seed(seed), tell)
     back = inverse(together.elements[0], symmetries)
     nothing = {name: Change(group.size, 0, 0.0, 0.0) for name, group in symmetries.groups.items()}
     found = [Match(Moves(), trace, start, changes=nothing)]
@@ -182,7 +185,7 @@ class _Together:
         if self.total < reached:
             self.elements = before
 
-    def gather(self) -> None:
+    def gather(self, tell: Callable[[int, int], None]) -> None:
         """Matches each model to the mean of those before it, if that raises the sum."""
         before, reached = list(self.elements), self.total
         for number in range(1, len(self.models)):
@@ -190,13 +193,14 @@ class _Together:
             ascent.guess()
             ascent.climb(_SWEEPS, torch.Generator().manual_seed(number), None)
             self.elements[number] = ascent.moves
+            tell(number, len(self.models) - 1)
         if self.total < reached:
             self.elements = before
 
-    def settle(self, draw: torch.Generator, progress: Progress | None) -> tuple[float, ...]:
+    def settle(self, draw: torch.Generator, progress: Progress) -> tuple[float, ...]:
         """Matches models to the mean of the others until none gains by it; returns the sum after each round."""
         restless, trace = set(range(len(self.models))), []
-        for turn in range(_ROUNDS):
+        for turn in range(1, _ROUNDS + 1):
             turns = [one for one in torch.randperm(len(self.models), generator=draw).tolist() if one in restless]
             for done, number in enumerate(turns, 1):
                 restless.discard(number)
@@ -206,8 +210,7 @@ class _Together:
                 if ascent.total > before:
                     self.elements[number] = ascent.moves
                     restless |= set(range(len(self.models))) - {number}
-                if progress is not None:
-                    progress(turn, done, len(turns))
+                progress(turn, done, len(turns))
             trace.append(self.total)
             if not restless:
                 break

@@ -69,7 +69,9 @@ class Soft:
         )
 
 
-def universe(readings: Sequence[Reading], index: Index, forms: Sequence[Moves]) -> list[Moves]:
+def universe(
+    readings: Sequence[Reading], index: Index, forms: Sequence[Moves], tell: Callable[[int, int], None]
+) -> list[Moves]:
     """Orders and signs of all models with a large Σ ⟨model i, model j⟩ over pairs, the first model's units in place.
 
     Frank-Wolfe from the centre: every gradient is answered by the best element, an assignment a group and model, and
@@ -80,6 +82,7 @@ def universe(readings: Sequence[Reading], index: Index, forms: Sequence[Moves]) 
         readings: of the models, K ≥ 2.
         index: of their table.
         forms: of the models, between which there are only orders, signs and rotations.
+        tell: called with the steps made and how many there are at most.
 
     Returns orders and signs, a model each; nothing for the first. Takes 8·K·Σn² bytes for groups of n units, twice that
     for those with signs.
@@ -94,12 +97,13 @@ def universe(readings: Sequence[Reading], index: Index, forms: Sequence[Moves]) 
     problem = Relaxation(readings, index, forms, families, tensors)
     elements = [problem.vertex(Moves()), *(problem.centre() for _ in readings[1:])]
     reached = problem.curve(elements, elements)(0.0)
-    for _ in range(_STEPS):
+    for made in range(1, _STEPS + 1):
         ends = [elements[0], *problem.answers(elements)]
         curve = problem.curve(elements, ends)
         step = _best(curve)
         elements = [one.towards(end, step) for one, end in zip(elements, ends, strict=True)]
         gained, reached = curve(step) - reached, curve(step)
+        tell(made, _STEPS)
         if gained <= _LEAST * abs(reached):
             break
     return [Moves(), *(problem.nearest(one) for one in elements[1:])]
