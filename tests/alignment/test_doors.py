@@ -262,3 +262,30 @@ def test_a_proof_takes_tied_names_and_stored_buffers_that_the_module_lacks(here:
     assert prove(here / "tied", elements=1)[1].holds
     more = replace(table, axes={**table.axes, "model.ids": (fixed(3),)})
     assert prove(here / "tied", symmetries=more, elements=1)[1].holds
+
+
+@pytest.mark.parametrize("family", ["experts", "vision"])
+def test_symmetries_of_what_is_stored_by_other_names_are_proved_by_loading_it(family: str, here: Path) -> None:
+    import transformers
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 16,
+    }
+    if family == "experts":
+        heads = {"num_key_value_heads": 2, "num_local_experts": 3, "vocab_size": 40}
+        module = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads))
+    else:
+        module = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, image_size=8, patch_size=4))
+    module.save_pretrained(here / family)
+    with eutectic.open(here / family) as source:
+        assert not source.specs.keys() <= module.state_dict().keys()
+        table = symmetries_of(source)
+    assert prove(here / family, elements=1)[1].holds
+    # Units of the feed-forward layer that are scaled where they are made and not where they are read.
+    name = next(name for name, one in table.groups.items() if one.size == 16 and name != "residual")
+    scaled = replace(table, groups={**table.groups, name: Group(16, "positive")})
+    made = {place: tuple(axis(*parts[0].factors) for parts in one) for place, one in table.axes.items()}
+    assert not prove(here / family, symmetries=replace(scaled, axes=made), elements=1)[1].holds

@@ -17,6 +17,7 @@ from eutectic.alignment.matching import match_weights
 from eutectic.alignment.model import Match
 from eutectic.alignment.proof import Check, check
 from eutectic.alignment.sinkhorn import match_sinkhorn
+from eutectic.alignment.stored import Stored
 from eutectic.alignment.straight_through import match_straight_through
 from eutectic.checkpoint import Alignment, Named, Source, open_source, read_alignment
 from eutectic.checkpoint.symmetry import Moves, Symmetries
@@ -44,8 +45,8 @@ BY_GRADIENT: dict[Method, Callable[..., Match]] = {
 MEMORY = 1 << 30
 # Below this share of the squared distance, an alignment is told to be worth little.
 LITTLE = 0.01
-# Tokens of a sequence that symmetries are proved with.
-_TOKENS = 16
+# Tokens of a sequence that symmetries are proved with, and pixels of a side where a model takes images of any size.
+_TOKENS, _PIXELS = 16, 64
 
 
 @dataclass(frozen=True)
@@ -213,17 +214,16 @@ def prove(
         with loader.module(source, kind, dtype="float64") as made:
             given = _inputs_for(made, seed) if inputs is None else inputs
             table = symmetries or symmetries_of(source, module=made, inputs=given)
-            return table, check(made, _of_module(table, made), given, elements=elements, seed=seed)
+            return table, check(*_runnable(source, table, made), given, elements=elements, seed=seed)
 
 
-def _of_module(symmetries: Symmetries, module: nn.Module) -> Symmetries:
-    """A table by the names of a module, which may have two for one tensor and lack a buffer that was stored."""
-    state = {name: one for name, one in module.state_dict().items() if isinstance(one, torch.Tensor)}
-    named = without(symmetries, still(symmetries) - state.keys())
-    places = {name: (one.data_ptr(), one.shape) for name, one in state.items() if one.numel()}
-    known = {places[name]: axes for name, axes in named.axes.items() if name in places}
-    tied = {name: known[place] for name, place in places.items() if place in known}
-    return dataclasses.replace(named, axes={**tied, **named.axes})
+def _runnable(source: Source, symmetries: Symmetries, module: nn.Module) -> tuple[nn.Module, Symmetries]:
+    """A module with tensors by the names of a table, and the table without stored buffers that the module lacks."""
+    names = module.state_dict().keys()
+    named = without(symmetries, still(symmetries) - names)
+    if isinstance(source, LiveSource) or names >= source.specs.keys() - still(symmetries):
+        return module, named
+    return Stored(source), symmetries
 
 
 def _given(ask: _Request, a: Source) -> Given | None:
@@ -342,7 +342,7 @@ def _inputs_for(module: Any, seed: int) -> dict[str, Any]:
     if name == "input_ids" and (words := getattr(config, "vocab_size", None)):
         length = min(_TOKENS, getattr(config, "max_position_embeddings", _TOKENS))
         return {name: torch.randint(words, (2, length), generator=draw)}
-    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    size, channels = getattr(config, "image_size", _PIXELS), getattr(config, "num_channels", None)
     if name == "pixel_values" and isinstance(size, int) and isinstance(channels, int):
         return {name: torch.randn(2, channels, size, size, generator=draw)}
     message = f"nothing says what {type(module).__name__} is called with"

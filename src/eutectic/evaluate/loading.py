@@ -165,6 +165,8 @@ class Loader:
 
     def _transformers(self, source: Source, kind: Kind, dtype: str | None) -> torch.nn.Module:
         config, made = self._architecture(source, kind)
+        if dtype == "float64":
+            config._experts_implementation = "eager"  # the grouped product of experts knows no float64
         try:
             with quiet():
                 module, report = made.from_pretrained(
