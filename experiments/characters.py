@@ -31,9 +31,9 @@ class Training:
 
     family: str
     width: int = 128
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
-    steps: int = 600
+    steps: int = 300
     batch: int = 16
     rate: float = 3e-3
     decay: float = 0.1

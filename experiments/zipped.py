@@ -14,7 +14,7 @@ from pathlib import Path
 import digits
 import torch
 from aligning import ACTIVATIONS, BATCH, Pair, average
-from rebasin import APART, DIGITS, MNIST, NAMES, load
+from rebasin import APART, DIGITS, MNIST, NAMES, PLAIN, here, load
 from regimes import BEGIN, END, Check, table
 from rich.console import Console
 from rich.progress import track
@@ -27,13 +27,12 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "experiments" / "zipit.md"
 SEEDS = {DIGITS: 3, MNIST: 3}
 HALF = digits.CLASSES // 2
 NET = Net("mlp", 128, 3, HALF)
-TRAINING = {DIGITS: Recipe("sgd", 0.1, 2e-3, 100, 32), MNIST: Recipe("sgd", 0.1, 2e-3, 20, 64)}
-# What is merged: all hidden layers, or the first one or two, named by the tensor that makes its units.
-TRUNKS: Mapping[str, tuple[str, ...]] = {
-    "all three layers": ("0", "2", "4"),
-    "two layers": ("0", "2"),
-    "one layer": ("0",),
+TRAINING = {
+    "Adam without decay": PLAIN,
+    "SGD with weight decay": {DIGITS: Recipe("sgd", 0.1, 2e-3, 100, 32), MNIST: Recipe("sgd", 0.1, 2e-3, 20, 64)},
 }
+# What is merged: the hidden layers, by the names of their tensors.
+TRUNKS: Mapping[str, tuple[str, ...]] = {"all three layers": ("0", "2", "4"), "the first layer": ("0",)}
 BETAS = (0.0, 0.5, 1.0)
 ALPHA = 0.3
 
@@ -42,22 +41,17 @@ OWN, JOINT, FOLDED = "each at its own labels, %", "all labels, %", "units folded
 Figures = Mapping[str, Mapping[str, Sequence[float]]]
 
 
-def _order(trunk: str) -> tuple[Check, ...]:
+def _order() -> tuple[Check, ...]:
     best = ZIPPED.format(BETAS[-1])
     pairs = ((ENSEMBLE, best), (best, PERMUTED), (PERMUTED, AVERAGE))
     return tuple(Check(f"{a} beats {b}", f"{a}: {OWN}", f"{b}: {OWN}") for a, b in pairs)
 
 
-CHECKS: Mapping[str, tuple[Check, ...]] = {
-    trunk: (
-        *_order(trunk),
-        Check(
-            "ZipIt! beats the permuted average on all labels", f"{ZIPPED.format(1)}: {JOINT}", f"{PERMUTED}: {JOINT}"
-        ),
-        Check("merges within a model help", f"{ZIPPED.format(1)}: {OWN}", f"{ZIPPED.format(0)}: {OWN}"),
-    )
-    for trunk in TRUNKS
-}
+CHECKS = (
+    *_order(),
+    Check("ZipIt! beats the permuted average on all labels", f"{ZIPPED.format(1)}: {JOINT}", f"{PERMUTED}: {JOINT}"),
+    Check("merges within a model help", f"{ZIPPED.format(1)}: {OWN}", f"{ZIPPED.format(0)}: {OWN}"),
+)
 
 
 def half(data: digits.Split, number: int) -> digits.Split:
@@ -82,28 +76,36 @@ def accuracies(models: Sequence[nn.Module], data: digits.Split) -> dict[str, flo
 
 
 def run(title: str, seed: int) -> dict[str, dict[str, float]]:
-    """One seed: trunk → `row: column` → figure."""
-    data = load(title, seed)
-    parts = [half(data, number) for number in (0, 1)]
-    models = [
-        trained(part, f"{NAMES[title]} {seed} half {number}", NET, TRAINING[title], seed + APART * number)
-        for number, part in enumerate(parts)
-    ]
-    pair = Pair(*models, data)
-    batches = [data.x[rows] for rows in torch.arange(len(data.x)).split(BATCH)]
-    both = accuracies(models, data)
-    found: dict[str, dict[str, float]] = {}
-    for trunk, layers in TRUNKS.items():
-        shared = [f"{layer}.{tensor}" for layer in layers for tensor in ("weight", "bias")]
-        rows = {ENSEMBLE: both}
-        for row, other in ((AVERAGE, models[1]), (PERMUTED, pair.moved(ACTIVATIONS))):
-            rows[row] = accuracies([average([a, b], shared) for a, b in ((models[0], other), (other, models[0]))], data)
-        for beta in BETAS:
-            made = zipit(models, batches, pair.symmetries, until=f"{layers[-1]}.weight", alpha=ALPHA, beta=beta)
-            folded = [lost / group.units for group in made.groups.values() for lost in group.folded]
-            rows[ZIPPED.format(beta)] = accuracies(list(made.members), data) | {FOLDED: 100 * sum(folded) / len(folded)}
-        found[trunk] = {f"{row}: {column}": value for row, columns in rows.items() for column, value in columns.items()}
+    """One seed: training and trunk → `row: column` → figure."""
+    data, found = load(title, seed), {}
+    for training, recipes in TRAINING.items():
+        models = [
+            trained(
+                half(data, number), f"{NAMES[title]} {seed} half {number}", NET, recipes[title], seed + APART * number
+            )
+            for number in (0, 1)
+        ]
+        pair = Pair(*models, data)
+        for trunk, layers in TRUNKS.items():
+            rows = merges(pair, layers)
+            figures = {f"{row}: {column}": one for row, columns in rows.items() for column, one in columns.items()}
+            found[f"{training}, {trunk}"] = figures
     return found
+
+
+def merges(pair: Pair, layers: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Both networks and their merges in the given layers: row → column → figure."""
+    data, shared = pair.data, [f"{layer}.{tensor}" for layer in layers for tensor in ("weight", "bias")]
+    batches = list(data.x.split(BATCH))
+    rows = {ENSEMBLE: accuracies([pair.a, pair.b], data)}
+    for row, b in ((AVERAGE, pair.b), (PERMUTED, pair.moved(ACTIVATIONS))):
+        rows[row] = accuracies([average([one, other], shared) for one, other in ((pair.a, b), (b, pair.a))], data)
+    for beta in BETAS:
+        until = f"{layers[-1]}.weight"
+        made = zipit([pair.a, pair.b], batches, pair.symmetries, until=until, alpha=ALPHA, beta=beta)
+        folded = [lost / group.units for group in made.groups.values() for lost in group.folded]
+        rows[ZIPPED.format(beta)] = accuracies(list(made.members), data) | {FOLDED: 100 * sum(folded) / len(folded)}
+    return rows
 
 
 def measure(title: str, seeds: Sequence[int]) -> dict[str, dict[str, list[float]]]:
@@ -120,9 +122,9 @@ def shown(title: str, figures: Figures) -> str:
     """The tables: what was found, and what held."""
     lines = [f"## {title}", ""]
     for section, rows in figures.items():
-        lines += [f"### {section.capitalize()}", "", *table(rows, "")]
+        lines += [f"### {section}", "", *table(rows, "")]
         lines += ["", "| | difference | |", "| --- | ---: | --- |"]
-        for check in CHECKS[section]:
+        for check in CHECKS:
             mean, error = check.difference(rows)
             verdict = "held" if check.holds(rows) else "**not held**"
             lines.append(f"| {check.text} | {mean:+.1f} ± {error:.1f} | {verdict} |")
@@ -134,12 +136,16 @@ def main() -> None:
     """Measures, and writes the page's figures."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)
-    figures = {title: measure(title, range(1, count + 1)) for title, count in SEEDS.items()}
+    kept = PAGE.with_suffix(".json")
+    figures, console = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}, Console()
+    for title, count in SEEDS.items():
+        if here(title, console):
+            figures[title] = measure(title, range(1, count + 1))
     text = "\n".join(shown(title, rows) for title, rows in figures.items())
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    Console().print(text, highlight=False, markup=False)
+    kept.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    console.print(text, highlight=False, markup=False)
 
 
 if __name__ == "__main__":
