@@ -21,7 +21,7 @@ from eutectic.errors import Problem, RecipeError
 from eutectic.statistics.batches import Batch
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def zipit(
@@ -74,20 +74,25 @@ def zipit(
     batches, tables = _tables(modules, batches, symmetries)
     zipped = trunk(tables[0], until)
     check_models(modules, tables, zipped, heads == "averaged")
-    standing = zipped & whole(tables[0])
-    found = similarities(modules, tables, batches, zipped - standing)
+    found = similarities(modules, tables, batches, zipped - whole(tables[0]))
     partitions, groups = {}, {}
     for name in sorted(zipped):
-        units = tables[0].groups[name].size
-        if (similarity := found.get(name)) is None:
-            partition, close = Partition.standing(len(modules), units), None
-        else:
-            partition = greedy(similarity, len(modules), alpha=alpha, beta=beta)
-            close = partition.closeness(similarity)
-        partitions[name] = partition
-        groups[name] = ZippedGroup(units, partition.folded, close)
+        partitions[name], groups[name] = _merged(
+            tables[0].groups[name].size, found.get(name), len(modules), alpha, beta
+        )
     members = [copy.deepcopy(module) for module in modules]
     return Zipped(members, write(members, tables, partitions, heads == "averaged"), groups)
+
+
+def _merged(
+    units: int, similarity: Tensor | None, models: int, alpha: float, beta: float
+) -> tuple[Partition, ZippedGroup]:
+    """A group merged by the similarity of its units; as it stands where there is none."""
+    if similarity is None:
+        partition = Partition.standing(models, units)
+        return partition, ZippedGroup(units, partition.folded, None)
+    partition = greedy(similarity, models, alpha=alpha, beta=beta)
+    return partition, ZippedGroup(units, partition.folded, partition.closeness(similarity))
 
 
 def _tables(
