@@ -76,29 +76,26 @@ def match_sinkhorn(
 
     Raises `RecipeError` (F101, G220), `NumericError` (G221) for a loss that is NaN or infinite.
     """
+    _check(batches, steps, lr, temperature)
+    work = Midpoint(module, open_source(a), open_source(b), symmetries, loss, list(batches))
+    matched = match_weights(work.a, work.b, symmetries, seed=seed).moves
+    descent = _Descent(work, matched, lr, temperature)
+    start = work.score(Moves())
+    kept, history = descent.run(steps, tell or (lambda step, best: None))
+    if start <= history[-1]:
+        kept = Moves()
+    before, after, changes = compared(Pair(work.a, work.b, symmetries, 0), kept)
+    objective = tuple(-min(start, one) for one in history)
+    return Match(kept, objective, -start, before, after, changes, descent.notes)
+
+
+def _check(batches: Any, steps: Any, lr: float, temperature: float) -> None:
+    """Raises `RecipeError` (G220) with every problem."""
     problems = problems_of(batches, steps, lr)
     if not (math.isfinite(temperature) and temperature > 0):
         problems.append(Problem("G220", f"must be above 0, not {temperature!r}", "temperature"))
     if problems:
         raise RecipeError(problems)
-    work = Midpoint(module, open_source(a), open_source(b), symmetries, loss, list(batches))
-    matched = match_weights(work.a, work.b, symmetries, seed=seed).moves
-    descent = _Descent(work, matched, lr, temperature)
-    start, best, kept = work.score(Moves()), work.score(matched), matched
-    history = [best]
-    for step in range(1, steps + 1):
-        descent.step(step - 1)
-        if step % len(work.batches) == 0 or step == steps:
-            moves = descent.moves
-            kept, best = min((kept, best), (moves, work.score(moves)), key=lambda one: one[1])
-            history.append(best)
-            if tell is not None:
-                tell(step, best)
-    if start <= best:
-        kept = Moves()
-    before, after, changes = compared(Pair(work.a, work.b, symmetries, 0), kept)
-    objective = tuple(-min(start, one) for one in history)
-    return Match(kept, objective, -start, before, after, changes, descent.notes)
 
 
 def sinkhorn(scores: Tensor) -> Tensor:
@@ -130,7 +127,20 @@ class _Descent:
         left = len(work.symmetries.groups) - len(groups)
         self.notes = (f"{left} groups stay as weight matching has them",) if left else ()
 
-    def step(self, number: int) -> None:
+    def run(self, steps: int, tell: Callable[[int, float], None]) -> tuple[Moves, list[float]]:
+        """The best moves by the loss over all batches, and that loss at the start and after each pass."""
+        kept, best = self._matched, self._work.score(self._matched)
+        history = [best]
+        for step in range(1, steps + 1):
+            self._step(step - 1)
+            if step % len(self._work.batches) == 0 or step == steps:
+                moves = self._moves
+                kept, best = min((kept, best), (moves, self._work.score(moves)), key=lambda one: one[1])
+                history.append(best)
+                tell(step, best)
+        return kept, history
+
+    def _step(self, number: int) -> None:
         """One step with one batch."""
         soft = {name: sinkhorn(scores / self._temperature) for name, scores in self._scores.items()}
         self._optimiser.zero_grad()
@@ -138,7 +148,7 @@ class _Descent:
         self._optimiser.step()
 
     @property
-    def moves(self) -> Moves:
+    def _moves(self) -> Moves:
         """Of B as it is, with the orders that are nearest."""
         orders = {name: assign(scores.detach()) for name, scores in self._scores.items()}
         return essential(compose(Moves(orders), self._matched, self._work.symmetries))
