@@ -28,6 +28,7 @@ from eutectic.alignment import (
 )
 from eutectic.checkpoint import Alignment, MemorySource, open_source, read_alignment
 from eutectic.errors import CheckpointError, EutecticError, RecipeError
+from eutectic.evaluate import Loader
 from eutectic.testing import tiny_llama, write_safetensors
 
 pytest.importorskip("transformers")
@@ -289,3 +290,18 @@ def test_symmetries_of_what_is_stored_by_other_names_are_proved_by_loading_it(fa
     scaled = replace(table, groups={**table.groups, name: Group(16, "positive")})
     made = {place: tuple(axis(*parts[0].factors) for parts in one) for place, one in table.axes.items()}
     assert not prove(here / family, symmetries=replace(scaled, axes=made), elements=1)[1].holds
+
+
+def test_a_residual_stream_that_turns_is_an_alignment_like_any_other(here: Path) -> None:
+    found = align("a", "apart", method="orthogonal", out=here / "turned")
+    assert found.distance[1] < align("a", "apart").distance[1]
+    assert found.moves.matrices["residual"].shape == (1, 16, 16)
+    assert align("a", "apart", method="orthogonal", out=here / "turned").as_json() == found.as_json()
+    recipe = {"merge_method": "passthrough", "models": [{"model": "apart", "aligned": str(here / "turned")}]}
+    eutectic.merge(recipe, here / "out", dtype="float32")
+    words = {"input_ids": torch.randint(90, (2, 8), generator=torch.Generator().manual_seed(0))}
+    logits = []
+    for model in ("apart", here / "out"):
+        with eutectic.open(model) as source, Loader().module(source, "causal", dtype="float64") as module:
+            logits.append(module(**words).logits)
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-6)

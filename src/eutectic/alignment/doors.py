@@ -15,6 +15,7 @@ from eutectic.alignment.comparing import Pair
 from eutectic.alignment.finding import symmetries_of
 from eutectic.alignment.matching import match_weights
 from eutectic.alignment.model import Match
+from eutectic.alignment.orthogonal import match_orthogonal
 from eutectic.alignment.proof import Check, check
 from eutectic.alignment.sinkhorn import match_sinkhorn
 from eutectic.alignment.stored import Stored
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
-Method = Literal["weights", "activations", "straight_through", "sinkhorn"]
-METHODS: tuple[Method, ...] = ("weights", "activations", "straight_through", "sinkhorn")
+Method = Literal["weights", "orthogonal", "activations", "straight_through", "sinkhorn"]
+METHODS: tuple[Method, ...] = ("weights", "orthogonal", "activations", "straight_through", "sinkhorn")
 # Those that follow the loss at the midpoint of the models.
 BY_GRADIENT: dict[Method, Callable[..., Match]] = {
     "straight_through": match_straight_through,
@@ -76,7 +77,9 @@ class _Request:
             problems.append(Problem("G116", f"{self.method!r} is no way to match units", "method", hint))
             raise RecipeError(problems)
         given = {"data": self.data, "loss": self.loss, "steps": self.steps}
-        needs: tuple[str, ...] = {"weights": (), "activations": ("data",)}.get(self.method, tuple(given))
+        needs: tuple[str, ...] = {"weights": (), "orthogonal": (), "activations": ("data",)}.get(
+            self.method, tuple(given)
+        )
         for name, value in given.items():
             if value is None and name in needs:
                 hint = "give a file of text, or batches" if name == "data" else ""
@@ -113,8 +116,8 @@ def align(
     Args:
         a: the model that stays, as for `eutectic.open`, a live module, or a recipe, whose merge is not written.
         b: the one that moves, of the same architecture.
-        method: `weights`, `activations` (needs `data`), `straight_through` or `sinkhorn` (need `data`, `loss` and
-            `steps`): see `match_weights`, `match_activations`, `match_straight_through` and `match_sinkhorn`.
+        method: `weights`, `orthogonal`, `activations` (needs `data`), `straight_through` or `sinkhorn` (need `data`,
+            `loss` and `steps`): what `match_weights`, … say of them.
         data: a file of text for a causal language model, or batches that can be gone through again.
         module: makes the module that the weights are loaded into, where they are no model of `transformers`.
         tokenizer: as for `eutectic.evaluate`.
@@ -154,13 +157,14 @@ def _aligned(a: Source, b: Source, ask: _Request, out: str | os.PathLike[str] | 
     empty = Alignment(both.moved, Moves(), stays, moves, ask.method, settings)
     if out is not None and (there := _there(out, replace)) is not None:
         # Functions cannot be told apart.
-        if ask.loss is None and _of_one_request(there, empty):
+        if ask.loss is None and _same_request(there, empty):
             return there
         if not replace:
             raise RecipeError(Problem("W401", "exists", os.fspath(out), "choose another name, or pass `--replace`"))
-    match = _matched(a, b, both, ask, given)
+    match, table = _matched(a, b, both, ask, given)
     return dataclasses.replace(
         empty,
+        symmetries=table,
         moves=match.moves,
         objective=(match.start, *match.objective),
         distance=(match.before, match.after),
@@ -178,10 +182,10 @@ def _common(a: Source, b: Source, ask: _Request, given: Given | None) -> Common:
     return found
 
 
-def _of_one_request(one: Alignment, other: Alignment) -> bool:
-    return all(
-        getattr(one, key) == getattr(other, key) for key in ("symmetries", "method", "settings", "reference", "model")
-    )
+def _same_request(one: Alignment, other: Alignment) -> bool:
+    """Whether both are what one method finds of the same models. Of rotations the table is known only after."""
+    own = () if one.method == "orthogonal" else ("symmetries",)
+    return all(getattr(one, key) == getattr(other, key) for key in ("method", "settings", "reference", "model", *own))
 
 
 def prove(
@@ -265,24 +269,16 @@ def _there(out: str | os.PathLike[str], replace: bool) -> Alignment | None:
         raise RecipeError(Problem("W401", message, path, "choose another name")) from error
 
 
-def _matched(a: Source, b: Source, both: Common, ask: _Request, given: Given | None) -> Match:
+def _matched(a: Source, b: Source, both: Common, ask: _Request, given: Given | None) -> tuple[Match, Symmetries]:
+    """What the method finds, and the table of the second model that its moves are of."""
     if given is None:
-        return match_weights(
-            both.a,
-            both.b,
-            both.symmetries,
-            seed=ask.seed,
-            restarts=ask.restarts,
-            sweeps=ask.sweeps,
-            memory=ask.memory,
-            progress=lambda sweep, done, of: ask.tell(f"sweep {sweep}: {done} of {of}"),
-        )
+        return _by_weights(both, ask)
     batches = _Batches(given.batches)
     with _module(a, ask, given) as first:
         if ask.method in BY_GRADIENT:
-            return _by_gradient(first, both, batches, ask)
+            return _by_gradient(first, both, batches, ask), both.moved
         with _module(b, ask, given) as second:
-            return match_activations(
+            match = match_activations(
                 first,
                 second,
                 batches,
@@ -292,6 +288,19 @@ def _matched(a: Source, b: Source, both: Common, ask: _Request, given: Given | N
                 seed=ask.seed,
                 progress=lambda samples: ask.tell(f"{samples:,} samples"),
             )
+            return match, both.moved
+
+
+def _by_weights(both: Common, ask: _Request) -> tuple[Match, Symmetries]:
+    def tell(sweep: int, done: int, of: int) -> None:
+        ask.tell(f"sweep {sweep}: {done} of {of}")
+
+    how: dict[str, Any] = {"restarts": ask.restarts, "sweeps": ask.sweeps, "memory": ask.memory}
+    how |= {"seed": ask.seed, "progress": tell}
+    if ask.method == "weights":
+        return match_weights(both.a, both.b, both.symmetries, **how), both.moved
+    match, table = match_orthogonal(both.a, both.b, both.symmetries, **how)
+    return match, dataclasses.replace(table, axes={**both.moved.axes, **table.axes})
 
 
 def _by_gradient(module: nn.Module, both: Common, batches: _Batches, ask: _Request) -> Match:

@@ -21,34 +21,49 @@ class Method(StrEnum):
     """By what units are matched."""
 
     weights = "weights"
+    orthogonal = "orthogonal"
     activations = "activations"
 
 
+A = Annotated[str | None, typer.Argument(help="The model that stays.", metavar="A", show_default=False)]
+B = Annotated[
+    str | None, typer.Argument(help="The model that moves, of the same architecture.", metavar="B", show_default=False)
+]
+Out = Annotated[str | None, typer.Option(help="Folder to write the alignment to.", metavar="PERM")]
+Checked = Annotated[
+    str | None, typer.Option(help="Prove the symmetries of this model instead, in float64.", metavar="MODEL")
+]
+How = Annotated[
+    Method,
+    typer.Option(
+        help="How units are matched. orthogonal: by weights, and the residual stream may turn; activations: with --data."
+    ),
+]
+Data = Annotated[
+    str | None, typer.Option(help="Text: .jsonl has one document a line, else one document.", metavar="FILE")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Draws the order of the steps, restarts and samples.")]
+Restarts = Annotated[int, typer.Option(min=0, help="Further ascents from random orders; the best counts.")]
+Memory = Annotated[str, typer.Option(help="For tensors that are kept between reads.", metavar="SIZE")]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace PERM if it exists.")]
+
+
 def align(
-    a: Annotated[str | None, typer.Argument(help="The model that stays.", metavar="A", show_default=False)] = None,
-    b: Annotated[
-        str | None,
-        typer.Argument(help="The model that moves, of the same architecture.", metavar="B", show_default=False),
-    ] = None,
-    out: Annotated[str | None, typer.Option(help="Folder to write the alignment to.", metavar="PERM")] = None,
-    check: Annotated[
-        str | None, typer.Option(help="Prove the symmetries of this model instead, in float64.", metavar="MODEL")
-    ] = None,
-    method: Annotated[
-        Method, typer.Option(help="By what units are matched; activations need --data.")
-    ] = Method.weights,
-    data: Annotated[
-        str | None, typer.Option(help="Text: .jsonl has one document a line, else one document.", metavar="FILE")
-    ] = None,
+    a: A = None,
+    b: B = None,
+    out: Out = None,
+    check: Checked = None,
+    method: How = Method.weights,
+    data: Data = None,
     samples: collect.Samples = None,
     field: collect.Field = "text",
     length: collect.Length = None,
     batch: collect.Size = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the order of the steps, restarts and samples.")] = 0,
-    restarts: Annotated[int, typer.Option(min=0, help="Further ascents from random orders; the best counts.")] = 0,
-    memory: Annotated[str, typer.Option(help="For tensors that are kept between reads.", metavar="SIZE")] = "1GiB",
+    seed: Seed = 0,
+    restarts: Restarts = 0,
+    memory: Memory = "1GiB",
     device: options.Device = "cpu",
-    replace: Annotated[bool, typer.Option("--replace", help="Replace PERM if it exists.")] = False,
+    replace: Replace = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
