@@ -78,6 +78,23 @@ def test_the_same_merge_again_is_complete_until_the_model_or_the_moves_change(fo
         eutectic.merge(RECIPE, "out")
 
 
+def test_a_merge_that_was_stopped_goes_on(folder: Path) -> None:
+    eutectic.merge(RECIPE, "whole")
+
+    blocks: list[int] = []
+
+    def stop(nbytes: int) -> None:
+        blocks.append(nbytes)
+        if len([one for one in blocks if one]) == 2:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        eutectic.merge(RECIPE, "out", options=eutectic.Options(threads=1), progress=stop)
+    assert eutectic.merge(RECIPE, "out").resumed == 1
+    one, two = (folder / name / "model.safetensors" for name in ("whole", "out"))
+    assert one.read_bytes() == two.read_bytes()
+
+
 def test_bytes_do_not_depend_on_threads(folder: Path) -> None:
     for threads in (1, 2):
         eutectic.merge(RECIPE, f"out{threads}", options=eutectic.Options(threads=threads))

@@ -36,7 +36,7 @@ Checked = Annotated[
 How = Annotated[
     Method,
     typer.Option(
-        help="How units are matched. orthogonal: by weights, and the residual stream may turn; activations: with --data."
+        help="How units are matched. orthogonal: by weights, the residual stream may turn; activations: with --data."
     ),
 ]
 Data = Annotated[
