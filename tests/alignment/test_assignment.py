@@ -112,7 +112,7 @@ def test_prices_prove_that_large_assignments_are_the_best(kind: str, wide: bool)
     assert value(similarity, torch.from_numpy(columns)) == pytest.approx(bound, rel=1e-12, abs=1e-12)
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), 1e305])
 def test_what_is_no_number_is_refused_with_its_place(wrong: float) -> None:
     similarity = drawn(1, 6, 6)
     similarity[2, 4] = wrong

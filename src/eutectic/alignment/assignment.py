@@ -24,6 +24,8 @@ else:
 
 # Units from which on the compiled kernel is worth its loading: SciPy needs a tenth of a second for as many.
 LARGE = 1024
+# Beyond this, differences and sums are infinite soon.
+LIMIT = 1e300
 # What is lost or gained by less than this part of the similarities that are summed is rounding.
 ROUNDING = 2.0**-48
 
@@ -40,15 +42,15 @@ def assign(similarity: Tensor) -> Tensor:
     Exact for every size: by SciPy, and for large ones by `kernels.assignment`, which is several times faster and needs
     no copy.
 
-    Raises `NumericError` G180 for NaN or infinity, `ValueError` for another shape or dtype.
+    Raises `NumericError` G180 for NaN, infinity or numbers beyond 1e300, `ValueError` for another shape or dtype.
     """
     if similarity.dim() != 2 or similarity.shape[0] > similarity.shape[1]:
         raise ValueError(f"similarities must be (n, m) with n ≤ m, not {tuple(similarity.shape)}")
     if similarity.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"similarities must be float32 or float64, not {similarity.dtype}")
     # NaN and infinity are among the extremes, which need no memory of their own.
-    if similarity.numel() and not all(extreme.isfinite() for extreme in similarity.aminmax()):
-        raise NumericError(_not_finite(similarity))
+    if similarity.numel() and not all(abs(float(extreme)) <= LIMIT for extreme in similarity.aminmax()):
+        raise NumericError(_without_likeness(similarity))
     values = similarity.detach().cpu().numpy()
     if len(values) >= LARGE:
         order, _prices = kernel.assignment(values)
@@ -59,9 +61,10 @@ def assign(similarity: Tensor) -> Tensor:
     return torch.from_numpy(order)
 
 
-def _not_finite(similarity: Tensor) -> Problem:
-    row, column = (int(place) for place in (~similarity.isfinite()).nonzero()[0])
-    value, count = float(similarity[row, column]), int((~similarity.isfinite()).sum())
+def _without_likeness(similarity: Tensor) -> Problem:
+    wrong = ~(similarity.double().abs() <= LIMIT)
+    row, column = (int(place) for place in wrong.nonzero()[0])
+    value, count = float(similarity[row, column]), int(wrong.sum())
     message = f"unit {row} of the first and unit {column} of the second model have similarity {value}"
     more = f", and {count - 1} more pairs have none" if count > 1 else ""
     return Problem("G180", message + more, hint="look for NaN and infinity in the weights or activations")
