@@ -18,7 +18,6 @@ from eutectic.alignment.model import Match
 from eutectic.alignment.orthogonal import match_orthogonal
 from eutectic.alignment.proof import Check, check
 from eutectic.alignment.sinkhorn import match_sinkhorn
-from eutectic.alignment.stored import Stored
 from eutectic.alignment.straight_through import match_straight_through
 from eutectic.checkpoint import Alignment, Named, Source, open_source, read_alignment
 from eutectic.checkpoint.symmetry import Moves, Symmetries
@@ -227,6 +226,8 @@ def _runnable(source: Source, symmetries: Symmetries, module: nn.Module) -> tupl
     named = without(symmetries, still(symmetries) - names)
     if isinstance(source, LiveSource) or names >= source.specs.keys() - still(symmetries):
         return module, named
+    from eutectic.alignment.stored import Stored  # a class of torch's, which not every command needs
+
     return Stored(source), symmetries
 
 
