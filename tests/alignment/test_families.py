@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,6 +69,22 @@ def test_old_names_of_norms_mean_the_same() -> None:
     assert {name: places(axes) for name, axes in table.axes.items()} == {
         old(name): places(axes) for name, axes in usual.axes.items()
     }
+
+
+def test_a_classifier_of_tokens_reads_no_pooler_that_its_file_has_too() -> None:
+    module = transformer("bert", "AutoModelForTokenClassification", max_position_embeddings=20)
+    whole = transformer("bert", "AutoModelForSequenceClassification", max_position_embeddings=20)
+    old = {name: spec for name, spec in specs_of(whole).items() if ".pooler." in name} | specs_of(module)
+    table = attempt(old, config_of(module)).symmetries
+    assert table is not None and "pooler" not in table.groups
+    read = {name: axes for name, axes in table.axes.items() if ".pooler." not in name}
+    assert check(module, replace(table, axes=read), TOKENS).holds
+
+
+def test_vectors_of_a_model_whose_name_has_the_letters_of_a_head_are_its_output() -> None:
+    module = transformer("xlm-roberta", "AutoModel", max_position_embeddings=20)
+    found = tried(module).symmetries
+    assert found is not None and check(module, found, TOKENS).holds
 
 
 def test_experts_are_stacks_of_slices_and_of_tensors() -> None:

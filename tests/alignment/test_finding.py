@@ -58,12 +58,12 @@ def test_a_checkpoint_without_heads_in_its_config_is_refused(llama: Path) -> Non
     assert "module and an input" in problems[0].hint
 
 
-@pytest.mark.parametrize("keys", [{"model_type": None}, {"model_type": "lama"}])
+@pytest.mark.parametrize("keys", [{"model_type": None}, {"model_type": "lama"}, {"model_type": ["lama"]}])
 def test_a_family_that_is_not_stated_is_looked_for(llama: Path, keys: dict[str, Any]) -> None:
     problems = refusal(open_source(changed(llama, **keys)))
     assert [one.code for one in problems] == ["G160", "G161"]
     assert "nearest to" in problems[0].message
-    assert ("did you mean 'llama'?" in problems[1].hint) is (keys["model_type"] is not None)
+    assert ("did you mean 'llama'?" in problems[1].hint) is bool(keys["model_type"])
 
 
 def llama_specs(layers: int = 3) -> tuple[dict[str, Spec], dict[str, Any]]:
@@ -155,6 +155,36 @@ def test_what_comes_out_of_a_model_without_a_head_stays() -> None:
     assert table is not None and "residual" not in table.groups
     table = declared(bare, {**config, "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True})
     assert table is not None and "residual" in table.groups
+
+
+@pytest.mark.parametrize(("named", "free"), [("XLMRobertaModel", False), ("XLMRobertaForMaskedLM", True)])
+def test_a_class_over_tokens_is_not_told_by_letters_within_its_name(named: str, free: bool) -> None:
+    specs, config = llama_specs()
+    bare = {name.removeprefix("model."): spec for name, spec in specs.items() if name != "lm_head.weight"}
+    table = declared(bare, {**config, "architectures": [named]})
+    assert table is not None and ("residual" in table.groups) is free
+
+
+@pytest.mark.parametrize("odd", [0, -2, 2.0, True, "x", [2], {"of": 2}])
+@pytest.mark.parametrize("key", ["num_attention_heads", "num_key_value_heads", "head_dim"])
+def test_what_is_no_number_in_a_config_is_refused_by_name(key: str, odd: Any) -> None:
+    specs, config = llama_specs()
+    found = attempt(specs, {**config, key: odd})
+    if key == "head_dim" and odd == 0:
+        assert found.symmetries is not None
+        return
+    assert found.symmetries is None
+    assert [one.message for one in found.problems] == [f"{key} is {odd!r}, and must be a whole number above 0"]
+
+
+@pytest.mark.parametrize(
+    "odd", [{"rope_parameters": 3}, {"partial_rotary_factor": "x"}, {"architectures": "LlamaForCausalLM"}]
+)
+def test_an_odd_config_moves_no_more_than_a_usual_one(odd: dict[str, Any]) -> None:
+    specs, config = llama_specs()
+    table, usual = declared(specs, {**config, **odd}), declared(specs, config)
+    assert table is not None and usual is not None
+    assert table.groups == usual.groups and table.gauges.items() <= usual.gauges.items()
 
 
 @pytest.mark.parametrize(

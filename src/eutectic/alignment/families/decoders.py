@@ -117,8 +117,8 @@ def decoder(model: Model, kind: str) -> Layout:
     turned = model.has("self_attn.q_norm.weight") or _share_of_rotary(model, kind) != 1 or clipped
     attention = Attention(
         heads,
-        model.says("num_key_value_heads", heads),
-        model.says("head_dim") or model.number("hidden_size") // heads,
+        model.number("num_key_value_heads", otherwise=heads),
+        model.number("head_dim") if model.says("head_dim") else model.number("hidden_size") // heads,
         None if turned else "rotary",
         None if clipped else "linear",
     )
@@ -133,10 +133,12 @@ def decoder(model: Model, kind: str) -> Layout:
 
 
 def _share_of_rotary(model: Model, kind: str) -> float:
-    """The share of a head's coordinates that rotary embeddings turn; 0 where only the class knows."""
-    stated = model.says("rope_parameters", {}).get("partial_rotary_factor")
+    """The share of a head's coordinates that rotary embeddings turn; 0 where only the class knows, or nobody."""
+    inner = model.says("rope_parameters")
+    stated = inner.get("partial_rotary_factor") if isinstance(inner, dict) else None
     usual = 0 if kind in _PARTLY_ROTARY else 1
-    return float(model.says("partial_rotary_factor", usual if stated is None else stated))
+    share = model.says("partial_rotary_factor", usual if stated is None else stated)
+    return share if isinstance(share, int | float) else 0
 
 
 def _scales(model: Model, blocks: dict[str, str]) -> dict[str, Literal["", "sign", "positive", "any"]]:

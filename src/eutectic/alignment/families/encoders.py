@@ -105,10 +105,17 @@ def _classifier(model: Model) -> dict[str, str]:
         return pooled | {"classifier.dense": "pooler <residual", "classifier.out_proj": "- <pooler"}
     if model.has("pre_classifier.weight"):
         return {"pre_classifier": "pre_classifier <residual", "classifier": "- <pre_classifier"}
-    return pooled | {"classifier": "- <pooler" if model.has("pooler.dense.weight") else "- <residual"}
+    return pooled | {"classifier": "- <pooler" if _pools(model) else "- <residual"}
+
+
+def _pools(model: Model) -> bool:
+    """Whether a classifier reads the pooler: old files have one beside a classifier of tokens, which nothing reads."""
+    of_tokens = any(one.endswith("ForTokenClassification") for one in model.classes())
+    return model.has("pooler.dense.weight") and not of_tokens
 
 
 def _unread(model: Model) -> frozenset[str]:
     """The pooler, where it is the output."""
-    read = ("cls.seq_relationship.", "classifier.")
+    pools = _pools(model) or model.has("classifier.dense.weight")
+    read = ("cls.seq_relationship.", "classifier.") if pools else ("cls.seq_relationship.",)
     return frozenset(() if any(name.startswith(read) for name in model.specs) else ("pooler",))

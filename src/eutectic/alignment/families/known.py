@@ -94,8 +94,9 @@ def _moves(symmetries: Symmetries, parts: Axis) -> list[tuple[object, ...]]:
 
 def _family(model: Model) -> str:
     """What config.json says the model is, or what names alone tell."""
-    if (stated := model.says("model_type", "")) in FAMILIES:
-        return str(stated)
+    stated = model.says("model_type")
+    if isinstance(stated, str) and stated in FAMILIES:
+        return stated
     if resnet.is_resnet(model):
         return "resnet"
     by_names = next((kind for kind, (_, _, mark) in vision.TYPES.items() if mark in model.specs), "")
@@ -114,7 +115,7 @@ def _nearest(model: Model) -> Attempt:
     if few > len(model.specs) / 2:
         family, strange = "", []
     message = f"says model_type {stated!r}, which is not declared" if stated else "no model_type is given"
-    hint = did_you_mean(stated or "", FAMILIES) or f"declared are {', '.join(sorted(FAMILIES))}"
+    hint = did_you_mean(str(stated or ""), FAMILIES) or f"declared are {', '.join(sorted(FAMILIES))}"
     problems = [Problem("G161", message, "config.json", hint)]
     problems += [Problem("G162", f"no tensor of {family} is called this", name) for name in strange]
     return Attempt(family, None, problems)
