@@ -14,8 +14,9 @@ from eutectic.checkpoint.symmetry import Symmetries
 
 # Of a symmetric or general d × d matrix, operations of its singular values and of all factors, in units of d³.
 _VALUES, _FACTORS = 4, 20
-# Float64 copies of a block that are alive at once while B is moved and compared.
-_COPIES = 4
+# Float64 copies that are alive at once, measured: of a block while B is moved, of similarities while they are added up
+# and assigned.
+_BLOCKS, _SIMILARITIES = 4, 5
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def predict(specs: Mapping[str, Spec], symmetries: Symmetries) -> Cost:
         tensors = index.tensors_of(family.names)
         read += 2 * sum(specs[name].nbytes for name in tensors)
         block = max((_block(index, name, specs[name]) for name in tensors), default=0)
-        peak = max(peak, 8 * (_COPIES * block + 3 * similarities))
+        peak = max(peak, 8 * (_BLOCKS * block + _SIMILARITIES * similarities))
         assignments.update(_assignments(family, symmetries))
     return Cost(flops, read, dict(sorted(assignments.items())), peak)
 

@@ -137,12 +137,12 @@ def _alone(evidence: Evidence, name: str, symmetries: Symmetries, but: list[str]
     `but` are gauges that are left out, as more than these units decides on them.
     """
     size = symmetries.groups[name].size
-    total = evidence.plain.get(name, torch.zeros(size, size, dtype=torch.float64))
-    if name in evidence.signed:
-        total = total + evidence.signed[name].abs()
+    total = torch.zeros(size, size, dtype=torch.float64) if name not in evidence.signed else evidence.signed[name].abs()
+    if name in evidence.plain:
+        total += evidence.plain[name]
     for gauge, of in evidence.crosses.items():
         if symmetries.gauges[gauge].of == name and gauge not in (but or ()):
-            total = total + gauges.most(symmetries.gauges[gauge].kind, of[name])
+            total += gauges.most(symmetries.gauges[gauge].kind, of[name])
     return total
 
 
