@@ -62,3 +62,25 @@ def after(table: Symmetries, tensors: Mapping[str, Tensor], moves: Moves) -> dic
 def source(label: str, tensors: Mapping[str, Tensor]) -> MemorySource:
     """Tensors as a model."""
     return MemorySource(label, tensors)
+
+
+def experts(count: int = 3, hidden: int = 5) -> Symmetries:
+    """Experts with a router between fixed inputs and outputs, the hidden units of each in an order of their own."""
+    axes: dict[str, tuple[Axis, ...]] = {"router": (axis(Factor(count, "experts")), fixed(7))}
+    for unit in range(count):
+        units = Factor(hidden, f"expert.{unit}")
+        axes |= {f"up.{unit}": (axis(units), fixed(7)), f"down.{unit}": (fixed(7), axis(units, role="in"))}
+    groups = {"experts": Group(count), **{f"expert.{unit}": Group(hidden) for unit in range(count)}}
+    return Symmetries(groups, axes, stacks={"experts": ("up.{}", "down.{}")})
+
+
+def nested() -> Symmetries:
+    """Units within units within units."""
+    groups = {"outer": Group(2), "middle": Group(4, within="outer"), "inner": Group(12, "any", within="middle")}
+    axes = {
+        "outer": (axis(Factor(2, "outer")), fixed(5)),
+        "middle": (axis(Factor(4, "middle")), fixed(5)),
+        "up": (axis(Factor(12, "inner")), fixed(5)),
+        "down": (fixed(5), axis(Factor(12, "inner"), role="in")),
+    }
+    return Symmetries(groups, axes)
