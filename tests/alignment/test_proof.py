@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -173,11 +174,40 @@ class Constant(Mlp):
         return self.made
 
 
-@pytest.mark.parametrize("made", [torch.ones(3), torch.tensor([1.0, torch.nan]), torch.zeros(0)])
-def test_outputs_that_prove_nothing_are_refused(made: Tensor) -> None:
-    with pytest.raises(RecipeError) as caught:
-        check(Constant(made), mlp(), X)
+class Through(Mlp):
+    """An MLP whose outputs go through a function."""
+
+    def __init__(self, last: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.last = last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(super().forward(x))
+
+
+BLIND: list[tuple[nn.Module, str]] = [
+    (Constant(torch.ones(3)), "do not depend"),
+    (Constant(torch.tensor([1.0, torch.nan])), "not finite"),
+    (Constant(torch.zeros(0)), "no number"),
+    (Through(lambda made: (made * 100).round()), "whole numbers"),
+    (Through(lambda made: made + torch.rand_like(made)), "others in each run"),
+]
+
+
+@pytest.mark.parametrize(("module", "due"), BLIND)
+def test_outputs_that_prove_nothing_are_refused(module: nn.Module, due: str) -> None:
+    with pytest.raises(RecipeError, match=due) as caught:
+        check(module, mlp(), X)
     assert codes(caught) == ["G151"]
+
+
+@pytest.mark.parametrize("mask", [-1e9, 1e12])
+def test_a_mask_beside_the_outputs_hides_nothing(mask: float) -> None:
+    table = mlp()
+    wrong = replace(table, axes={**table.axes, "one.bias": (fixed(6),)})
+    module = Through(lambda made: torch.cat([made, made[:, :1] * 0 + mask, made + mask * torch.eye(3)[0]], 1))
+    assert check(module, table, X).holds
+    assert not check(module, wrong, X).holds
 
 
 @pytest.mark.parametrize("inputs", [X, (X,), [X], {"x": X}])

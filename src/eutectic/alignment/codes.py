@@ -72,8 +72,9 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "G151": (
         "outputs that prove nothing",
-        "A table is proved by comparing outputs. These are NaN or infinite, or there are none: give inputs as the "
-        "module meets them in use.",
+        "A table is proved by comparing outputs. There are none, or they are NaN or infinite, whole numbers alone, "
+        "drawn at random, or the same whatever the weights: give inputs as the module meets them in use, and a module "
+        "that returns numbers which its weights decide.",
     ),
     "G160": (
         "a model whose symmetries are not known",

@@ -25,7 +25,7 @@ else:
     torch = LazyModule("torch")
     pytree = LazyModule("torch.utils._pytree")
 
-# Largest difference of outputs, relative to the largest of them, that rounding in float64 explains with much to spare.
+# Largest difference of outputs, as `Check.error` has it, that rounding in float64 explains with much to spare.
 TOLERANCE = 1e-8
 
 
@@ -35,7 +35,8 @@ class Check:
 
     Attributes:
         holds: whether all elements left the outputs as they were, but for rounding.
-        error: the largest difference of an output over all elements, relative to the largest entry of that output.
+        error: the largest difference of an output over all elements, relative to the largest of its entries that depend
+            on the weights: a mask of -1e9 beside logits hides nothing.
         tolerance: what `error` is compared with.
         elements: number of random elements.
         groups: how many groups the table has, and
@@ -82,7 +83,8 @@ def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: i
         seed: of the elements and of the factors.
 
     Raises `RecipeError`: G101–G103 for a table of another model or of none, G150 for tied tensors that move apart,
-    G151 for outputs that are not finite, none, or the same whatever the weights.
+    G151 for outputs that prove nothing: none, not finite, whole numbers alone, others in each run, or the same whatever
+    the weights.
     """
     names = [*symmetries.groups, *symmetries.gauges]
     twin = copy.deepcopy(module).double()
@@ -92,17 +94,16 @@ def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: i
     _shake(twin, seed)
     state = {name: tensor.clone() for name, tensor in _tensors(twin).items()}
     given = pytree.tree_map_only(torch.Tensor, _double, inputs)
-    due = _outputs(twin, given)
-    _refuse_blind(due)
+    due, again = _outputs(twin, given), _outputs(twin, given)
     _shake(twin, seed + 1)
-    if names and _distance(_outputs(twin, given), due) <= TOLERANCE:
-        hint = "give inputs that the weights do something to"
-        raise RecipeError(Problem("G151", "the module's outputs do not depend on its weights", hint=hint))
+    others = _outputs(twin, given)
+    scales = [_scale(one, other) for one, other in zip(due, others, strict=True)]
+    _refuse_blind(due, _distance(again, due, scales), others if names else None)
 
     def error(moves: Moves) -> float:
         for name, tensor in _tensors(twin).items():
             tensor.copy_(symmetries.made(name, state.__getitem__, moves))
-        return _distance(_outputs(twin, given), due)
+        return _distance(_outputs(twin, given), due, scales)
 
     drawn = [random_moves(symmetries, seed + number) for number in range(elements)]
     worst = max((error(moves) for moves in drawn), default=0.0)
@@ -198,22 +199,49 @@ def _outputs(module: nn.Module, inputs: Any) -> list[Tensor]:
     return [one.double() for one in pytree.tree_leaves(made) if isinstance(one, torch.Tensor)]
 
 
-def _refuse_blind(outputs: list[Tensor]) -> None:
-    if not any(one.numel() for one in outputs):
-        raise RecipeError(Problem("G151", "the module's outputs hold no number", "inputs"))
-    if not all(torch.isfinite(one).all() for one in outputs):
-        hint = "give inputs as the module meets them"
-        raise RecipeError(Problem("G151", "the module's outputs are not finite", "inputs", hint))
+def _refuse_blind(due: list[Tensor], apart: float, others: list[Tensor] | None) -> None:
+    """Raises `RecipeError` (G151) for outputs that prove nothing.
+
+    Args:
+        due: the outputs.
+        apart: how far those of another run are from them.
+        others: those of other weights.
+    """
+    message = hint = ""
+    if not any(one.numel() for one in due):
+        message = "hold no number"
+    elif not all(torch.isfinite(one).all() for one in due):
+        message, hint = "are not finite", "give inputs as the module meets them"
+    elif apart > TOLERANCE:
+        message, hint = "are others in each run", "leave out what is drawn at random"
+    elif others is not None and not any(_depends(*pair).any() for pair in zip(due, others, strict=True)):
+        message, hint = "do not depend on its weights", "give inputs that the weights do something to"
+    elif all(torch.equal(one, one.round()) for one in due):
+        message, hint = "are whole numbers, which hide differences", "give a module that returns what they are made of"
+    if message:
+        raise RecipeError(Problem("G151", f"the module's outputs {message}", "inputs", hint))
 
 
-def _distance(outputs: list[Tensor], due: list[Tensor]) -> float:
-    """The largest difference, relative to the largest entry of the output; infinite for NaN."""
+def _depends(one: Tensor, other: Tensor) -> Tensor:
+    """Which entries of an output depend on the weights, by what other weights make of it."""
+    return (one - other).abs() > TOLERANCE * one.abs()
+
+
+def _scale(one: Tensor, other: Tensor) -> Tensor:
+    """What differences of entries are relative to, see `Check.error`; their own size where weights do nothing."""
+    depends = _depends(one, other)
+    largest = one[depends].abs().amax() if depends.any() else one.new_zeros(())
+    return torch.where(depends, largest, one.abs().maximum(largest)).clamp(min=1e-300)
+
+
+def _distance(outputs: list[Tensor], due: list[Tensor], scales: list[Tensor]) -> float:
+    """The largest relative difference; infinite for NaN."""
     if [one.shape for one in outputs] != [one.shape for one in due]:
         return math.inf
     worst = 0.0
-    for one, other in zip(outputs, due, strict=True):
+    for one, other, scale in zip(outputs, due, scales, strict=True):
         if other.numel():
-            error = float((one - other).abs().max() / other.abs().max().clamp(min=1e-300))
+            error = float(((one - other).abs() / scale).max())
             worst = max(worst, error if math.isfinite(error) else math.inf)
     return worst
 
