@@ -169,7 +169,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "G240": (
         "a zip that cannot be",
-        "ZipIt! merges two models or more, with as many units each; α and β are shares from 0 to 1; heads stay "
+        "Zipping takes two models or more, with as many units each; alpha and beta are shares from 0 to 1; heads stay "
         "separate or are averaged.",
     ),
     "G241": (
