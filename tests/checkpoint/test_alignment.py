@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,31 @@ def test_what_is_drawn_from_the_group_is_an_element(seed: int) -> None:
     assert not list(misfits(TABLE, Moves()))
 
 
+def test_empty_tensors_are_part_of_a_table(tmp_path: Path) -> None:
+    table = replace(TABLE, axes={**TABLE.axes, "empty": (axis(KV), fixed(0)), "mixed": (fixed(0), axis(KV, CODE))})
+    moves = random_moves(table, 0)
+    replace(alignment(moves), symmetries=table).save(tmp_path / "perm")
+    found = read(tmp_path / "perm").symmetries
+    assert found == table
+    for shape, name in (((2, 0), "empty"), ((0, 8), "mixed")):
+        assert found.moved(name, torch.ones(shape), moves).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("groups", "due"),
+    [
+        ({"a": Group(2, within="a")}, ["group 'a' is within itself"]),
+        ({"a": Group(2, within="b"), "b": Group(2, within="a")}, ["group 'a' is", "group 'b' is"]),
+        ({"a": Group(2, within="b"), "b": Group(4)}, ["group 'a' cannot be divided among units of 'b'"]),
+    ],
+)
+def test_groups_that_are_within_each_other_are_no_table(groups: dict[str, Group], due: list[str]) -> None:
+    problems = Symmetries(groups, {}).problems({})
+    assert [one.code for one in problems] == ["G103"] * len(due)
+    assert all(words in one.message for words, one in zip(due, problems, strict=True))
+    list(misfits(Symmetries(groups, {}), Moves({"a": torch.tensor([1, 0])})))
+
+
 Edit = Callable[[dict[str, Any]], object]
 
 
@@ -166,6 +192,14 @@ Edit = Callable[[dict[str, Any]], object]
         (lambda body: body["model"].update(digests=["v"]), "lacks the labels and digests"),
         (lambda body: body.update(distance=[1]), "lacks the labels and digests"),
         (lambda body: body.update(changes={"kv": 3}), "lacks the labels and digests"),
+        (lambda body: body["symmetries"]["groups"].update(kv=[2, "", 3]), "has no table under"),
+        (lambda body: body["symmetries"]["groups"].update(kv=[0, "", None]), "has no table under"),
+        (lambda body: body["symmetries"]["axes"].update(any=[[["out", [3, ["any"], None]]]]), "has no table under"),
+        (lambda body: body["symmetries"]["stacks"].update(kv=[3]), "has no table under"),
+        # Whatever is well formed too: a role, a digest that is left out, what people read.
+        (lambda body: body["symmetries"]["axes"].update(any=[[["in", [3, "any", None]]]]), "was changed after"),
+        (lambda body: body["model"]["digests"].clear(), "was changed after"),
+        (lambda body: body.update(distance=[8, 1]), "was changed after"),
     ],
 )
 def test_a_broken_file_is_refused(edit: Edit, due: str, tmp_path: Path) -> None:

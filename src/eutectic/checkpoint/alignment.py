@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from eutectic.checkpoint.aligned import Aligned
-from eutectic.checkpoint.artefact import write_artefact
+from eutectic.checkpoint.artefact import fingerprint_of, write_artefact
 from eutectic.checkpoint.elements import misfits
 from eutectic.checkpoint.memory import MemorySource
 from eutectic.checkpoint.opening import open_source
@@ -170,19 +170,22 @@ def read_alignment(source: Source) -> Alignment:
     if problems := list(misfits(symmetries, moves)):
         raise CheckpointError(problems)
     try:
-        return Alignment(symmetries, moves, **_about(found))
+        alignment = Alignment(symmetries, moves, **_about(found))
     except (AttributeError, KeyError, TypeError, ValueError):
         raise _broken(source, "lacks the labels and digests of its models, or has others than names and text") from None
+    if found.get("fingerprint") != fingerprint_of(found):
+        raise _broken(source, "was changed after it was written")
+    return alignment
 
 
 def _table(source: Source, found: Mapping[str, Any]) -> Symmetries:
     try:
         symmetries = Symmetries.from_json(found["symmetries"])
+        if not _is_sane(symmetries):
+            raise ValueError
         outer = [group.within for group in symmetries.groups.values()]
         owners = [gauge.of for gauge in symmetries.gauges.values()]
         lost = {name for name in (*outer, *owners) if name is not None} - symmetries.groups.keys()
-        if not _is_sane(symmetries):
-            raise ValueError
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise _broken(source, "has no table under 'symmetries'") from None
     if lost:
@@ -191,13 +194,17 @@ def _table(source: Source, found: Mapping[str, Any]) -> Symmetries:
 
 
 def _is_sane(symmetries: Symmetries) -> bool:
-    """Whether sizes are numbers and kinds are known."""
+    """Whether sizes are numbers, kinds are known and names are text."""
     groups, gauges = symmetries.groups.values(), symmetries.gauges.values()
-    factors = (one for axes in symmetries.axes.values() for parts in axes for part in parts for one in part.factors)
-    sizes = [*(one.size for one in groups), *(one.size for one in gauges), *(one.size for one in factors)]
+    factors = [one for axes in symmetries.axes.values() for parts in axes for part in parts for one in part.factors]
+    names = {*(one.within for one in groups), *(one.of for one in gauges), *(one.group for one in factors)}
+    names |= {*(one.gauge for one in factors), *(one for patterns in symmetries.stacks.values() for one in patterns)}
+    units = [*(one.size for one in groups), *(one.size for one in gauges)]
     kinds = {"linear", "orthogonal", "rotary"}.issuperset(one.kind for one in gauges)
     scales = {"", "sign", "positive", "any"}.issuperset(one.scale for one in groups)
-    return kinds and scales and all(type(size) is int and size > 0 for size in sizes)
+    texts = all(name is None or isinstance(name, str) for name in names)
+    whole = all(type(size) is int and size >= 0 for size in (*units, *(one.size for one in factors)))
+    return texts and kinds and scales and whole and all(units)
 
 
 def _moves(source: Source, found: Mapping[str, Any]) -> Moves:

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
+# What the JSON file says besides, which follows from the rest.
+_FOLLOWS = ("fingerprint", "weights", "files")
+
+
+def fingerprint_of(said: Mapping[str, Any]) -> str:
+    """SHA-256 of what an artefact's JSON file says; digests of its tensors are part of that."""
+    decides = {key: value for key, value in said.items() if key not in _FOLLOWS}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
 
 def write_artefact(
     out: str | os.PathLike[str],
@@ -46,7 +55,7 @@ def write_artefact(
     shards = lay_out(source.specs, {"format": "pt"}, max(1, sum(spec.nbytes for spec in source.specs.values())))
     digests = {name: source.digest(name) for name in source.specs}
     body = {**body, "eutectic": __version__, "tensors": digests}
-    fingerprint = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    fingerprint = fingerprint_of(body)
     output = Output(
         os.fspath(out),
         shards,

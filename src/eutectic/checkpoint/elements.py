@@ -51,10 +51,10 @@ def _no_order(order: Tensor, group: Group) -> str:
 
 
 def _stays_within(name: str, group: Group, symmetries: Symmetries, moves: Moves) -> bool:
-    """Whether units go where the unit goes that they are within; true where the outer order is wrong by itself."""
+    """Whether units go where the unit goes that they are within; true where sizes or the outer order are wrong."""
     outer = symmetries.groups[str(group.within)]
     order, above = moves.orders.get(name), moves.orders.get(str(group.within))
-    if above is not None and _no_order(above, outer):
+    if group.size % outer.size or (above is not None and _no_order(above, outer)):
         return True
     order = torch.arange(group.size) if order is None else order
     above = torch.arange(outer.size) if above is None else above

@@ -232,8 +232,10 @@ class Symmetries:
     def _of_groups(self) -> Iterator[Problem]:
         for name, group in self.groups.items():
             parent = None if group.within is None else self.groups.get(group.within)
-            if group.within is not None and (parent is None or group.size % parent.size):
+            if group.within is not None and (parent is None or group.size % max(parent.size, 1)):
                 yield Problem("G103", f"group {name!r} cannot be divided among units of {group.within!r}")
+            elif name in self._outside(name):
+                yield Problem("G103", f"group {name!r} is within itself")
         for name, gauge in self.gauges.items():
             if gauge.of is not None and gauge.of not in self.groups:
                 yield Problem("G103", f"gauge {name!r} is of {gauge.of!r}, and there is no such group")
@@ -245,6 +247,14 @@ class Symmetries:
                 yield Problem("G103", "is a unit of a stack, and its axes are not given", name)
             elif first is not None and _sizes(axes) != _sizes(first):
                 yield Problem("G103", f"is of another shape than {_unit(pattern, 0)!r}, and of one stack with it", name)
+
+    def _outside(self, name: str) -> list[str]:
+        """The groups that one is within, the nearest first; each once if they are within each other."""
+        found: list[str] = []
+        while (group := self.groups.get(name)) is not None and group.within is not None and group.within not in found:
+            name = group.within
+            found.append(name)
+        return found
 
     def _of_table(self, name: str, axes: tuple[Axis, ...]) -> Iterator[Problem]:
         for part in (part for parts in axes for part in parts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,8 @@ def taken(tensor: Tensor, axis: int, sizes: Sequence[int], place: int, order: Te
     """
     shape = tensor.shape
     apart = tensor.reshape(*shape[:axis], *sizes, *shape[axis + 1 :])
-    return _selected(apart, axis + place, order).reshape(*shape[:axis], -1, *shape[axis + 1 :])
+    length = shape[axis] // sizes[place] * len(order)
+    return _selected(apart, axis + place, order).reshape(*shape[:axis], length, *shape[axis + 1 :])
 
 
 def _selected(tensor: Tensor, axis: int, order: Tensor) -> Tensor:
@@ -58,10 +60,8 @@ def mixed(tensor: Tensor, axis: int, sizes: Sequence[int], place: int, matrices:
     shape, n = tensor.shape, sizes[place]
     count, m = matrices.shape[0], matrices.shape[1]
     wide = tensor.double().movedim(axis, 0)
-    before = 1
-    for size in sizes[:place]:
-        before *= size
-    apart = wide.reshape(count, before // count, n, -1)
+    inside = math.prod(sizes[place + 1 :]) * math.prod(wide.shape[1:])
+    apart = wide.reshape(count, math.prod(sizes[:place]) // count, n, inside)
     made = torch.einsum("cmn,cgnr->cgmr", matrices.to(wide), apart)
     length = shape[axis] // n * m
     return made.reshape(length, *wide.shape[1:]).movedim(0, axis)
@@ -88,4 +88,4 @@ def pooled(tensor: Tensor, axis: int, sizes: Sequence[int], place: int, into: Te
     apart = tensor.double().reshape(*shape[:axis], *sizes, *shape[axis + 1 :])
     total = apart.new_zeros(*apart.shape[: axis + place], count, *apart.shape[axis + place + 1 :])
     total.index_add_(axis + place, into.to(tensor.device), apart)
-    return total.reshape(*shape[:axis], -1, *shape[axis + 1 :])
+    return total.reshape(*shape[:axis], shape[axis] // sizes[place] * count, *shape[axis + 1 :])
