@@ -58,8 +58,10 @@ def align_many(
         progress: called with the round, what is done in it and how much there is: in round 0, the beginning, steps of
             all models or models that were matched; then turns.
 
-    Returns a match for each model. Moves lead to the first model as it is; from i to j they lead through it. The
-    objective is the same for all: the sum over pairs after each round, in forms of least norm (`balance`).
+    Returns a match for each model. Moves lead to the first model as it is; from i to j they lead through it. Scales and
+    bases that bring a model hardly nearer to the first are left out. The objective is the same for all: the sum over
+    pairs after each round, in forms of least norm (`balance`). `Aligned(model, symmetries, match.moves)` reads a model
+    so; `Alignment` keeps moves in a folder.
 
     Sources: Ainsworth et al., 2023, *Git Re-Basin*, Algorithm 3 (MergeMany), for `mean`; Crisostomi et al., 2024, C²M³,
     for `universe`. Differs from the papers: MergeMany begins with the models as they are; C²M³ ends where Frank-Wolfe

@@ -84,12 +84,12 @@ def universe(
         forms: of the models, between which there are only orders, signs and rotations.
         tell: called with the steps made and how many there are at most.
 
-    Returns orders and signs, a model each; nothing for the first. Takes 8·K·Σn² bytes for groups of n units, twice that
-    for those with signs.
+    Returns orders and signs, a model each; nothing for the first. Takes 16·K·Σn² bytes for groups of n units, twice
+    that for those with signs, and 32·K bytes an entry of the largest tensor that moves.
 
-    Source: Crisostomi et al., 2024, *C²M³: Cycle-Consistent Multi-Model Merging*, §3. Differs from the paper: begins in
-    the centre and not at the identity, from which the first assignments would follow noise; the first model is the
-    universe, which loses nothing, as only the way between models counts; exact line search.
+    Source: Crisostomi et al., 2024, *C²M³: Cycle-Consistent Multi-Model Merging*, §3. Differs from the paper's code:
+    begins in the centre and not at the identity, from which the first assignments would follow noise; the first model
+    is the universe, which loses nothing, as only the way between models counts; the step is exact.
     """
     families = [family for family in index.families if plain(family, index)]
     known = {name for family in families for name in family.names}
