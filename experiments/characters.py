@@ -73,12 +73,14 @@ def network(how: Training) -> PreTrainedModel:
     letters = len(text().letters)
     if how.family == "gpt2":
         gpt2 = {"n_embd": how.width, "n_layer": how.layers, "n_head": how.heads, "n_positions": CONTEXT}
-        config: Any = GPT2Config(vocab_size=letters, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **gpt2)
+        config: Any = GPT2Config(
+            vocab_size=letters, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=None, eos_token_id=None, **gpt2
+        )
     else:
         config = LlamaConfig(
             vocab_size=letters, hidden_size=how.width, intermediate_size=3 * how.width, num_hidden_layers=how.layers,
             num_attention_heads=how.heads, num_key_value_heads=how.heads // 2, max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True,
+            tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
     return AutoModelForCausalLM.from_config(config)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import digits
 import mnist
 import torch
-from aligning import ACTIVATIONS, NAIVE, STRAIGHT, WEIGHTS, Pair, accuracy, average, moved
+from aligning import ACTIVATIONS, NAIVE, SINKHORN, STRAIGHT, WEIGHTS, Pair, accuracy, average, moved
 from barriers import Check as Bound
 from regimes import BEGIN, END, Check, mean_and_error, table
 from rich.console import Console
@@ -69,7 +69,10 @@ _FIRED = (
     Bound("activations matched, below a tenth", ACTIVATIONS, TRAIN, False, 0.1),
     Check("by weights it is worse by a tenth", f"{WEIGHTS}: {TRAIN}", f"{ACTIVATIONS}: {TRAIN}", least=0.1),
 )
-_STRAIGHT = Check("straight-through it is lower than by weights", f"{WEIGHTS}: {TRAIN}", f"{STRAIGHT}: {TRAIN}")
+_BY_GRADIENT = (
+    Check("straight-through it is lower than by weights", f"{WEIGHTS}: {TRAIN}", f"{STRAIGHT}: {TRAIN}"),
+    Check("Sinkhorn's is lower than by activations", f"{ACTIVATIONS}: {TRAIN}", f"{SINKHORN}: {TRAIN}"),
+)
 _SMALL_START = (Bound("weights matched, below a tenth", WEIGHTS, TRAIN, False, 0.1),)
 _COLLAPSED = (
     Check("REPAIR gains ten points", f"{ACTIVATIONS}: {REPAIRED}", f"{ACTIVATIONS}: {HALF}", least=10),
@@ -78,7 +81,7 @@ _COLLAPSED = (
 CHECKS: Mapping[str, Mapping[str, tuple[Bound | Check, ...]]] = {
     DIGITS: {
         WITH_DECAY: _MATCHED,
-        WITHOUT: (*_FIRED, _STRAIGHT),
+        WITHOUT: (*_FIRED, *_BY_GRADIENT),
         CALM: _SMALL_START,
         COLLAPSE: _COLLAPSED,
         TREND: tuple(
@@ -216,7 +219,7 @@ def run(title: str, seed: int) -> dict[str, Row]:
     if title == SMALL:
         return {name: collapse(bench, bench.pair(*how)) for name, how in CONVOLUTIONS.items()}
     plain = PLAIN[title]
-    methods = METHODS if title == MNIST else (*METHODS, STRAIGHT)
+    methods = METHODS if title == MNIST else (*METHODS, STRAIGHT, SINKHORN)
     found = {
         WITH_DECAY: before_and_after(bench, bench.pair(WIDE[title], DECAY[title])),
         WITHOUT: before_and_after(bench, bench.pair(PLAIN_NET, plain), methods),
