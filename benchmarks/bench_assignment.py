@@ -163,7 +163,7 @@ def main() -> None:
     day = datetime.now(UTC).date().isoformat()
     parts = [
         f"Measured on {day}: CPU seconds of one core, {measure.processor()}; scipy {measure.version('scipy')}, "
-        f"lapx {peer_version('lapx')}, lapjv {peer_version('lapjv')}. `>`: given up.",
+        f"lapx {peer_version('lapx')}, lapjv {peer_version('lapjv')}. `> {given.limit}`: given up.",
         table(results, given.limit),
         "\n".join(f"- `{kind}`: {KINDS[kind]}." for kind in given.kinds),
     ]
