@@ -17,7 +17,7 @@ from eutectic.checkpoint.symmetry import Factor, Group, Moves, Symmetries, axis,
 from eutectic.errors import CheckpointError, NumericError, RecipeError
 from eutectic.recipe import load
 from eutectic.run.budget import worker_bytes
-from eutectic.testing import write_safetensors
+from eutectic.testing import write_safetensors, write_statistics
 
 UNITS = Factor(4, "units")
 TABLE = Symmetries(
@@ -93,6 +93,26 @@ def test_a_merge_that_was_stopped_goes_on(folder: Path) -> None:
     assert eutectic.merge(RECIPE, "out").resumed == 1
     one, two = (folder / name / "model.safetensors" for name in ("whole", "out"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_check_of_the_merge_tells_a_changed_alignment_from_a_changed_model(folder: Path) -> None:
+    eutectic.merge(RECIPE, "out")
+    alignment(moves=Moves({"units": ORDER})).save(folder / "perm", replace=True)
+    said = [problem.message for problem in eutectic.verify("out").problems]
+    assert said[0] == "2 of 2 tensors come out with other bytes: the alignment of b changed since the merge"
+
+
+def test_statistics_are_of_a_recipe_in_the_place_of_an_aligned_model(folder: Path) -> None:
+    one = {"merge_method": "passthrough", "models": [{"model": "b", "aligned": "perm"}]}
+    for label, state in (("a", A), ("b", dict(eutectic.merged(one)))):
+        fisher = {name: torch.ones(tensor.shape) for name, tensor in state.items()}
+        write_statistics(folder / f"f{label}", "fisher", fisher, of=state)
+    plain = {"model": "a", "statistics": "fa"}
+    merged = eutectic.merged({"merge_method": "fisher", "models": [plain, {"model": one, "statistics": "fb"}]})
+    assert torch.equal(merged["up"], A["up"])
+    beside = {"model": "b", "aligned": "perm", "statistics": "fb"}
+    with pytest.raises(NumericError, match=r"N504 .*another model than b.*put a recipe in the model's place"):
+        eutectic.merge({"merge_method": "fisher", "models": [plain, beside]}, "out")
 
 
 def test_bytes_do_not_depend_on_threads(folder: Path) -> None:

@@ -50,19 +50,20 @@ def counts(method: MethodLike, models: Sequence[ModelEntry], root: Node, faults:
 
 def repeats(models: Sequence[ModelEntry], faults: Faults) -> None:
     """No model is listed twice."""
-    names: set[str] = set()
-    others: list[Model] = []
+    names: dict[str, ModelEntry] = {}
+    others: list[ModelEntry] = []
     for entry in models:
         if isinstance(entry.model, str):
-            name = os.path.normpath(entry.model)
-            repeated = name in names
-            names.add(name)
+            before = names.get(os.path.normpath(entry.model))
+            names.setdefault(os.path.normpath(entry.model), entry)
         else:
-            repeated = any(same_model(entry.model, other) for other in others)
-            others.append(entry.model)
-        if repeated:
+            before = next((other for other in others if same_model(entry.model, other.model)), None)
+            others.append(entry)
+        if before is not None:
             message = f"the model {label_of(entry.model)!r} is listed twice"
-            faults.add("R133", entry.place, message, "list it once, with a larger weight")
+            alike = before.aligned == entry.aligned
+            hint = "list it once, with a larger weight" if alike else "list it once: as it is, or by one alignment"
+            faults.add("R133", entry.place, message, hint)
 
 
 def repeated_artefacts(models: Sequence[ModelEntry], faults: Faults) -> None:

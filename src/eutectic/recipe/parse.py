@@ -11,7 +11,7 @@ from eutectic.recipe.inputs import Inputs, find_inputs
 from eutectic.recipe.located import Node, Place, shown
 from eutectic.recipe.model import Model, ModelEntry, Recipe, label_of, same_model
 from eutectic.recipe.post import read_post
-from eutectic.recipe.references import Context, aligned_at, model_at, statistics_at
+from eutectic.recipe.references import WHOLE, Context, aligned_at, model_at, statistics_at
 from eutectic.recipe.schema import MethodLike
 from eutectic.recipe.values import Setting
 
@@ -42,7 +42,6 @@ _NOT_YET_HINTS = {
     "chat_template": "remove it: the template is copied with the tokenizer files",
 }
 _LISTED = "`eutectic methods` lists them"
-_WHOLE = "write there `{merge_method: passthrough, models: [{model: …, aligned: …}]}`"
 
 
 @dataclass
@@ -144,7 +143,7 @@ def _models(draft: _Draft, inputs: Inputs) -> None:
         elif (given := node.get("statistics")) is not None:
             draft.notes.append(f"{given.place.path} has no effect: the base is not merged")
         if owner == "base" and (given := node.get("aligned")) is not None:
-            draft.context.faults.add("R136", given.key_place, "the base is read where `base_model` names it", _WHOLE)
+            draft.context.faults.add("R136", given.key_place, "the base is read where `base_model` names it", WHOLE)
     draft.complete = draft.complete and inputs.complete
 
 

@@ -13,6 +13,8 @@ from eutectic.recipe.model import Model, Recipe, rebased
 from eutectic.recipe.schema import MethodTable
 
 RECIPE_SUFFIXES = (".yml", ".yaml")
+# How a model is named that is aligned and no entry of `models`.
+WHOLE = "write there `{merge_method: passthrough, models: [{model: …, aligned: …}]}`"
 _SHAPE = "write a path, a hub id, {model: {path: ..., revision: ...}} or a recipe with merge_method"
 
 
@@ -131,5 +133,8 @@ def _mapping(node: Node, context: Context) -> Model | None:
 
 def _check_keys(node: Node, known: tuple[str, ...], faults: Faults) -> None:
     for key, item in node.items():
-        if key not in known:
+        if key == "aligned":
+            message = "stands beside a model in the list `models` alone"
+            faults.add("R136", item.key_place, message, f"for any other, {WHOLE}")
+        elif key not in known:
             faults.add("R110", item.key_place, "unknown key", did_you_mean(key, known) or f"known: {', '.join(known)}")

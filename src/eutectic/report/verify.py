@@ -222,11 +222,16 @@ def _other_bytes(plan: Plan, manifest: Mapping[str, Any], names: list[str], chec
             said = next((one for one in manifest["tensors"][name]["inputs"] if one["model"] == label), None)
             stored = said.get("tensor", name) if said else ""
             if said and stored in source.specs and source.digest(stored) != said["digest"]:
-                changed.append(label)
+                changed.append(label if _aligned_alike(source, label, manifest) else f"the alignment of {label}")
                 break
     why = f"{listed(changed)} changed since the merge" if changed else "the models are as they were"
     found = [Problem("V703", f"{len(names)} of {checked} tensors come out with other bytes: {why}")]
     return found + [Problem("V703", "the recipe gives other bytes", name) for name in names[:NAMED]]
+
+
+def _aligned_alike(source: Source, label: str, manifest: Mapping[str, Any]) -> bool:
+    said: Mapping[str, Any] = next((one for one in manifest["inputs"] if one.get("label") == label), {})
+    return bool(source.identity().get("aligned") == said.get("aligned"))
 
 
 def _plan_again(path: str, manifest: Mapping[str, Any], storage: Storage) -> Plan:

@@ -276,9 +276,15 @@ class Loader:
             artefact = self.plan.inputs[count + i] if i + count < len(self.plan.inputs) else None
             said = artefact.about.digests.get(name) if artefact and artefact.about else None
             if artefact and said not in (None, digest):
-                model = self.plan.inputs[i].label
-                message = f"{artefact.label} was measured of another model than {model}: the tensor has other bytes"
-                raise NumericError(Problem("N504", message, name, "collect the statistics of this model"))
+                model = self.plan.inputs[i]
+                measured = f"{artefact.label} was measured of another model than {model.label}"
+                hint = "collect the statistics of this model"
+                if model.aligned:
+                    # What such a recipe gives is rounded, and the view of it is not.
+                    hint = (
+                        "put a recipe in the model's place, `passthrough` of it as it is aligned, and collect of that"
+                    )
+                raise NumericError(Problem("N504", f"{measured}: the tensor has other bytes", name, hint))
 
 
 def _aligned(nbytes: int) -> int:
