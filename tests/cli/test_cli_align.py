@@ -78,6 +78,11 @@ def test_a_proof(run: Run, here: Path) -> None:
     [
         ("align base", 2, "M603 A B: two models are needed"),
         ("align base a --check base", 2, "M603 --check: proves one model and aligns none"),
+        ("align --check base --out perm", 2, "M603 --out: has no effect with --check"),
+        ("align --check base --restarts 2 --data text.jsonl", 2, "M603 --data: has no effect with --check"),
+        ("align base a --samples 3", 2, "M603 --samples: has no effect without --data"),
+        ("align base a --replace", 2, "M603 --replace: has no effect without --out"),
+        ("align base a --method activations --data text.jsonl --restarts 2", 2, "G116 restarts: activations uses no"),
         ("align base a --method activations", 2, "G116 data: activations needs data"),
         ("align base a --data text.jsonl", 2, "G116 data: weights uses no data"),
         ("align base gone", 1, "C200 'gone' does not exist"),

@@ -42,6 +42,12 @@ BY_GRADIENT: dict[Method, Callable[..., Match]] = {
     "straight_through": match_straight_through,
     "sinkhorn": match_sinkhorn,
 }
+# What a method needs, and what else it takes; those by the loss need data, a loss and a number of steps.
+_TAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "weights": ((), ("restarts",)),
+    "orthogonal": ((), ("restarts",)),
+    "activations": (("data",), ()),
+}
 MEMORY = 1 << 30
 # Below this share of the squared distance, an alignment is told to be worth little.
 LITTLE = 0.01
@@ -75,15 +81,13 @@ class _Request:
             hint = did_you_mean(self.method, METHODS) or f"there are {', '.join(METHODS)}"
             problems.append(Problem("G116", f"{self.method!r} is no way to match units", "method", hint))
             raise RecipeError(problems)
-        given = {"data": self.data, "loss": self.loss, "steps": self.steps}
-        needs: tuple[str, ...] = {"weights": (), "orthogonal": (), "activations": ("data",)}.get(
-            self.method, tuple(given)
-        )
+        given = {"data": self.data, "loss": self.loss, "steps": self.steps, "restarts": self.restarts or None}
+        needs, takes = _TAKES.get(self.method, (("data", "loss", "steps"), ()))
         for name, value in given.items():
             if value is None and name in needs:
                 hint = "give a file of text, or batches" if name == "data" else ""
                 problems.append(Problem("G116", f"{self.method} needs {name}", name, hint))
-            elif value is not None and name not in needs:
+            elif value is not None and name not in (*needs, *takes):
                 problems.append(Problem("G116", f"{self.method} uses no {name}", name, "leave it out"))
         if problems:
             raise RecipeError(problems)

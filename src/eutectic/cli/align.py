@@ -75,11 +75,18 @@ def align(
         if check is not None:
             if a is not None:
                 raise RecipeError(Problem("M603", "proves one model and aligns none", "--check", "leave A and B out"))
+            _refuse(
+                "with --check", out=out, replace=replace, restarts=restarts, data=data, samples=samples, length=length
+            )
             _prove(check, seed, json=json, quiet=quiet)
             return
         if a is None or b is None:
             hint = "or `eutectic align --check MODEL`"
             raise RecipeError(Problem("M603", "two models are needed: A, which stays, and B", "A B", hint))
+        if data is None:
+            _refuse("without --data", samples=samples, length=length)
+        if out is None:
+            _refuse("without --out", replace=replace)
         api.check_device(device)
         with _status(quiet=json or quiet) as tell:
             found = api.align(
@@ -99,6 +106,13 @@ def align(
             screen.print_json({"path": out, **found.as_json()})
         elif not quiet:
             _show(found, out)
+
+
+def _refuse(so: str, **given: object) -> None:
+    """Raises `RecipeError` (M603) for options that have no effect."""
+    useless = [f"--{name}" for name, value in given.items() if value]
+    if useless:
+        raise RecipeError([Problem("M603", f"has no effect {so}", name, "leave it out") for name in useless])
 
 
 def _prove(model: str, seed: int, *, json: bool, quiet: bool) -> None:
