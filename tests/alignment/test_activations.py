@@ -330,6 +330,8 @@ def test_what_does_not_fit_is_refused() -> None:
         match_activations(nn.Linear(5, 3), nn.Linear(5, 3), [X], MLP)
     with pytest.raises(EutecticError, match="F102 2: NaN or infinity in the first model"):
         match_activations(a, seeded(mlp, 2), [torch.full((3, 5), torch.inf)], MLP)
+    with pytest.raises(EutecticError, match="F102 2: NaN or infinity in the first model"):
+        match_activations(a, seeded(mlp, 2), [1e20 * X], MLP)
 
 
 @pytest.mark.gpu

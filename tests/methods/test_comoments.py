@@ -51,6 +51,20 @@ def test_a_column_correlates_with_itself_by_one() -> None:
     torch.testing.assert_close(found, torch.tensor([-1.0, -1, 0, -1, -1], dtype=torch.float64), atol=1e-6, rtol=0)
 
 
+def test_what_overflows_is_infinite_and_no_constant() -> None:
+    one = Moments(2)
+    one.add(torch.tensor([[1e20, 1.0], [-1e20, 2.0]]))
+    assert one.variance.tolist() == [torch.inf, 0.25]
+
+
+def test_columns_of_two_dtypes_are_compared_in_the_wider_one() -> None:
+    x, y = samples()
+    both = Comoments(5, 7)
+    both.add(x.double(), y)
+    wanted = torch.cov(torch.cat([x, y], 1).double().T, correction=0)[:5, 5:]
+    torch.testing.assert_close(both.covariance, wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_no_row_gives_zeros() -> None:
     one = Moments(3)
     one.add(torch.zeros(0, 3))

@@ -238,7 +238,7 @@ def _collected(
 def _check_finite(sums: Mapping[View, Comoments], done: int) -> None:
     for view, one in sums.items():
         for label, moments in (("the first", one.left), ("the second", one.right)):
-            if not bool(moments.offset.isfinite().all()):
+            if not bool(moments.variance.isfinite().all()):
                 message = f"NaN or infinity in {label} model, within {done} samples"
                 hint = "a float16 overflow goes away with dtype float32; else weights or data are broken"
                 raise NumericError(Problem("F102", message, view.layer.path, hint))

@@ -53,9 +53,9 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """(n,) float64, of the population; exactly 0 for a constant but for its rounding."""
+        """(n,) float64, of the population; 0 for a constant but for its rounding, infinite where squares overflow."""
         found = (self._second / max(1, self.count) - self.offset**2).clamp(min=0)
-        constant = found <= CONSTANT * (found + self.mean**2)
+        constant = found.isfinite() & (found <= CONSTANT * (found + self.mean**2))
         return found.masked_fill(constant, 0.0)
 
 
@@ -75,7 +75,8 @@ class Comoments:
     def add(self, left: Tensor, right: Tensor) -> None:
         """Adds (r, n) and (r, m) rows."""
         x, y = self.left.add(left), self.right.add(right)
-        self._products += x.mT @ y
+        kind = torch.promote_types(x.dtype, y.dtype)
+        self._products += x.to(kind).mT @ y.to(kind)
 
     @property
     def covariance(self) -> Tensor:

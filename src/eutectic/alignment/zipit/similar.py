@@ -59,7 +59,7 @@ def similarities(
         raise RecipeError(Problem("F101", "there was no batch", "batches"))
     found: dict[str, list[Tensor]] = {}
     for key, moments in seen.items():
-        if bad := int((~moments.left.mean.isfinite()).sum()):
+        if bad := int((~moments.left.variance.isfinite()).sum()):
             message = f"{bad} units of {named[key]!r} are NaN or infinite where {key[0]} reads them"
             raise NumericError(Problem("G241", message, "modules", "mend the models or the data"))
         found.setdefault(named[key], []).append(moments.correlation)
