@@ -202,8 +202,44 @@ def test_padding_counts_nowhere_and_the_rest_is_said() -> None:
     alone = repair(averaged(parents, [0.5, 0.5]), parents, single)
     for name, tensor in found.module.state_dict().items():
         torch.testing.assert_close(tensor, alone.module.state_dict()[name], atol=1e-4, rtol=1e-3)
-    assert set(found.left) == {"twice", "head"} and "2 times" in found.left["twice"]
+    assert set(found.left) == {"embed", "twice", "head"} and "2 times" in found.left["twice"]
     assert any("LayerNorm" in note for note in found.notes)
+
+
+class Odd(nn.Module):
+    """Two layers with one bias, layers of other kinds, and one like all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.volume, self.up = nn.Conv3d(1, 2, 2), nn.ConvTranspose3d(2, 2, 2)
+        self.one, self.two, self.three, self.head = nn.Linear(54, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.two.bias = self.one.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(torch.relu(self.volume(x))).flatten(1)
+        return self.head(torch.relu(self.three(torch.relu(self.two(torch.relu(self.one(x)))))))
+
+
+def test_layers_that_cannot_be_repaired_stay_and_are_named() -> None:
+    parents = [seeded(Odd, 1), seeded(Odd, 2)]
+    merged = averaged(parents, [0.5, 0.5])
+    found = repair(merged, parents, [torch.randn(16, 1, 3, 3, 3)])
+    assert set(found.changed) == {"three.weight", "three.bias"}
+    assert found.left["one"] == found.left["two"] == "its weight or bias is another layer's too"
+    assert found.left["volume"].startswith("Conv3d is no") and found.left["up"].startswith("ConvTranspose3d is no")
+    assert torch.equal(found.module.one.bias, merged.one.bias)
+
+
+@pytest.mark.parametrize(("broken", "affine"), [(0, False), (1, True)])
+def test_broken_statistics_of_batch_normalisation_are_refused(broken: int, affine: bool) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+
+    models = [seeded(make, 1), seeded(make, 2)]
+    with torch.no_grad():
+        models[broken][0].weight[0] = torch.nan
+    with pytest.raises(EutecticError, match="F102 1: NaN or infinity"):
+        repair(models[0], models[1:], [IMAGES], affine=affine)
 
 
 def test_bad_requests_are_answered_at_once_and_together() -> None:

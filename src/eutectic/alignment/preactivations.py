@@ -37,7 +37,7 @@ class Sites:
     Attributes:
         layers: path of a linear layer or convolution → its form (see `Layer`), in the order of the forward pass.
         norms: paths of batch normalisation with statistics, in the order of the forward pass.
-        left: path of any other layer with a weight → why it stays.
+        left: path of any other module with a matrix or more of its own → why it stays.
         late: whether a norm is called after one of `layers`.
     """
 
@@ -66,7 +66,7 @@ def sites_of(module: nn.Module, batch: Batch) -> Sites:
     with torch.no_grad(), watched(module, [*layers, *norms], note):
         returned = {made.get(_state(tensor)) for tensor in _tensors(batch.run(module))}
     calls = Counter(order)
-    uses = Counter(id(parameter) for part in module.modules() for parameter in part._parameters.values())
+    uses = Counter(id(parameter) for part in module.modules() for parameter in _own(part))
     last = next((path for path in reversed(order) if path in layers), None)
     left = {}
     for path, layer in layers.items():
@@ -76,13 +76,21 @@ def sites_of(module: nn.Module, batch: Batch) -> Sites:
             "it is the last layer": path == last,
             "its output is normalised over the batch": path in normalised,
             f"called {calls[path]} times in a forward pass": calls[path] > 1,
-            "its weight is another layer's too": uses[id(layer.module.weight)] > 1,
+            "its weight or bias is another layer's too": max(uses[id(one)] for one in _own(layer.module)) > 1,
         }
         if reason := next((reason for reason, holds in reasons.items() if holds), None):
             left[path] = reason
+    for path, part in module.named_modules():
+        if path not in layers and any(one.dim() > 1 for one in _own(part)):
+            left[path] = f"{type(part).__name__} is no linear layer, and no convolution of one or two dimensions"
     kept = {path: layers[path].form for path in calls if path in layers and path not in left}
     late = any(path in norms for path in order[order.index(next(iter(kept))) :]) if kept else False
     return Sites(kept, tuple(path for path in calls if path in norms), left, late)
+
+
+def _own(part: nn.Module) -> list[Any]:
+    """Parameters of a module that are of none within it."""
+    return [one for one in part._parameters.values() if one is not None]
 
 
 def _state(tensor: Tensor) -> tuple[int, int]:

@@ -62,8 +62,9 @@ def repair(
 
     For each output channel of a linear layer or convolution, before the nonlinearity, μ and σ over the data are those
     of the parents: μ* = Σ wᵢ μᵢ, σ* = Σ wᵢ σᵢ. The layer's own weight and bias are changed for it: W ← γ W and
-    b ← μ* + γ (b − μ) with γ = σ*/σ, at most 10. A layer without a bias gets none: there μ is scaled by γ. Outputs of
-    the model itself, and layers that are called twice in a pass, stay as they are; `left` lists them.
+    b ← μ* + γ (b − μ) with γ = σ*/σ, at most 10. A layer without a bias gets none: there μ is scaled by γ. Layers whose
+    output the model returns as it is, the last layer, those that are called twice in a pass or have a tensor in common
+    with another, and what is no linear layer or convolution stay as they are; `left` lists them.
 
     Batch normalisation repairs the layers before it by itself, once its statistics are those of the merged model:
     they are computed anew. With `affine` its gains and biases also become Σ wᵢ σᵢ and Σ wᵢ μᵢ of its outputs.
@@ -78,7 +79,8 @@ def repair(
         weights: of the parents, from 0 on, divided by their sum; None: all alike.
         how: `sequential`: one pass over the data a layer. `closed_form`: one pass in all; a channel of the merged model
             is taken to be Σ wᵢ · that of the parents, whose variance is (1−α)²σ₀² + 2α(1−α)cov + α²σ₁² for two. That
-            holds where units are well matched; in deep networks that are not it can do harm.
+            holds where units are well matched; in deep networks that are not it can do harm, and so it does to a merge
+            that was repaired before.
         affine: see above.
         tell: called with what is being measured, before it is.
 
@@ -130,6 +132,7 @@ class _Repairing:
         for path in norms:
             part: Any = self.module.get_submodule(path)
             mean, deviation = self._mixed(wanted[path])
+            _check_finite(path, mean, deviation)
             part.weight.copy_(deviation * torch.where(part.weight < 0, -1.0, 1.0))
             part.bias.copy_(mean)
             self.changed |= {f"{path}.{name}": "as the outputs of the parents" for name in ("weight", "bias")}
@@ -140,6 +143,8 @@ class _Repairing:
             self._tell("statistics of batch normalisation")
             update_bn(self._batches, self.module, forward=lambda module, batch: _on(module, batch).run(module))
             for path in self._sites.norms:
+                part: Any = self.module.get_submodule(path)
+                _check_finite(path, part.running_mean, part.running_var)
                 self.changed |= {f"{path}.{name}": "computed anew" for name in ("running_mean", "running_var")}
 
     def one_by_one(self) -> None:
@@ -198,9 +203,7 @@ class _Repairing:
         part: Any = self.module.get_submodule(path)
         mean, deviation = self._mixed(wanted)
         center, own = (one.to(mean.device) for one in (found.mean, found.variance.sqrt()))
-        if not bool((own + center + mean + deviation).isfinite().all()):
-            hint = "a float16 overflow goes away with dtype float32; else weights or data are broken"
-            raise NumericError(Problem("F102", "NaN or infinity in its outputs", path, hint))
+        _check_finite(path, own, center, mean, deviation)
         gain = torch.where(own > 0, deviation / own.clamp(min=torch.finfo(own.dtype).tiny), 1.0)
         clamped = int((gain > MOST).sum())
         gain = gain.clamp(max=MOST)
@@ -213,6 +216,12 @@ class _Repairing:
             return
         part.bias.copy_(mean + gain * (part.bias.double() - center))
         self.changed |= {f"{path}.weight": said, f"{path}.bias": said}
+
+
+def _check_finite(path: str, *found: Tensor) -> None:
+    if not all(bool(one.isfinite().all()) for one in found):
+        hint = "a float16 overflow goes away with dtype float32; else weights or data are broken"
+        raise NumericError(Problem("F102", "NaN or infinity in what it is given or makes", path, hint))
 
 
 def _on(module: nn.Module, value: Any) -> Batch:
