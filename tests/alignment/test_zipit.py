@@ -160,6 +160,21 @@ def test_what_is_common_is_computed_once_and_members_agree() -> None:
     assert cost.parameters == (cost.parameters_apart - own) / 2 + own
 
 
+def test_in_another_dtype_the_trunk_is_still_one() -> None:
+    images = data(*IMAGES)
+    zipped = zipit([network(ResNet, 1), network(ResNet, 2)], images)
+    zipped(images[0])
+    zipped.float().train()
+    states = [dict(member.named_buffers()) | dict(member.named_parameters()) for member in zipped.members]
+    assert all(states[0][name] is states[1][name] for name in zipped.shared)
+    zipped.cost(images[0].float())
+    assert zipped.training and zipped.members[0].training
+    zipped.eval()
+    for found, member in zip(zipped(images[0].float()), zipped.members, strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, member(images[0].float()))
+
+
 def test_sizes_may_change_and_graphs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     import eutectic.alignment.zipit.together as together
 

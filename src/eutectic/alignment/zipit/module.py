@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from eutectic.averaging.statistics import statistics_layers, update_bn
 from eutectic.errors import Problem, RecipeError, listed
 from eutectic.lazy import LazyModule
 from eutectic.statistics.batches import Batch
+from eutectic.statistics.layers import still
 
 if TYPE_CHECKING:
     import torch
@@ -69,9 +70,19 @@ class Zipped(nn.Module):
         self.members = nn.ModuleList(members)
         self.shared = frozenset(shared)
         self.groups = dict(groups or {})
-        for member in members[1:]:
-            _tie(members[0], member, self.shared)
-        self._together = Together(members)
+        self._join()
+
+    def _join(self) -> None:
+        first, *others = self.members
+        for other in others:
+            _tie(first, other, self.shared)
+        self._together = Together([first, *others])
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        # Another dtype or device: torch makes a new buffer for each member, and the graphs are of the old ones.
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._join()
+        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """What each model makes of the inputs. Raises `RecipeError` (G246) where torch.export finds no graph."""
@@ -102,8 +113,7 @@ class Zipped(nn.Module):
         from torch.utils.flop_counter import FlopCounterMode
 
         counts = []
-        self.eval()
-        with torch.no_grad():
+        with still(self), torch.no_grad():
             self(*args, **kwargs)  # makes the graphs, which would be counted too
             for run in (lambda: self(*args, **kwargs), lambda: [one(*args, **kwargs) for one in self.members]):
                 with FlopCounterMode(display=False) as counter:
