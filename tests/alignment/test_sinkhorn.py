@@ -80,6 +80,16 @@ def test_groups_that_are_more_than_an_order_stay_and_are_counted() -> None:
     assert found.notes == ("2 groups stay as weight matching has them",)
 
 
+def test_without_an_order_to_soften_it_is_weight_matching() -> None:
+    a, b = trained(1), trained(2)
+    halves = {f"half of {name}": Group(group.size // 2) for name, group in TABLE.groups.items()}
+    nested = {name: Group(group.size, within=f"half of {name}") for name, group in TABLE.groups.items()}
+    table = Symmetries({**halves, **nested}, TABLE.axes)
+    found = match_sinkhorn(net(), a, b, BATCHES, loss, table, steps=4)
+    weights = match_weights(MemorySource("a", a), MemorySource("b", b), table)
+    assert len(found.objective) == 1 and found.after == weights.after < weights.before
+
+
 def test_bad_requests_are_answered_together() -> None:
     a = trained(1)
     with pytest.raises(EutecticError) as caught:

@@ -51,7 +51,8 @@ def match_sinkhorn(
     and the moves that are kept are the best by the loss over all batches: never worse there than weight matching or
     the identity.
 
-    Heads, experts and whatever else is more than an order stay as weight matching has them; the notes say so.
+    Heads, experts and whatever else is more than an order stay as weight matching has them; the notes say so. Where
+    there is nothing else, the result is weight matching's or the identity.
 
     Source: Peña et al. 2023, *Re-basin via implicit Sinkhorn differentiation*, arXiv:2212.12042. Differs from the
     paper: the gradient goes through the rounds of normalisation; of its losses this is the one at the midpoint, which
@@ -123,7 +124,7 @@ class _Descent:
         self._scores = {
             name: torch.eye(work.symmetries.groups[name].size, device=place).requires_grad_() for name in groups
         }
-        self._optimiser = torch.optim.Adam(self._scores.values(), lr=lr)
+        self._optimiser = torch.optim.Adam(self._scores.values(), lr=lr) if groups else None
         left = len(work.symmetries.groups) - len(groups)
         self.notes = (f"{left} groups stay as weight matching has them",) if left else ()
 
@@ -131,8 +132,10 @@ class _Descent:
         """The best moves by the loss over all batches, and that loss at the start and after each pass."""
         kept, best = self._matched, self._work.score(self._matched)
         history = [best]
+        if self._optimiser is None:
+            return kept, history
         for step in range(1, steps + 1):
-            self._step(step - 1)
+            self._step(step - 1, self._optimiser)
             if step % len(self._work.batches) == 0 or step == steps:
                 moves = self._moves
                 kept, best = min((kept, best), (moves, self._work.score(moves)), key=lambda one: one[1])
@@ -140,12 +143,12 @@ class _Descent:
                 tell(step, best)
         return kept, history
 
-    def _step(self, number: int) -> None:
+    def _step(self, number: int, optimiser: torch.optim.Optimizer) -> None:
         """One step with one batch."""
         soft = {name: sinkhorn(scores / self._temperature) for name, scores in self._scores.items()}
-        self._optimiser.zero_grad()
+        optimiser.zero_grad()
         self._work.loss(self._tensors(soft), number).backward()  # type: ignore[no-untyped-call]
-        self._optimiser.step()
+        optimiser.step()
 
     @property
     def _moves(self) -> Moves:
