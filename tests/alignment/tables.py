@@ -74,6 +74,14 @@ def experts(count: int = 3, hidden: int = 5) -> Symmetries:
     return Symmetries(groups, axes, stacks={"experts": ("up.{}", "down.{}")})
 
 
+def recurrent(size: int = 6) -> Symmetries:
+    """A layer of ReLU units that reads itself, between fixed inputs and outputs."""
+    units = Factor(size, "units")
+    made, read = axis(units), axis(units, role="in")
+    axes = {"in": (made, fixed(4)), "again": (made, read), "bias": (made,), "out": (fixed(3), read)}
+    return Symmetries({"units": Group(size, "positive")}, axes)
+
+
 def nested() -> Symmetries:
     """Units within units within units."""
     groups = {"outer": Group(2), "middle": Group(4, within="outer"), "inner": Group(12, "any", within="middle")}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import after, attention, chain, source, weights
+from tables import after, attention, chain, recurrent, source, weights
 
 from eutectic.alignment import gauges
 from eutectic.alignment.balance import balanced
@@ -90,7 +90,9 @@ def test_bases_that_are_not_spanned_stay() -> None:
     assert torch.equal(balance("rotary", made * 0, read), EYE.expand(2, 4, 4))
 
 
-@pytest.mark.parametrize("table", [chain([5, 6, 7, 8, 3], "positive"), attention("rotary"), attention("linear")])
+@pytest.mark.parametrize(
+    "table", [chain([5, 6, 7, 8, 3], "positive"), recurrent(), attention("rotary"), attention("linear")]
+)
 def test_the_form_of_least_norm_is_the_same_for_equivalent_models(table: Symmetries) -> None:
     a = weights(table)
     b = after(table, a, random_moves(table, 3))

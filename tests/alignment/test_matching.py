@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import after, attention, chain, experts, nested, source, weights
+from tables import after, attention, chain, experts, nested, recurrent, source, weights
 from torch import Tensor
 
 from eutectic.alignment import reading
@@ -32,6 +32,7 @@ TABLES = {
     "one key": attention("rotary", heads=3, shared=1),
     "experts": experts(),
     "nested": nested(),
+    "recurrent": recurrent(),
 }
 seeds = st.integers(0, 2**32)
 

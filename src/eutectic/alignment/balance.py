@@ -35,6 +35,7 @@ def balanced(reading: Reading, index: Index) -> Moves:
     todo = [name for name, group in index.symmetries.groups.items() if group.scale in ("positive", "any")]
     todo += [name for name, gauge in index.symmetries.gauges.items() if gauge.kind != "orthogonal"]
     neighbours = {name: {one for tensor in index.tensors_of([name]) for one in index.movers[tensor]} for name in todo}
+    around = {name for name in todo if _around(index, name)}
     for _ in range(_ROUNDS):
         changed: set[str] = set()
         for name in todo:
@@ -42,8 +43,8 @@ def balanced(reading: Reading, index: Index) -> Moves:
             if change > _SETTLED:
                 moves = compose(step, moves, index.symmetries)
                 changed.add(name)
-        # What stands alone is right after one step.
-        todo = [name for name in neighbours if changed & (neighbours[name] - {name})]
+        # What stands alone is right after one step, unless it reads what it makes itself.
+        todo = [name for name in neighbours if changed & (neighbours[name] - ({name} - around))]
         if not todo:
             break
     return moves
@@ -58,8 +59,15 @@ def _step(reading: Reading, index: Index, name: str, moves: Moves) -> tuple[Move
         return Moves(matrices={name: matrices}), float((matrices - eye).abs().max())
     p, q = made.flatten(), read.flatten()
     whole = (p > 0) & (q > 0)
-    scale = torch.where(whole, (q / torch.where(whole, p, 1.0)) ** 0.25, 1.0)
+    # Units that are on both sides of a tensor all step at once: a whole step would lead as far beyond the balance.
+    power = 0.125 if _around(index, name) else 0.25
+    scale = torch.where(whole, (q / torch.where(whole, p, 1.0)) ** power, 1.0)
     return Moves(scales={name: scale}), float((scale - 1).abs().max())
+
+
+def _around(index: Index, name: str) -> bool:
+    """Whether units of a group are made by a tensor out of themselves, as those of a recurrent layer are."""
+    return any(index.twice(name, tensor) for tensor in index.tensors)
 
 
 def _grams(reading: Reading, index: Index, name: str, moves: Moves) -> tuple[Tensor, Tensor]:

@@ -116,7 +116,7 @@ def trusted(index: Index, family: Family, settled: Collection[str]) -> tuple[str
     """The tensors of a family that nothing but itself and what is settled can move, if possible from one side."""
     known = {*settled, *family.names}
     found = tuple(name for name in index.tensors_of(family.names) if index.movers[name] <= known)
-    one_sided = tuple(name for name in found if not index.twice(family, name))
+    one_sided = tuple(name for name in found if not index.twice(family.root, name))
     return one_sided or found
 
 

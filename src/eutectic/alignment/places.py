@@ -160,13 +160,13 @@ class Index:
         found = []
         for number, family in enumerate(self.families):
             near = {other for other, tensors in enumerate(touched) if not tensors.isdisjoint(touched[number])}
-            twice = any(self.twice(family, tensor) for tensor in touched[number])
+            twice = any(self.twice(family.root, tensor) for tensor in touched[number])
             found.append(near if family.inner or twice else near - {number})
         return found
 
-    def twice(self, family: Family, tensor: str) -> bool:
-        """Whether units of a family's root are on two sides of a tensor."""
-        return family.root is not None and sum(place.group == family.root for place in self.places[tensor]) > 1
+    def twice(self, group: str | None, tensor: str) -> bool:
+        """Whether units of a group are on two axes of a tensor."""
+        return group is not None and len({place.axis for place in self.places[tensor] if place.group == group}) > 1
 
     def _places(self, name: str) -> Iterator[Place]:
         for number, parts in enumerate(self.symmetries.axes[name]):
