@@ -210,6 +210,41 @@ def test_a_mask_beside_the_outputs_hides_nothing(mask: float) -> None:
     assert not check(module, wrong, X).holds
 
 
+class Routed(nn.Module):
+    """Two experts, of which a router chooses one for each row; their maps are slices of two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Parameter(torch.randn(2, 3))
+        self.up, self.down = nn.Parameter(torch.randn(2, 3, 5)), nn.Parameter(torch.randn(2, 5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        share, chosen = (x @ self.router.T).softmax(-1).max(-1)
+        inner = torch.einsum("bi,bij->bj", x, self.up[chosen]).relu()
+        return torch.einsum("bj,bjk->bk", inner, self.down[chosen]) * share[:, None]
+
+
+def test_units_that_no_input_reaches_are_told_of_and_not_said_to_be_proved() -> None:
+    groups = {f"expert.{number}": Group(5) for number in range(2)}
+    axes: dict[str, tuple[Axis, ...]] = {"router": (axis(Factor(2, "experts")), fixed(3))}
+    for number, name in enumerate(groups):
+        units = Factor(5, name)
+        axes |= {f"up[{number}]": (fixed(3), axis(units)), f"down[{number}]": (axis(units, role="in"), fixed(4))}
+    stacks = {"experts": ("up[{}]", "down[{}]")}
+    table = Symmetries({**groups, "experts": Group(2)}, axes, stacks=stacks)
+    one = check(Routed(), table, X[:1, :3])
+    assert one.holds and len(one.unreached) == 1 and groups.keys() > {*one.unreached}
+    assert str(one).endswith(f"; nothing is proved of {one.unreached[0]}: no input reaches them")
+    many = check(Routed(), table, torch.randn(64, 3, generator=torch.Generator().manual_seed(0)))
+    assert many.holds and many.unreached == ()
+
+
+def test_a_module_that_gives_no_gradients_is_proved_all_the_same() -> None:
+    module = Through(lambda made: made.detach())
+    found = check(module, mlp(), X, elements=1)
+    assert found.holds and found.unreached == ()
+
+
 @pytest.mark.parametrize("inputs", [X, (X,), [X], {"x": X}])
 def test_inputs_are_a_tensor_arguments_or_a_mapping(inputs: Any) -> None:
     assert check(Mlp(), mlp(), inputs, elements=1).holds
@@ -222,4 +257,4 @@ def test_a_check_is_plain_data_and_the_same_for_a_seed() -> None:
     same = [check(net, mlp("sign"), X, seed=seed).as_json() for seed in (0, 0, 1)]
     assert json.dumps(same[0]) == json.dumps(same[1])
     assert same[0]["error"] != same[2]["error"]
-    assert set(found[0]) == {"holds", "error", "tolerance", "elements", "groups", "gauges", "broken"}
+    assert set(found[0]) == {"holds", "error", "tolerance", "elements", "groups", "gauges", "broken", "unreached"}

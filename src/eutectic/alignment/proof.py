@@ -43,6 +43,8 @@ class Check:
         gauges: how many gauges.
         broken: group or gauge → the error of an element of it alone; of those that break the outputs. Empty with
             `holds` False: none does alone.
+        unreached: groups and gauges of whose tensors none has a gradient: the outputs of these inputs do not depend on
+            them, and nothing is proved of them (experts that no token is sent to). Empty where gradients do not flow.
     """
 
     holds: bool
@@ -52,11 +54,13 @@ class Check:
     groups: int
     gauges: int
     broken: Mapping[str, float]
+    unreached: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         what = f"{self.groups} groups and {self.gauges} gauges"
         if self.holds:
-            return f"{what} hold: {self.elements} random elements change outputs by {self.error:.1e} at most"
+            beside = f"; nothing is proved of {listed(self.unreached)}: no input reaches them" if self.unreached else ""
+            return f"{what} hold: {self.elements} random elements change outputs by {self.error:.1e} at most{beside}"
         worst = sorted(self.broken, key=lambda name: -self.broken[name])
         which = f"those that break alone are {listed(worst)}" if worst else "none breaks alone"
         return f"{what} do not hold: outputs change by {self.error:.1e}; {which}"
@@ -65,7 +69,7 @@ class Check:
         """The check as plain data; an error that is infinite is null."""
         finite = {name: error if math.isfinite(error) else None for name, error in self.broken.items()}
         error = self.error if math.isfinite(self.error) else None
-        return {**vars(self), "error": error, "broken": finite}
+        return {**vars(self), "error": error, "broken": finite, "unreached": list(self.unreached)}
 
 
 def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: int = 3, seed: int = 0) -> Check:
@@ -99,6 +103,7 @@ def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: i
     others = _outputs(twin, given)
     scales = [_scale(one, other) for one, other in zip(due, others, strict=True)]
     _refuse_blind(due, _distance(again, due, scales), others if names else None)
+    unreached = _unreached(twin, given, symmetries)
 
     def error(moves: Moves) -> float:
         for name, tensor in _tensors(twin).items():
@@ -112,7 +117,7 @@ def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: i
         alone = {name: error(_alone(name, drawn[0], symmetries)) for name in names}
         broken = {name: one for name, one in alone.items() if one > TOLERANCE}
     counts = len(symmetries.groups), len(symmetries.gauges)
-    return Check(worst <= TOLERANCE, worst, TOLERANCE, elements, *counts, broken)
+    return Check(worst <= TOLERANCE, worst, TOLERANCE, elements, *counts, broken, unreached)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -187,9 +192,53 @@ def _double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _outputs(module: nn.Module, inputs: Any) -> list[Tensor]:
+def _unreached(module: nn.Module, inputs: Any, symmetries: Symmetries) -> tuple[str, ...]:
+    """See `Check.unreached`."""
+    stored = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    try:
+        live = _live(module, inputs, symmetries)
+    except RuntimeError:
+        # What a module does in place, or an operation that nobody differentiated, is no reason to refuse a proof.
+        live = set()
+    found = []
+    for name in (*symmetries.groups, *symmetries.gauges) if live else ():
+        tensors = {tensor for tensor, *_ in symmetries.places(name) if tensor.partition("[")[0] in stored}
+        if tensors and not tensors & live:
+            found.append(name)
+    return tuple(found)
+
+
+def _live(module: nn.Module, inputs: Any, symmetries: Symmetries) -> set[str]:
+    """Tensors, and slices that the table names, of which some entry has a gradient of the outputs."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    live: set[str] = set()
+
+    def note(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        rows = parameter.grad.reshape(len(parameter) if parameter.dim() else 1, -1).any(1).nonzero().flatten().tolist()
+        # Dropped one by one, gradients take no memory together.
+        parameter.grad = None
+        for name in names[id(parameter)] if rows else ():
+            live.add(name)
+            live.update(f"{name}[{row}]" for row in rows if f"{name}[0]" in symmetries.axes)
+
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_().register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
+    draw = torch.Generator().manual_seed(0)
+    outputs = [one for one in _outputs(module, inputs, gradients=True) if one.requires_grad]
+    if outputs:
+        # Weights of the sum are drawn: that of a softmax is 1 whatever the weights.
+        drawn = [torch.rand(one.shape, generator=draw, dtype=torch.float64).to(one.device) for one in outputs]
+        torch.autograd.backward(outputs, drawn)
+    return live
+
+
+def _outputs(module: nn.Module, inputs: Any, *, gradients: bool = False) -> list[Tensor]:
     """The tensors that a module makes, of integers too."""
-    with still(module), plain(module), torch.no_grad(), _wide():
+    with still(module), plain(module), torch.set_grad_enabled(gradients), _wide():
         if isinstance(inputs, Mapping):
             made = module(**inputs)
         elif isinstance(inputs, torch.Tensor):
