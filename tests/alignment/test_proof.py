@@ -239,6 +239,12 @@ def test_units_that_no_input_reaches_are_told_of_and_not_said_to_be_proved() -> 
     assert many.holds and many.unreached == ()
 
 
+@pytest.mark.parametrize("elements", [0, -1])
+def test_nothing_is_proved_by_no_element(elements: int) -> None:
+    with pytest.raises(RecipeError, match=r"G116 elements: must be a whole number from 1 on"):
+        check(Mlp(), mlp(), X, elements=elements)
+
+
 def test_a_module_that_gives_no_gradients_is_proved_all_the_same() -> None:
     module = Through(lambda made: made.detach())
     found = check(module, mlp(), X, elements=1)

@@ -133,6 +133,14 @@ def test_the_dtypes_that_values_were_stored_with_are_told() -> None:
     }
 
 
+def test_matrices_are_part_of_what_reading_takes() -> None:
+    table = Symmetries(
+        {}, {"w": (fixed(1), axis(Factor(256, gauge="turn"), role="in"))}, {"turn": Gauge(None, 256, "orthogonal")}
+    )
+    view = Aligned(MemorySource("b", {"w": torch.ones(1, 256)}), table, random_moves(table, 0))
+    assert view.working_bytes() >= 256 * 256 * 8
+
+
 class Watched(MemorySource):
     """Counts the entries that are read."""
 

@@ -83,13 +83,15 @@ def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: i
         module: stays as it is.
         symmetries: its table. A name that it leaves out has the axes of the tensor that it is tied to.
         inputs: a tensor, a sequence of arguments, or a mapping of keyword arguments.
-        elements: how many random elements.
+        elements: how many random elements, 1 or more.
         seed: of the elements and of the factors.
 
-    Raises `RecipeError`: G101–G103 for a table of another model or of none, G150 for tied tensors that move apart,
+    Raises `RecipeError`: G116 for no elements, G101–G103 for a table of another model or of none, G150 for tied tensors that move apart,
     G151 for outputs that prove nothing: none, not finite, whole numbers alone, others in each run, or the same whatever
     the weights.
     """
+    if elements < 1:
+        raise RecipeError(Problem("G116", f"must be a whole number from 1 on, not {elements!r}", "elements"))
     names = [*symmetries.groups, *symmetries.gauges]
     twin = copy.deepcopy(module).double()
     symmetries = _completed(twin, symmetries)

@@ -201,8 +201,9 @@ class Aligned(Source):
                     row = max(math.prod(slab.shape[1:]), 1)
                     rows = max((p.last - p.first for p in pieces(slab.axes, self._moves) if p.whole), default=0)
                     count = max(rows * row, min(slab.numel, BLOCK + 2 * row))
-                    # Rows as they are read and in their order; float64 before and after; what is kept.
-                    most = max(most, count * (3 * itemsize + (24 if name in self.rounds else 0)))
+                    # Rows as they are read and in their order; float64 before and after; what is kept; matrices.
+                    entries = count * (3 * itemsize + (24 if name in self.rounds else 0))
+                    most = max(most, entries + _matrices(slab.axes, self._moves))
         return most
 
     # What is the source's own
@@ -256,6 +257,12 @@ def _effect(symmetries: Symmetries, name: str) -> list[list[tuple[tuple[Factor, 
         )
 
     return [[(part.factors, role(part)) for part in parts] for parts in symmetries.axes[name]]
+
+
+def _matrices(axes: tuple[Axis, ...], moves: Moves) -> int:
+    """Bytes of the matrices by which entries are multiplied: products take a copy of them."""
+    gauges = {factor.gauge for parts in axes for part in parts for factor in part.factors}
+    return sum(matrices.nbytes for gauge, matrices in moves.matrices.items() if gauge in gauges)
 
 
 def _slabs(name: str, source: Source, symmetries: Symmetries, moves: Moves) -> Iterator[_Slab]:
