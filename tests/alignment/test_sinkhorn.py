@@ -90,6 +90,22 @@ def test_without_an_order_to_soften_it_is_weight_matching() -> None:
     assert len(found.objective) == 1 and found.after == weights.after < weights.before
 
 
+def test_inference_mode_changes_nothing() -> None:
+    a, b = trained(1), trained(2)
+    found = match_sinkhorn(net(), a, b, BATCHES, loss, TABLE, steps=4)
+    with torch.inference_mode():
+        again = match_sinkhorn(
+            net(),
+            copy.deepcopy(a),
+            copy.deepcopy(b),
+            [[one.clone() for one in batch] for batch in BATCHES],
+            loss,
+            TABLE,
+            steps=4,
+        )
+    assert again.objective == found.objective
+
+
 def test_bad_requests_are_answered_together() -> None:
     a = trained(1)
     with pytest.raises(EutecticError) as caught:

@@ -49,6 +49,22 @@ def test_a_scrambled_model_is_found_again() -> None:
     assert found.after == 0 and found.objective[-1] > found.start
 
 
+def test_inference_mode_changes_nothing() -> None:
+    a, b = trained(1), trained(2)
+    found = match_straight_through(net(), a, b, BATCHES, loss, TABLE, steps=4)
+    with torch.inference_mode():
+        again = match_straight_through(
+            net(),
+            copy.deepcopy(a),
+            copy.deepcopy(b),
+            [[one.clone() for one in batch] for batch in BATCHES],
+            loss,
+            TABLE,
+            steps=4,
+        )
+    assert again.objective == found.objective
+
+
 def test_bad_requests_are_answered_together() -> None:
     a = trained(1)
     with pytest.raises(EutecticError) as caught:

@@ -78,11 +78,13 @@ def match_sinkhorn(
     Raises `RecipeError` (F101, G220), `NumericError` (G221) for a loss that is NaN or infinite.
     """
     _check(batches, steps, lr, temperature)
-    work = Midpoint(module, open_source(a), open_source(b), symmetries, loss, list(batches))
-    matched = match_weights(work.a, work.b, symmetries, seed=seed).moves
-    descent = _Descent(work, matched, lr, temperature)
-    start = work.score(Moves())
-    kept, history = descent.run(steps, tell or (lambda step, best: None))
+    # Loaders give modules in inference mode, in which there is no gradient.
+    with torch.inference_mode(False):
+        work = Midpoint(module, open_source(a), open_source(b), symmetries, loss, list(batches))
+        matched = match_weights(work.a, work.b, symmetries, seed=seed).moves
+        descent = _Descent(work, matched, lr, temperature)
+        start = work.score(Moves())
+        kept, history = descent.run(steps, tell or (lambda step, best: None))
     if start <= history[-1]:
         kept = Moves()
     before, after, changes = compared(Pair(work.a, work.b, symmetries, 0), kept)

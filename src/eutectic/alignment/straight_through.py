@@ -65,9 +65,11 @@ def match_straight_through(
     Raises `RecipeError` (F101, G220), `NumericError` (G221) for a loss that is NaN or infinite.
     """
     _check(batches, steps, lr, momentum)
-    work = Midpoint(module, open_source(a), open_source(b), symmetries, loss, list(batches))
-    start = work.score(Moves())
-    kept, history = _descended(work, start, (steps, lr, momentum, seed), tell or (lambda step, best: None))
+    # Loaders give modules in inference mode, in which there is no gradient.
+    with torch.inference_mode(False):
+        work = Midpoint(module, open_source(a), open_source(b), symmetries, loss, list(batches))
+        start = work.score(Moves())
+        kept, history = _descended(work, start, (steps, lr, momentum, seed), tell or (lambda step, best: None))
     before, after, changes = compared(Pair(work.a, work.b, symmetries, 0), kept)
     return Match(kept, tuple(-best for best in history), -start, before, after, changes)
 
