@@ -169,7 +169,7 @@ def _aligned(parents: Sequence[Source], alignments: Sequence[Any], stack: ExitSt
         one = given
         if not isinstance(given, alignment.Alignment):
             one = checkpoint.read_alignment(stack.enter_context(checkpoint.open_source(given)))
-        place = next((i for i, parent in enumerate(parents) if _is_of(one, parent)), None)
+        place = _moved(one, parents)
         if place is None:
             labels = ", ".join(parent.label for parent in parents)
             message = f"moves {one.model.label!r}, which is none of the parents ({labels})"
@@ -182,15 +182,24 @@ def _aligned(parents: Sequence[Source], alignments: Sequence[Any], stack: ExitSt
     return found
 
 
-def _is_of(one: alignment.Alignment, source: Source) -> bool:
-    """Whether a source is the model that an alignment moves, by a tensor in which that differs from the reference."""
-    telling = [name for name, digest in one.model.digests.items() if one.reference.digests.get(name) != digest]
-    names = [name for name in telling if name in source.specs]
-    if not names:
-        return one.model.digests.keys() == source.specs.keys()
-    smallest = min(names, key=lambda name: source.specs[name].nbytes)
+def _moved(one: alignment.Alignment, parents: Sequence[Source]) -> int | None:
+    """Which of the parents an alignment moves.
+
+    Looked at are tensors in which its model differs from the reference, the smallest first, until one parent is left.
+    """
+    digests = one.model.digests
+    left = [number for number, parent in enumerate(parents) if digests.keys() <= parent.specs.keys()]
+    telling = [name for name, digest in digests.items() if one.reference.digests.get(name) != digest]
+    for name in sorted(telling, key=lambda name: parents[left[0]].specs[name].nbytes) if left else ():
+        left = [number for number in left if _has(parents[number], name, digests[name])]
+        if len(left) < 2:
+            break
+    return left[0] if left else None
+
+
+def _has(source: Source, name: str, digest: str) -> bool:
     try:
-        return source.digest(smallest) == one.model.digests[smallest]
+        return source.digest(name) == digest
     except CheckpointError:
         return False
 

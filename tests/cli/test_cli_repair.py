@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from commanding import Run
+from safetensors.torch import load_file, save_file
 
 import eutectic
 from eutectic.testing import tiny_llama
@@ -52,7 +53,22 @@ def test_json_the_closed_form_and_a_recipe_in_place_of_the_merge(run: Run, here:
         "repair", "m.yml", "out", *ASK, "--alignment", "perm", "--how", "closed_form", "--samples", "3", "--json"
     )
     found = json.loads(done.stdout)
-    assert found["path"] == str(here / "out") and len(found["changed"]) == 7 and list(found["left"]) == ["lm_head"]
+    assert found["path"] == str(here / "out") and len(found["changed"]) == 7 and list(found["left"]) == ["lm_head", "model.embed_tokens"]
+
+
+def test_an_alignment_moves_its_own_model_whatever_others_have_in_common_with_that(run: Run, here: Path) -> None:
+    tiny_llama(here / "three", seed=7, layers=1, hidden=16, intermediate=16)
+    # The smallest tensors, in which both differ from the first.
+    for name in ("two", "three"):
+        model = load_file(here / name / "model.safetensors")
+        model |= {key: torch.full_like(tensor, 2.0) for key, tensor in model.items() if tensor.dim() == 1}
+        save_file(model, here / name / "model.safetensors", {"format": "pt"})
+    eutectic.align("one", "two", out="moved")
+    asked = [*ASK[:2], "--parent", "three", *ASK[2:], "--alignment", "moved", "--json"]
+    done = run("repair", "merged", "out", *asked)
+    assert done.exit_code == 0, done.stderr
+    said = json.loads((here / "out" / "eutectic.json").read_text())["inputs"][0]["repaired"]
+    assert ["aligned" in parent for parent in said["parents"]] == [False, False, True]
 
 
 def test_the_whole_weight_on_one_parent_changes_nothing(run: Run) -> None:
