@@ -86,9 +86,9 @@ def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: i
         elements: how many random elements, 1 or more.
         seed: of the elements and of the factors.
 
-    Raises `RecipeError`: G116 for no elements, G101–G103 for a table of another model or of none, G150 for tied tensors that move apart,
-    G151 for outputs that prove nothing: none, not finite, whole numbers alone, others in each run, or the same whatever
-    the weights.
+    Raises `RecipeError`: G116 for no elements, G101–G103 for a table of another model or of none, G150 for tied tensors
+    that move apart, G151 for outputs that prove nothing: none, not finite, whole numbers alone, others in each run, or
+    the same whatever the weights.
     """
     if elements < 1:
         raise RecipeError(Problem("G116", f"must be a whole number from 1 on, not {elements!r}", "elements"))

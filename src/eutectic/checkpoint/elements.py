@@ -67,8 +67,8 @@ def _no_scale(scale: Tensor, group: Group) -> str:
         return "is of a group whose units have none"
     if scale.dtype != torch.float64 or tuple(scale.shape) != (group.size,):
         return f"is {_about(scale)}, and must be float64 [{group.size}]"
-    if not (torch.isfinite(scale) & (scale != 0)).all():
-        return "is zero or not finite for some units"
+    if not (torch.isfinite(scale) & torch.isfinite(1 / scale)).all():
+        return "is zero or not finite for some units, or its inverse is not"
     if group.scale == "sign" and not (scale.abs() == 1).all():
         return "is not 1 or -1 for some units, which is all that the group allows"
     return "is not positive for some units" if group.scale == "positive" and not (scale > 0).all() else ""
@@ -81,7 +81,7 @@ def _no_matrices(matrices: Tensor, gauge: Gauge, units: int) -> str:
     if not torch.isfinite(matrices).all():
         return "are not finite"
     values = torch.linalg.svdvals(matrices)
-    if not (values[:, 0] < _CONDITION * values[:, -1]).all():
+    if not ((values[:, 0] < _CONDITION * values[:, -1]) & torch.isfinite(1 / values[:, -1])).all():
         return "cannot be inverted"
     if gauge.kind == "linear":
         return ""

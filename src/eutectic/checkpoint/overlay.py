@@ -28,7 +28,7 @@ class Overlaid(Source):
 
     def __init__(self, source: Source, tensors: Mapping[str, Tensor], about: Mapping[str, Any], label: str) -> None:
         self.label, self.specs, self.ties, self.metadata = label, source.specs, source.ties, source.metadata
-        self.implied, self.ignored = source.implied, source.ignored
+        self.implied, self.ignored, self.rounds = source.implied, source.ignored, source.rounds
         stored = {source.ties.get(name, name): tensor for name, tensor in tensors.items()}
         self._source, self._about = source, dict(about)
         self._values = MemorySource(
@@ -49,6 +49,10 @@ class Overlaid(Source):
     def check_unchanged(self) -> None:
         """See `Source.check_unchanged`."""
         self._source.check_unchanged()
+
+    def working_bytes(self) -> int:
+        """See `Source.working_bytes`."""
+        return self._source.working_bytes()
 
     def close(self) -> None:
         """Closes the source."""
