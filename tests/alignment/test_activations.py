@@ -294,6 +294,25 @@ def test_units_within_others_are_the_best_and_products_no_worse_than_they_were(s
     assert start <= one.value() <= best(table, both, candidates) + 1e-12
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_signs_of_groups_that_are_seen_as_a_product_agree(seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    table = Symmetries({"p": Group(3, "sign"), "q": Group(4, "sign")}, {})
+    one = Correlated(table, {view("p", "q"): torch.randn(12, 12, dtype=torch.float64, generator=draw)})
+    start = one.value()
+    one.solve()
+    assert one.value() >= start
+    one.orders = {"p": torch.tensor([2, 0, 1]), "q": torch.tensor([3, 1, 0, 2])}
+    one.signs = {"p": torch.tensor([-1.0, 1, 1]).double(), "q": torch.tensor([-1.0, -1, 1, -1]).double()}
+    columns = (one.orders["p"][:, None] * 4 + one.orders["q"]).flatten()
+    seen = torch.zeros(12, 12, dtype=torch.float64)
+    seen[torch.arange(12), columns] = (one.signs["p"][:, None] * one.signs["q"]).flatten()
+    there = Correlated(table, {view("p", "q"): seen})
+    there.orders, there.signs = one.orders, one.signs
+    there.solve()
+    assert there.value() == 12
+
+
 def test_heads_bases_and_scales_are_matched_by_weights_and_said(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

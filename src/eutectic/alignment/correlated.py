@@ -66,7 +66,7 @@ class Correlated:
         return total
 
     def _similarity(self, name: str) -> Tensor:
-        """Σ over views of the correlations of a group's units, those of other groups in the order they have."""
+        """Σ over views of the correlations of a group's units, other groups in the orders and signs that they have."""
         size = self._groups[name].size
         total = torch.zeros((size, size), dtype=torch.float64)
         for view, correlation in self._seen.items():
@@ -77,6 +77,8 @@ class Correlated:
             for place, other in enumerate(view.groups):
                 if other != name:
                     apart = apart.index_select(count + place, self.orders[other])
+                    if (signs := self.signs.get(other)) is not None:
+                        apart = apart * signs.reshape(-1, *[1] * (count - place - 1))
             right = [count + place if group == name else place for place, group in enumerate(view.groups)]
             own = view.groups.index(name)
             total += torch.einsum(apart, [*range(count), *right], [own, count + own])
