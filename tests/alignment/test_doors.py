@@ -200,6 +200,39 @@ def test_models_of_other_shapes_are_refused_with_every_tensor(here: Path) -> Non
     assert not (here / "perm").exists()
 
 
+def test_what_is_told_by_names_alone_is_noted_and_twins_are_told_apart() -> None:
+    first, second = (nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2))
+    assert "by names and shapes alone" in align(first, second).notes[0]
+    assert align(first, second, inputs=torch.randn(2, 3)).notes == ()
+    wide = nn.Sequential(nn.Linear(3, 9), nn.ReLU(), nn.Linear(9, 2))
+    assert "[8, 3] in 'Sequential' and [9, 3] in 'Sequential#2'" in refused(RecipeError, first, wide)[0]
+
+
+def test_a_model_in_which_no_unit_may_move_is_no_fine_tune() -> None:
+    first, second = (nn.Sequential(nn.Linear(3, 8), nn.Softsign(), nn.Flatten(0)) for _ in range(2))
+    assert align(first, second, inputs=torch.randn(2, 3)).notes[-1].startswith("nothing can move")
+
+
+def test_a_model_of_another_kind_is_refused_before_it_is_traced() -> None:
+    other = nn.Conv2d(3, 4, 1)
+    found = refused(RecipeError, nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), other)
+    assert found[0] == "G171 0.weight: 'Sequential' has this tensor and 'Conv2d' has not"
+
+
+def test_matrices_of_integers_have_no_say_and_are_refused(here: Path) -> None:
+    tensors = dict(eutectic.open("apart"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = (tensors[name].float() * 100).to(torch.int8)
+    (line,) = refused(RecipeError, "a", MemorySource("small", tensors))
+    assert line.startswith(f"G114 {name}: is int8 in 'small', which is not compared; align models before")
+
+
+def test_arguments_of_other_kinds_are_refused() -> None:
+    net, apart = nets()
+    found = refused(RecipeError, net, apart, method="activations", data=torch.zeros(4, 3), symmetries="mlp")
+    assert [line.split(":")[0] for line in found] == ["G116 data", "G116 symmetries"]
+
+
 def test_a_network_of_no_known_family_needs_a_module(here: Path) -> None:
     odd = {"mystery": torch.ones(3, 4)}
     found = refused(RecipeError, odd, odd | {"mystery": torch.zeros(3, 4)})

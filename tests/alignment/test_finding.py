@@ -247,3 +247,35 @@ def test_a_module_alone_is_not_traced() -> None:
     module = Skipped()
     first = refusal(open_source(module), module=module)[0]
     assert (first.code, first.hint) == ("G160", "give the input to trace its graph, or a table of your own")
+
+
+class Skipping(nn.Module):
+    """Named as layers in a row, with a skip that no name shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.fc1(x).relu()
+        return self.fc3(first + self.fc2(first).relu())  # type: ignore[no-any-return]
+
+
+def test_what_names_tell_is_proved_where_there_is_a_module_and_an_input() -> None:
+    module, inputs = Skipping(), torch.randn(4, 3)
+    source = open_source(module)
+    told = symmetries_of(source)
+    assert told.groups.keys() == {"fc1", "fc2"} and told.origin == "declared for layers in a row, by names alone"
+    assert not check(module, told, inputs).holds
+    found = symmetries_of(source, module=module, inputs=inputs)
+    assert found.origin == "traced" and len(found.groups) == 1 and check(module, found, inputs).holds
+    row = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert symmetries_of(open_source(row), module=row, inputs=inputs).origin == "declared for layers in a row"
+
+
+@pytest.mark.parametrize("inputs", [torch.randn(4, 5), "words", {"y": torch.randn(4, 3)}])
+def test_inputs_that_the_module_does_not_take_are_not_passed_over(inputs: Any) -> None:
+    module = Skipping()
+    (problem,) = refusal(open_source(module), module=module, inputs=inputs)
+    assert (problem.code, problem.where) == ("G140", "inputs")
+    assert problem.message.startswith("Skipping cannot be called with them: ")

@@ -38,9 +38,9 @@ CODES: dict[str, tuple[str, str]] = {
         "model; or its config calls a head tied that is not.",
     ),
     "G114": (
-        "a tensor that cannot be multiplied",
-        "The moves scale or mix units of a tensor that holds integers or fp8. Quantised models are aligned before they "
-        "are quantised.",
+        "a tensor that cannot be multiplied or compared",
+        "The moves scale or mix units of a tensor that holds integers or fp8; or a matrix of integers would have to "
+        "say which units are alike. Quantised models are aligned before they are quantised.",
     ),
     "G116": (
         "an alignment that lacks something",
@@ -59,7 +59,8 @@ CODES: dict[str, tuple[str, str]] = {
         "a module without a graph",
         "Symmetries are traced in the graph that `torch.export` makes, and it makes none of what depends on data (a "
         "loop over chosen experts, a branch on a value, `nonzero`) or on code it cannot see into. The message has its "
-        "own words. Declare the symmetries, or trace the module in a form that can be exported.",
+        "own words. Declare the symmetries, or trace the module in a form that can be exported. Nor is there a graph "
+        "of a module that cannot be called with the inputs that were given.",
     ),
     "G141": (
         "an operation that is not understood",
@@ -79,8 +80,9 @@ CODES: dict[str, tuple[str, str]] = {
     "G160": (
         "a model whose symmetries are not known",
         "They are declared for families of networks, recognised by `model_type` in config.json or, for layers in a "
-        "row and ResNets, by the names of the tensors, and every tensor must fit. For any other network give the "
-        "module and an input to trace its graph, or a table (`Symmetries`) of your own.",
+        "row and ResNets, by the names of the tensors, and every tensor must fit. What names tell is proved where "
+        "there is a module and an input, and traced if it does not hold. For any other network give the module and an "
+        "input to trace its graph, or a table (`Symmetries`) of your own.",
     ),
     "G161": (
         "config.json does not say what shapes leave open",

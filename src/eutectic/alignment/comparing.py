@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from eutectic.alignment.common import still
 from eutectic.alignment.model import Change
 from eutectic.alignment.places import Index, votes
 from eutectic.alignment.reading import Cache, Reading
 from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.symmetry import Moves, Symmetries
+from eutectic.dtypes import is_float
 from eutectic.errors import NumericError, Problem, RecipeError
 from eutectic.lazy import LazyModule
+from eutectic.plan.inputs import unique_labels
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +44,7 @@ class Pair:
             memory: bytes of tensors to keep, of both together.
 
         Raises `RecipeError` with every tensor in which the models differ, or that the table does not fit: G170 for
-        shapes, G171 for one that only one model has, G101 to G103 of the table.
+        shapes, G171 for one that only one model has, G101 to G103 of the table; G114 for matrices of integers.
         """
         _check(a, b, symmetries)
         cache = Cache(memory)
@@ -99,13 +102,24 @@ def _total(sums: Mapping[str, float], names: Collection[str]) -> float:
 
 def _check(a: Source, b: Source, symmetries: Symmetries) -> None:
     problems = []
+    of_a, of_b = unique_labels([a.label, b.label])
     for name in dict.fromkeys([*a.specs, *b.specs]):
         if name not in a.specs or name not in b.specs:
-            has, lacks = (a, b) if name in a.specs else (b, a)
-            problems.append(Problem("G171", f"{has.label!r} has this tensor and {lacks.label!r} has not", name))
+            has, lacks = (of_a, of_b) if name in a.specs else (of_b, of_a)
+            problems.append(Problem("G171", f"{has!r} has this tensor and {lacks!r} has not", name))
         elif a.specs[name].shape != b.specs[name].shape:
-            shapes = f"{list(a.specs[name].shape)} in {a.label!r} and {list(b.specs[name].shape)} in {b.label!r}"
+            shapes = f"{list(a.specs[name].shape)} in {of_a!r} and {list(b.specs[name].shape)} in {of_b!r}"
             problems.append(Problem("G170", f"the shapes differ: {shapes}", name))
-    problems = problems or symmetries.problems(a.specs)
+    problems = problems or symmetries.problems(a.specs) or list(_quantised({of_a: a, of_b: b}, symmetries))
     if problems:
         raise RecipeError(problems)
+
+
+def _quantised(models: Mapping[str, Source], symmetries: Symmetries) -> Iterator[Problem]:
+    """Matrices of integers whose units would move and say nothing of where to."""
+    stay = still(symmetries)
+    for label, source in models.items():
+        for name, spec in source.specs.items():
+            if len(spec.shape) > 1 and name not in stay and not is_float(spec.dtype):
+                message = f"is {spec.dtype} in {label!r}, which is not compared"
+                yield Problem("G114", message, name, "align models before they are quantised")

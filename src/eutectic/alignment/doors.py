@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from eutectic.alignment.activations import match_activations
 from eutectic.alignment.common import Common, common, still, without
 from eutectic.alignment.comparing import Pair
-from eutectic.alignment.finding import symmetries_of
+from eutectic.alignment.finding import BY_NAMES, symmetries_of
 from eutectic.alignment.matching import match_weights
 from eutectic.alignment.model import Match
 from eutectic.alignment.orthogonal import match_orthogonal
@@ -89,8 +89,18 @@ class _Request:
                 problems.append(Problem("G116", f"{self.method} needs {name}", name, hint))
             elif value is not None and name not in (*needs, *takes):
                 problems.append(Problem("G116", f"{self.method} uses no {name}", name, "leave it out"))
+        problems += self._kinds()
         if problems:
             raise RecipeError(problems)
+
+    def _kinds(self) -> Iterator[Problem]:
+        """Arguments that are something else than what they should be."""
+        if isinstance(self.data, torch.Tensor):
+            hint = "give a list of batches, as `tensor.split(64)` makes one"
+            yield Problem("G116", "one tensor is no sequence of batches", "data", hint)
+        if not isinstance(self.symmetries, Symmetries | None):
+            message = f"a {type(self.symmetries).__name__} is no table of symmetries"
+            yield Problem("G116", message, "symmetries", "leave it out, or give what `symmetries_of` returns")
 
 
 def align(
@@ -124,7 +134,8 @@ def align(
         data: a file of text for a causal language model, or batches that can be gone through again.
         module: makes the module that the weights are loaded into, where they are no model of `transformers`.
         tokenizer: as for `eutectic.evaluate`.
-        inputs: what a module is called with, to trace it if no symmetries are declared; by default the first batch's.
+        inputs: what a module is called with, to trace it if no symmetries are declared, and to prove those that its
+            names alone tell; by default the first batch's.
         symmetries: the table of both; by default what `symmetries_of` finds.
         loss, steps: see `match_straight_through`.
         seed: of what is drawn; the same seed gives the same alignment.
@@ -172,14 +183,16 @@ def _aligned(a: Source, b: Source, ask: _Request, out: str | os.PathLike[str] | 
         objective=(match.start, *match.objective),
         distance=(match.before, match.after),
         changes={name: asdict(change) for name, change in match.changes.items()},
-        notes=(*both.notes, *(given.notes if given else ()), *match.notes, *_worth(match)),
+        notes=(*both.notes, *_unproved(table), *(given.notes if given else ()), *match.notes, *_worth(match, table)),
     )
 
 
 def _common(a: Source, b: Source, ask: _Request, given: Given | None) -> Common:
     """What is matched. Refuses unlike models before anything is read."""
     of_a = ask.symmetries or _table(a, ask, given)
-    of_b = of_a if ask.symmetries or a.specs.keys() == b.specs.keys() else _table(b, ask, given)
+    # What moves in one model and is not in the other is refused, whatever else the other has.
+    apart = a.specs.keys() - b.specs.keys() - still(of_a)
+    of_b = of_a if ask.symmetries or apart or a.specs.keys() == b.specs.keys() else _table(b, ask, given)
     found = common(a, b, of_a, of_b)
     Pair(found.a, found.b, found.symmetries, memory=0)
     return found
@@ -249,7 +262,8 @@ def _table(source: Source, ask: _Request, given: Given | None) -> Symmetries:
     """What is declared for the model, or traced of its module on the inputs that there are."""
     inputs = ask.inputs
     if inputs is None and given is not None and given.first is not None:
-        inputs = Batch.of(given.first).inputs
+        device = next(source.module.parameters()).device if isinstance(source, LiveSource) else None
+        inputs = Batch.of(given.first, device).inputs
     if isinstance(source, LiveSource):
         return symmetries_of(source, module=source.module, inputs=inputs)
     return symmetries_of(source, module=ask.module() if ask.module else None, inputs=inputs)
@@ -339,10 +353,20 @@ class _Batches:
         return iter(self.begin())
 
 
-def _worth(match: Match) -> Iterator[str]:
+def _unproved(table: Symmetries) -> Iterator[str]:
+    if table.origin.endswith(BY_NAMES):
+        yield (
+            "which units are alike is told by names and shapes alone, which show no skip connection: in Python, live "
+            "modules with `inputs` are proved or traced"
+        )
+
+
+def _worth(match: Match, table: Symmetries) -> Iterator[str]:
     """What a merge has to expect of the moves."""
     moves = match.moves
-    if not (moves.orders or moves.scales or moves.matrices):
+    if not (table.groups or table.gauges):
+        yield "nothing can move: no units of the model may change places"
+    elif not (moves.orders or moves.scales or moves.matrices):
         yield "nothing moves: the models stand alike already, as fine-tunes of one base do"
     elif match.gain < LITTLE:
         yield f"the moves take away {match.gain:.1%} of the squared distance: a merge has little to gain from them"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from eutectic.alignment.families import attempt
+from eutectic.alignment.proof import check
 from eutectic.alignment.tracing import traced
 from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.symmetry import Symmetries
@@ -17,6 +18,9 @@ from eutectic.errors import Problem, RecipeError
 if TYPE_CHECKING:
     from torch import nn
 
+# What the origin of a table ends with that nothing but names and shapes speaks for.
+BY_NAMES = ", by names alone"
+
 
 def symmetries_of(source: Source, *, module: nn.Module | None = None, inputs: Any = None) -> Symmetries:
     """Finds a table of symmetries for a model's tensors.
@@ -25,16 +29,24 @@ def symmetries_of(source: Source, *, module: nn.Module | None = None, inputs: An
         source: whose tensors; its config.json is read, no weight is.
         module: with the same tensors. Its `config`, when it has one as transformers' modules do, stands in for the
             file, and it is traced where nothing is declared.
-        inputs: what to call the module with, for tracing: a tensor, a sequence of arguments or a mapping of them by
-            name; only their shapes count.
+        inputs: what to call the module with: a tensor, a sequence of arguments or a mapping of them by name. For
+            tracing only their shapes count.
+
+    A table that config.json does not speak for is told by names, which show no skip: with a module and inputs it is
+    proved (`check`), and the module traced if it does not hold; without, its `origin` ends with `by names alone`.
 
     Raises `RecipeError`: G160 when nothing is declared that fits and there is no module or input, with G161 for what
     config.json lacks and G162 for tensors that do not fit the nearest family; G140 to G149 when tracing fails, G101 and
     G102 when the traced module is not of these tensors.
     """
     found = attempt(source.specs, _config(source, module), tied=source.ties)
-    if found.symmetries is not None:
-        return found.symmetries
+    if (table := found.symmetries) is not None:
+        if found.stated:
+            return table
+        if module is None or inputs is None:
+            return replace(table, origin=table.origin + BY_NAMES)
+        if _holds(table, module, inputs):
+            return table
     if module is None or inputs is None:
         family = f"; it is nearest to {found.family}" if found.family else ""
         lacking = "module and an input" if module is None else "input"
@@ -50,6 +62,14 @@ def symmetries_of(source: Source, *, module: nn.Module | None = None, inputs: An
     if problems := made.problems(source.specs):
         raise RecipeError(_gathered(problems))
     return made
+
+
+def _holds(table: Symmetries, module: nn.Module, inputs: Any) -> bool:
+    """Whether a table is proved; where the module cannot be run so, tracing says why."""
+    try:
+        return check(module, table, inputs).holds
+    except Exception:  # whatever the module's own code raises
+        return False
 
 
 def _config(source: Source, module: nn.Module | None) -> Mapping[str, Any]:

@@ -33,11 +33,13 @@ class Attempt:
         family: the one it is of, or that which its tensors' names are nearest to; empty when none is near.
         symmetries: the table; None when there is none that fits.
         problems: why not.
+        stated: whether config.json says which family it is, rather than names and shapes alone.
     """
 
     family: str = ""
     symmetries: Symmetries | None = None
     problems: list[Problem] = field(default_factory=list)
+    stated: bool = False
 
 
 def declared(
@@ -68,7 +70,8 @@ def attempt(
     whole, problems = table_of(model.specs, FAMILIES[family](model, family))
     problems = model.problems or [*problems, *_torn(whole, tied)]
     stored = {name: axes for name, axes in whole.axes.items() if name not in tied}
-    return Attempt(family, None if problems else replace(whole, axes=stored), problems)
+    table = None if problems else replace(whole, axes=stored)
+    return Attempt(family, table, problems, stated=model.says("model_type") == family)
 
 
 def _torn(symmetries: Symmetries, tied: Mapping[str, str]) -> Iterator[Problem]:

@@ -42,20 +42,33 @@ else:
 def exported(module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> ExportedProgram:
     """The graph of a module in evaluation mode, in core operations; attention stays whole.
 
-    Raises `RecipeError` (G140) where torch cannot export it.
+    Raises `RecipeError` (G140) where torch cannot export it, or the module cannot be called so at all.
     """
-    try:
-        with evaluating(module), plain(module), torch.no_grad(), _quiet():
+    with evaluating(module), plain(module), torch.no_grad(), _quiet():
+        try:
             program = torch.export.export(module, arguments, dict(options), strict=False)
             table = torch.export.default_decompositions()
             del table[torch.ops.aten.scaled_dot_product_attention.default]
             core: ExportedProgram = program.run_decompositions(table)
             return core
-    except Exception as error:  # whatever the module's own code raises
-        said = shorten(str(error).strip().partition("\n")[0], 200)
-        message = f"torch.export makes no graph of {type(module).__name__}: {type(error).__name__}: {said}"
-        hint = "what depends on data (loops, branches, nonzero) has no graph; declare its symmetries instead"
-        raise RecipeError(Problem("G140", message, hint=hint)) from error
+        except Exception as error:  # whatever the module's own code raises
+            raise RecipeError(_refusal(module, arguments, options, error)) from error
+
+
+def _refusal(module: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any], error: Exception) -> Problem:
+    """Why there is no graph: what torch says, or, first of all, that the module cannot be called so."""
+    name = type(module).__name__
+    try:
+        module(*arguments, **options)
+    except Exception as own:
+        hint = "in Python, give as `inputs` what it is called with: a tensor, a sequence, or a mapping by name"
+        return Problem("G140", f"{name} cannot be called with them: {_said(own)}", "inputs", hint)
+    hint = "what depends on data (loops, branches, nonzero) has no graph; declare its symmetries instead"
+    return Problem("G140", f"torch.export makes no graph of {name}: {_said(error)}", hint=hint)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {shorten(str(error).strip().partition(chr(10))[0], 200)}"
 
 
 @contextmanager
