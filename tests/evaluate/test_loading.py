@@ -171,7 +171,8 @@ def test_what_is_no_language_model(here: Path, config: str | None, said: str) ->
     (here / "a" / "config.json").unlink()
     if config is not None:
         (here / "a" / "config.json").write_text(config)
-    assert said in refusal(lambda: eutectic.evaluate("a", Perplexity("text.jsonl", block=16), cache=False))
+    found = refusal(lambda: eutectic.evaluate("a", Perplexity("text.jsonl", block=16), cache=False))
+    assert said in found and len(found) < 400
 
 
 def test_code_beside_a_model_is_never_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 from eutectic.checkpoint import MemorySource, Source
@@ -200,10 +201,7 @@ class Loader:
                 with torch.device("meta"):
                     made = _saved(library, data) if kind == "saved" else _made(library, kind, config)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            said = str(error).strip().splitlines()
-            message = (
-                f"transformers makes no {kind} model of the config.json of {source.label!r}: {said[0] if said else ''}"
-            )
+            message = f"transformers makes no {kind} model of the config.json of {source.label!r}: {_said(error)}"
             hint = "a model with Python code of its own is never run; " + _FACTORY
             raise CheckpointError(Problem("E905", message, hint=hint)) from error
         return config, made
@@ -241,9 +239,13 @@ def _tokenizer_of(files: Mapping[str, bytes], label: str) -> Any:
             with quiet():
                 return library.AutoTokenizer.from_pretrained(folder, **_SAFE)
         except Exception as error:  # the readers of two libraries, with exceptions of their own
-            said = str(error).strip().splitlines()
-            message = f"the tokenizer of {label!r} cannot be read: {said[0] if said else type(error).__name__}"
+            message = f"the tokenizer of {label!r} cannot be read: {_said(error) or type(error).__name__}"
             raise CheckpointError(Problem("E906", message)) from error
+
+
+def _said(error: Exception) -> str:
+    """What another library says, in a line: transformers lists hundreds of kinds of models behind it."""
+    return shorten(str(error).strip().partition("\n")[0], 160, placeholder=" …")
 
 
 def _made(library: Any, kind: Kind, config: Any) -> Any:
