@@ -313,3 +313,6 @@ def test_arguments_that_cannot_be_are_refused_all_at_once() -> None:
         matched(CHAIN, weights(CHAIN), weights(CHAIN), restarts=-1, sweeps=0, fixed=["h11"])
     assert [problem.where for problem in refused.value.problems] == ["restarts", "sweeps", "fixed"]
     assert "did you mean 'h1'" in str(refused.value)
+    with pytest.raises(RecipeError) as refused:
+        matched(CHAIN, weights(CHAIN), weights(CHAIN), restarts=True, sweeps=1.5)
+    assert [problem.where for problem in refused.value.problems] == ["restarts", "sweeps"]

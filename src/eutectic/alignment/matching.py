@@ -106,8 +106,8 @@ def _finished(pair: Pair, form: Moves, ascent: Ascent, begun: float) -> Match:
 def _check_arguments(symmetries: Symmetries, restarts: int, sweeps: int, fixed: Collection[str]) -> None:
     problems = []
     for name, value, least in (("restarts", restarts, 0), ("sweeps", sweeps, 1)):
-        if value < least:
-            problems.append(Problem("G173", f"must be a whole number from {least} on, not {value}", name))
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            problems.append(Problem("G173", f"must be a whole number from {least} on, not {value!r}", name))
     for name in fixed:
         if name not in symmetries.groups:
             hint = did_you_mean(name, symmetries.groups)
