@@ -143,6 +143,10 @@ class PlanInput:
         """Where its config and tokenizer are."""
         return self.plan.donor.folder() if self.plan else self._open.folder()
 
+    def beside(self, name: str) -> bytes | None:
+        """A small file that stands beside its weights: of a nested recipe, beside those whose config it has."""
+        return self.plan.donor.beside(name) if self.plan else self._open.beside(name)
+
     def tokenizer_folder(self) -> str | None:
         """Where its tokenizer is: of a nested recipe, where that one takes it from."""
         return self.plan.tokenizer_folder() if self.plan else self._open.folder()

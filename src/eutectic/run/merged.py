@@ -126,5 +126,8 @@ class MergedSource(Source):
     def folder(self) -> str | None:
         return self.plan.donor.folder()
 
+    def beside(self, name: str) -> bytes | None:
+        return self.plan.donor.beside(name)
+
     def close(self) -> None:
         self.plan.close()
