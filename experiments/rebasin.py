@@ -49,7 +49,7 @@ CONVOLUTIONS = {
 }
 
 METHODS = (NAIVE, WEIGHTS, ACTIVATIONS)
-TRAIN, TEST, HALF = "loss, training images", "loss, held out", "accuracy half way, %"
+TRAIN, TEST, HALF = "barrier, training images", "barrier, held out", "accuracy half way, %"
 ENDS, REPAIRED = "the networks themselves", "repaired, %"
 WITH_DECAY, WITHOUT, CALM = "SGD with weight decay", "Adam without decay", "Adam without decay, small first weights"
 TREND, COLLAPSE, SEVERAL = "Width", "Ten layers", "Four networks"
@@ -300,11 +300,11 @@ def main() -> None:
 
 
 def write(figures: Mapping[str, Figures]) -> str:
-    """Puts the figures into the page and beside it; returns the tables."""
+    """Puts the figures beside the page and into it; returns the tables."""
+    PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     text = "\n".join(shown(title, rows) for title, rows in figures.items())
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return text
 
 
