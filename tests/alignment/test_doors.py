@@ -249,6 +249,21 @@ def test_another_thing_where_the_folder_should_be_is_kept(here: Path) -> None:
     assert (here / "notes.txt").read_text() == "mine"
 
 
+def test_an_alignment_that_cannot_be_read_is_replaced_if_that_is_asked_for(here: Path) -> None:
+    align("a", "apart", out=here / "perm")
+    about = here / "perm" / "alignment.json"
+    about.write_text(about.read_text().replace('"seed": 0', '"seed": 7'))
+    assert "W401" in refused(out=here / "perm")[0] and "no alignment that can be read" in refused(out=here / "perm")[0]
+    align("a", "apart", out=here / "perm", replace=True)
+    with open_source(here / "perm") as source:
+        assert read_alignment(source).settings["seed"] == 0
+
+
+@pytest.mark.parametrize("odd", [{"memory": "1GiB"}, {"restarts": 1.5}, {"sweeps": None}])
+def test_what_is_no_number_is_refused(here: Path, odd: dict[str, Any]) -> None:
+    assert refused(**odd)[0].startswith(f"G116 {next(iter(odd))}: must be a whole number, not ")
+
+
 def test_symmetries_are_proved_and_wrong_ones_are_found_out(here: Path) -> None:
     table, check = prove("a", elements=1)
     assert check.holds and check.error < 1e-12 and table.origin

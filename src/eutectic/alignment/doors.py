@@ -20,6 +20,8 @@ from eutectic.alignment.proof import Check, check
 from eutectic.alignment.sinkhorn import match_sinkhorn
 from eutectic.alignment.straight_through import match_straight_through
 from eutectic.checkpoint import Alignment, Named, Source, open_source, read_alignment
+from eutectic.checkpoint.alignment import ABOUT
+from eutectic.checkpoint.artefact import refuse_place
 from eutectic.checkpoint.symmetry import Moves, Symmetries
 from eutectic.errors import CheckpointError, Problem, RecipeError, did_you_mean
 from eutectic.evaluate import LiveSource, Loader, Settings
@@ -95,6 +97,9 @@ class _Request:
 
     def _kinds(self) -> Iterator[Problem]:
         """Arguments that are something else than what they should be."""
+        for name, value in (("restarts", self.restarts), ("sweeps", self.sweeps), ("memory", self.memory)):
+            if type(value) is not int:
+                yield Problem("G116", f"must be a whole number, not {value!r}", name)
         if isinstance(self.data, torch.Tensor):
             hint = "give a list of batches, as `tensor.split(64)` makes one"
             yield Problem("G116", "one tensor is no sequence of batches", "data", hint)
@@ -146,11 +151,14 @@ def align(
         replace: whether the folder may be replaced.
 
     Raises `RecipeError`: G116 for what the method lacks or has no use for, G160 to G163 (no symmetries), G170 and G171
-    with every tensor in which the models differ, W401 if `out` is there; and what the methods raise.
+    with every tensor in which the models differ, W401 if `out` is there; `OutputError` (W405) if the folder above it is
+    not; and what the methods raise.
     """
     plain = (method, data, module, tokenizer, inputs, symmetries, loss, steps, seed, restarts, sweeps, memory)
     ask = _Request(*plain, options or Options(seed=seed), tell or (lambda said: None))
     ask.check()
+    if out is not None:
+        refuse_place(out, about=ABOUT)
     live = module is None
     with opened([a], live=live) as first, opened([b], live=live) as second:
         found = _aligned(refuse_several(first), refuse_several(second), ask, out, replace)
