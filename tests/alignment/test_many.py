@@ -10,16 +10,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.polynomial import Polynomial
 from torch import Tensor
 
 import eutectic
+from eutectic.alignment import many
 from eutectic.alignment.comparing import Pair
 from eutectic.alignment.finding import symmetries_of
 from eutectic.alignment.many import METHODS, align_many
 from eutectic.alignment.matching import match_weights
 from eutectic.alignment.model import Match
 from eutectic.alignment.moves import compose, essential, inverse, random_moves
-from eutectic.alignment.universe import Relaxation, Soft
+from eutectic.alignment.universe import Relaxation, Soft, highest
 from eutectic.checkpoint.memory import MemorySource
 from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.symmetry import Factor, Group, Moves, Symmetries, axis, fixed
@@ -210,6 +212,24 @@ def test_the_nearest_element_of_one_that_is_not_soft_is_itself() -> None:
     found = problem.nearest(problem.vertex(moves))
     assert all(torch.equal(found.orders[name], order) for name, order in moves.orders.items())
     assert all(torch.equal(found.scales[name], scale) for name, scale in moves.scales.items())
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "where"),
+    [([0, 0.6, -1], 0.3), ([1, 2], 1), ([1, -2], 0), ([5], 0), ([0], 0), ([0, 1, -3, 2], 0.2113), ([0, -1, 0, 1], 0)],
+)
+def test_a_step_ends_where_the_polynomial_is_highest(coefficients: list[float], where: float) -> None:
+    assert highest(Polynomial(coefficients)) == pytest.approx(where, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_beginning_that_lowers_the_sum_is_not_taken(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = Moves({"h0": torch.roll(torch.arange(5), 1)})
+    monkeypatch.setattr(many, "universe", lambda *given: [Moves(), away, Moves()])
+    monkeypatch.setattr(many.Ascent, "guess", lambda ascent: setattr(ascent, "moves", away))
+    monkeypatch.setattr(many.Ascent, "climb", lambda *given: None)
+    found = align_many(sources([perceptron(1)] * 3), table(), method=method)  # type: ignore[arg-type]
+    assert [match.moves for match in found] == [Moves()] * 3 and found[0].objective == (found[0].start,)
 
 
 def test_one_model_and_an_unknown_method_are_refused_together() -> None:

@@ -100,7 +100,7 @@ def universe(
     for made in range(1, _STEPS + 1):
         ends = [elements[0], *problem.answers(elements)]
         curve = problem.curve(elements, ends)
-        step = _best(curve)
+        step = highest(curve)
         elements = [one.towards(end, step) for one, end in zip(elements, ends, strict=True)]
         gained, reached = curve(step) - reached, curve(step)
         tell(made, _STEPS)
@@ -134,7 +134,7 @@ def plain(family: Family, index: Index) -> bool:
     return not (family.gauges or family.root in index.symmetries.stacks or family.root in inside)
 
 
-def _best(curve: Polynomial) -> float:
+def highest(curve: Polynomial) -> float:
     """Where in [0, 1] a polynomial is largest, 0 if there is a choice."""
     turns = curve.deriv().roots()
     inner = [float(turn.real) for turn in np.atleast_1d(turns) if abs(turn.imag) < 1e-9 and 0 < turn.real < 1]
