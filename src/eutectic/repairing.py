@@ -12,6 +12,7 @@ from eutectic import alignment, checkpoint, methods, recipe
 from eutectic.alignment.renormalisation import How, problems_of
 from eutectic.checkpoint import Source
 from eutectic.checkpoint.overlay import Overlaid
+from eutectic.checkpoint.vocabulary import json_of
 from eutectic.errors import CheckpointError, Problem, RecipeError, listed
 from eutectic.evaluate import Settings
 from eutectic.evaluate.loading import Loader
@@ -113,7 +114,8 @@ def repair(
             tell("writing")
         about = {"method": "REPAIR, arXiv:2211.08403", **asked, "data": given.identity}
         about["parents"] = [source.identity() for source in models[1:]]
-        return _written(models[0], found, about, given.notes, os.fspath(out), options)
+        notes = (*given.notes, *(() if alignments else _unaligned(sources[0], sources[1:])))
+        return _written(models[0], found, about, notes, os.fspath(out), options)
 
 
 def _repaired(
@@ -180,6 +182,15 @@ def _aligned(parents: Sequence[Source], alignments: Sequence[Any], stack: ExitSt
     if problems:
         raise RecipeError(problems)
     return found
+
+
+def _unaligned(merged: Source, parents: Sequence[Source]) -> Iterator[str]:
+    """Of parents that are stored in another order than that in which the manifest of the merge says they went in."""
+    manifest = json_of(merged.beside("eutectic.json"))
+    inputs = manifest.get("inputs", []) if isinstance(manifest, dict) else []
+    aligned = {one.get("label") for one in inputs if "aligned" in one}
+    for label in [parent.label for parent in parents if parent.label in aligned]:
+        yield f"{label!r} was aligned for the merge, and its channels stand here as they are stored: give the alignment"
 
 
 def _moved(one: alignment.Alignment, parents: Sequence[Source]) -> int | None:

@@ -59,6 +59,10 @@ def read(folder: Path) -> Alignment:
         return read_alignment(source)
 
 
+def test_it_shows_as_a_line() -> None:
+    assert repr(alignment(Moves())) == "<Alignment 'b to a': by weights, distance² 4 before and 1 after>"
+
+
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=15, deadline=None)
 def test_what_is_written_is_read(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -48,6 +48,15 @@ def test_a_merge_is_repaired_and_its_manifest_says_how(run: Run, here: Path) -> 
     assert again.exit_code == 1 and "V704" in again.stderr and "`--stored-only`" in again.stderr
 
 
+def test_a_parent_that_was_aligned_and_comes_as_it_is_stored_is_noted(run: Run, here: Path) -> None:
+    done = run("repair", "merged", "out", *ASK)
+    said = "'two' was aligned for the merge, and its channels stand here as they are stored: give the alignment"
+    assert (done.exit_code, said in " ".join(done.stdout.split())) == (0, True)
+    (here / "moved.yml").write_text("merge_method: passthrough\nmodels: [{model: two, aligned: perm}]\n")
+    moved = [word.replace("two", "moved.yml") for word in ASK]
+    assert "was aligned" not in run("repair", "merged", "other", *moved).stdout
+
+
 def test_json_the_closed_form_and_a_recipe_in_place_of_the_merge(run: Run, here: Path) -> None:
     done = run(
         "repair", "m.yml", "out", *ASK, "--alignment", "perm", "--how", "closed_form", "--samples", "3", "--json"

@@ -69,6 +69,10 @@ class Alignment:
     changes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        before, after = self.distance
+        return f"<Alignment {self.label!r}: by {self.method}, distance² {before:.4g} before and {after:.4g} after>"
+
     @property
     def label(self) -> str:
         """A short name for messages."""
