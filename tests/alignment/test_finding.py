@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eutectic.alignment.families import attempt, declared
 from eutectic.alignment.finding import symmetries_of
 from eutectic.alignment.proof import check
-from eutectic.checkpoint import open_source
+from eutectic.checkpoint import MemorySource, open_source
 from eutectic.checkpoint.source import Spec
 from eutectic.errors import Problem, RecipeError
 from eutectic.testing import tiny_llama
@@ -279,3 +279,12 @@ def test_inputs_that_the_module_does_not_take_are_not_passed_over(inputs: Any) -
     (problem,) = refusal(open_source(module), module=module, inputs=inputs)
     assert (problem.code, problem.where) == ("G140", "inputs")
     assert problem.message.startswith("Skipping cannot be called with them: ")
+
+
+def test_a_tied_tensor_may_be_stored_once_though_nothing_says_that_it_is_tied() -> None:
+    module = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8), nn.Linear(8, 9))
+    module[4].weight = module[0].weight
+    stored = {name: tensor for name, tensor in module.state_dict().items() if name != "4.weight"}
+    inputs = torch.arange(9)[None]
+    table = symmetries_of(MemorySource("once", stored), module=module, inputs=inputs)
+    assert table.axes.keys() == stored.keys() and table.groups and check(module, table, inputs).holds

@@ -264,3 +264,11 @@ def test_a_check_is_plain_data_and_the_same_for_a_seed() -> None:
     assert json.dumps(same[0]) == json.dumps(same[1])
     assert same[0]["error"] != same[2]["error"]
     assert set(found[0]) == {"holds", "error", "tolerance", "elements", "groups", "gauges", "broken", "unreached"}
+
+
+def test_a_broken_weight_is_named_where_outputs_are_not_finite() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    table = traced(net, torch.randn(2, 3))
+    net[2].weight.data[0, 0] = torch.nan
+    with pytest.raises(RecipeError, match=r"G151 inputs: .* not finite; NaN or infinity is in 2\.weight"):
+        check(net, table, torch.randn(2, 3))

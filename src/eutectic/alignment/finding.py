@@ -57,11 +57,19 @@ def symmetries_of(source: Source, *, module: nn.Module | None = None, inputs: An
         made = traced(module, **inputs)
     else:
         made = traced(module, *(inputs if isinstance(inputs, Sequence) else (inputs,)))
-    others = source.ties.keys() | source.implied.keys()
+    others = source.ties.keys() | source.implied.keys() | _shared(source, module)
     made = replace(made, axes={name: axes for name, axes in made.axes.items() if name not in others})
     if problems := made.problems(source.specs):
         raise RecipeError(_gathered(problems))
     return made
+
+
+def _shared(source: Source, module: nn.Module) -> set[str]:
+    """Names of stored tensors that the module has and the checkpoint lacks, though nothing there says they are tied."""
+    names: dict[int, set[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), set()).add(name)
+    return {name for alike in names.values() if alike & source.specs.keys() for name in alike - source.specs.keys()}
 
 
 def _holds(table: Symmetries, module: nn.Module, inputs: Any) -> bool:

@@ -104,7 +104,7 @@ def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: i
     _shake(twin, seed + 1)
     others = _outputs(twin, given)
     scales = [_scale(one, other) for one, other in zip(due, others, strict=True)]
-    _refuse_blind(due, _distance(again, due, scales), others if names else None)
+    _refuse_blind(due, _distance(again, due, scales), others if names else None, state)
     unreached = _unreached(twin, given, symmetries)
 
     def error(moves: Moves) -> float:
@@ -250,19 +250,22 @@ def _outputs(module: nn.Module, inputs: Any, *, gradients: bool = False) -> list
     return [one.double() for one in pytree.tree_leaves(made) if isinstance(one, torch.Tensor)]
 
 
-def _refuse_blind(due: list[Tensor], apart: float, others: list[Tensor] | None) -> None:
+def _refuse_blind(due: list[Tensor], apart: float, others: list[Tensor] | None, state: Mapping[str, Tensor]) -> None:
     """Raises `RecipeError` (G151) for outputs that prove nothing.
 
     Args:
         due: the outputs.
         apart: how far those of another run are from them.
         others: those of other weights.
+        state: the weights.
     """
     message = hint = ""
     if not any(one.numel() for one in due):
         message = "hold no number"
     elif not all(torch.isfinite(one).all() for one in due):
-        message, hint = "are not finite", "give inputs as the module meets them"
+        broken = [name for name, one in state.items() if not one.isfinite().all()]
+        hint = f"NaN or infinity is in {listed(broken)}" if broken else "give inputs as the module meets them"
+        message = "are not finite"
     elif apart > TOLERANCE:
         message, hint = "are others in each run", "leave out what is drawn at random"
     elif others is not None and not any(_depends(*pair).any() for pair in zip(due, others, strict=True)):
