@@ -45,7 +45,18 @@ def update_bn(
 
     Raises `RecipeError` (T704) if there was no batch.
     """
-    layers = statistics_layers(model)
+    update_layers(statistics_layers(model), loader, model, device=device, forward=forward)
+
+
+def update_layers(
+    layers: Sequence[Any],
+    loader: Iterable[Any],
+    model: nn.Module,
+    *,
+    device: torch.device | str | None = None,
+    forward: Forward | None = None,
+) -> None:
+    """As `update_bn`, of some of the model's layers: the others normalise by the statistics that they have."""
     if not layers:
         return
     modes = [(module, module.training) for module in model.modules()]

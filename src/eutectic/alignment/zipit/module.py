@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import nn
 
 from eutectic.alignment.zipit.together import Together
-from eutectic.averaging.statistics import statistics_layers, update_bn
+from eutectic.averaging.statistics import statistics_layers, update_layers
 from eutectic.errors import Problem, RecipeError, listed
 from eutectic.lazy import LazyModule
 from eutectic.statistics.batches import Batch
@@ -128,7 +128,7 @@ def reset_statistics(zipped: Zipped, loaders: Sequence[Iterable[Any]]) -> None:
 
     A merged layer's outputs have another mean and a smaller variance than those it was merged from; without this,
     models with batch normalisation are of little use. Batches of the tasks are joined, so that the statistics of the
-    trunk are over all tasks. A model without such layers is left alone.
+    trunk are over all tasks; heads are then given what it makes with these. A model without such layers is left alone.
 
     Args:
         zipped: what to change.
@@ -140,23 +140,18 @@ def reset_statistics(zipped: Zipped, loaders: Sequence[Iterable[Any]]) -> None:
     if len(loaders) != len(zipped.members):
         message = f"there are {len(loaders)} loaders for {len(zipped.members)} models"
         raise RecipeError(Problem("G248", message, "loaders", "give one for each model"))
-    inside = _statistics(zipped.members[0], zipped.shared)
-    if inside:
-        update_bn(chain.from_iterable(map(_joined, zip_longest(*loaders))), zipped.members[0])
+    first = zipped.members[0]
+    update_layers(_layers(first, zipped.shared)[0], chain.from_iterable(map(_joined, zip_longest(*loaders))), first)
     for member, loader in zip(zipped.members, loaders, strict=True):
-        if len(statistics_layers(member)) == len(inside):
-            continue
-        kept = [(layer, {name: one.clone() for name, one in layer.named_buffers()}) for layer in inside]
-        update_bn(loader, member)
-        for layer, buffers in kept:
-            for name, buffer in buffers.items():
-                getattr(layer, name).copy_(buffer)
+        update_layers(_layers(member, zipped.shared)[1], loader, member)
 
 
-def _statistics(member: nn.Module, shared: frozenset[str]) -> list[Any]:
-    """The normalisation layers of the trunk."""
+def _layers(member: nn.Module, shared: frozenset[str]) -> tuple[list[Any], list[Any]]:
+    """The normalisation layers of the trunk, and those behind it."""
     names = {id(part): f"{path}.running_mean".lstrip(".") for path, part in member.named_modules()}
-    return [layer for layer in statistics_layers(member) if names[id(layer)] in shared]
+    found = statistics_layers(member)
+    inside = [layer for layer in found if names[id(layer)] in shared]
+    return inside, [layer for layer in found if names[id(layer)] not in shared]
 
 
 def _joined(batches: Sequence[Any]) -> list[Any]:

@@ -175,6 +175,10 @@ class Together:
         self._members = members
         self._programs: list[Program] = []
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy makes graphs of its own; these hold what cannot be written.
+        return Together, (list(self._members),)
+
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """What each module makes of the inputs. Raises `RecipeError` (G246) for a module without a graph."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
