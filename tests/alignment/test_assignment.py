@@ -77,6 +77,14 @@ def test_what_is_alike_stays_while_the_others_move() -> None:
     assert assign(similarity).tolist() == [*planted.tolist(), *range(8, 16)]
 
 
+def test_no_unit_moves_that_may_change_with_who_is_in_its_place() -> None:
+    # The first two change places; the third is as good in one as in the other, or where it is.
+    similarity = torch.tensor([[0.0, 9, 9], [9, 0, 0], [0, 0, 0]])
+    for order in map(list, permutations(range(3))):
+        found = assign(similarity[order][:, order])
+        assert int((found == torch.arange(3)).nonzero()[0]) == order.index(2)
+
+
 def test_adding_to_a_row_or_a_column_changes_nothing() -> None:
     similarity = drawn(5, 40, 40)
     order = assign(similarity)
