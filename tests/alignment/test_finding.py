@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from eutectic.alignment.families import attempt, declared
 from eutectic.alignment.finding import symmetries_of
+from eutectic.alignment.matching import match_weights
 from eutectic.alignment.proof import check
 from eutectic.checkpoint import MemorySource, open_source
 from eutectic.checkpoint.source import Spec
-from eutectic.errors import Problem, RecipeError
+from eutectic.checkpoint.symmetry import Symmetries
+from eutectic.errors import CheckpointError, Problem, RecipeError
 from eutectic.testing import tiny_llama
 
 
@@ -288,3 +290,12 @@ def test_a_tied_tensor_may_be_stored_once_though_nothing_says_that_it_is_tied() 
     inputs = torch.arange(9)[None]
     table = symmetries_of(MemorySource("once", stored), module=module, inputs=inputs)
     assert table.axes.keys() == stored.keys() and table.groups and check(module, table, inputs).holds
+
+
+def test_what_is_not_open_is_refused() -> None:
+    module: Any = nn.Linear(3, 2)
+    with pytest.raises(CheckpointError, match=r"C200 a Linear is no open model; give what `eutectic.open` makes"):
+        symmetries_of(module)
+    with pytest.raises(CheckpointError) as caught:
+        match_weights(module, module.state_dict(), Symmetries({}, {}))
+    assert [one.code for one in caught.value.problems] == ["C200", "C200"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.symmetry import Symmetries
-from eutectic.errors import listed
+from eutectic.errors import CheckpointError, Problem, listed
 
 
 class Less(Source):
@@ -59,6 +60,14 @@ def common(a: Source, b: Source, of_a: Symmetries, of_b: Symmetries) -> Common:
     note = f"only one model has {listed(sorted(loose))}, in which nothing moves: not compared"
     absent = [name for name in loose if name not in b.specs]
     return Common(Less(a, loose), Less(b, loose), left, without(of_b, absent), (note,))
+
+
+def refuse_unopened(*models: Any) -> None:
+    """Raises `CheckpointError` (C200) for each of the models that is no source."""
+    others = [type(one).__name__ for one in models if not isinstance(one, Source)]
+    if others:
+        hint = "give what `eutectic.open` makes of it, or call `eutectic.align`, which opens models itself"
+        raise CheckpointError([Problem("C200", f"a {name} is no open model", hint=hint) for name in others])
 
 
 def without(symmetries: Symmetries, names: Collection[str]) -> Symmetries:

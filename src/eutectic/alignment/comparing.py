@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from eutectic.alignment.common import still
+from eutectic.alignment.common import refuse_unopened, still
 from eutectic.alignment.model import Change
 from eutectic.alignment.places import Index, votes
 from eutectic.alignment.reading import Cache, Reading
@@ -45,7 +45,9 @@ class Pair:
 
         Raises `RecipeError` with every tensor in which the models differ, or that the table does not fit: G170 for
         shapes, G171 for one that only one model has, G101 to G103 of the table; G114 for matrices of integers.
+        `CheckpointError` (C200) for what is no source.
         """
+        refuse_unopened(a, b)
         _check(a, b, symmetries)
         cache = Cache(memory)
         self.labels = (a.label, b.label)

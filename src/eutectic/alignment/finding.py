@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from eutectic.alignment.common import refuse_unopened
 from eutectic.alignment.families import attempt
 from eutectic.alignment.proof import check
 from eutectic.alignment.tracing import traced
@@ -37,8 +38,9 @@ def symmetries_of(source: Source, *, module: nn.Module | None = None, inputs: An
 
     Raises `RecipeError`: G160 when nothing is declared that fits and there is no module or input, with G161 for what
     config.json lacks and G162 for tensors that do not fit the nearest family; G140 to G149 when tracing fails, G101 and
-    G102 when the traced module is not of these tensors.
+    G102 when the traced module is not of these tensors. `CheckpointError` (C200) for what is no source.
     """
+    refuse_unopened(source)
     found = attempt(source.specs, _config(source, module), tied=source.ties)
     if (table := found.symmetries) is not None:
         if found.stated:
