@@ -298,10 +298,18 @@ def test_units_within_others_are_the_best_and_products_no_worse_than_they_were(s
 def test_signs_of_groups_that_are_seen_as_a_product_agree(seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     table = Symmetries({"p": Group(3, "sign"), "q": Group(4, "sign")}, {})
-    one = Correlated(table, {view("p", "q"): torch.randn(12, 12, dtype=torch.float64, generator=draw)})
+    seen = torch.randn(12, 12, dtype=torch.float64, generator=draw)
+    one = Correlated(table, {view("p", "q"): seen})
     start = one.value()
     one.solve()
     assert one.value() >= start
+    # No other order and no other signs of one of them are better while the other one stays.
+    for name, size in (("p", 3), ("q", 4)):
+        for order, signs in product(permutations(range(size)), product((-1.0, 1.0), repeat=size)):
+            other = Correlated(table, {view("p", "q"): seen})
+            other.orders = {**one.orders, name: torch.tensor(order)}
+            other.signs = {**one.signs, name: torch.tensor(signs).double()}
+            assert other.value() <= one.value() + 1e-12
     one.orders = {"p": torch.tensor([2, 0, 1]), "q": torch.tensor([3, 1, 0, 2])}
     one.signs = {"p": torch.tensor([-1.0, 1, 1]).double(), "q": torch.tensor([-1.0, -1, 1, -1]).double()}
     columns = (one.orders["p"][:, None] * 4 + one.orders["q"]).flatten()
