@@ -82,12 +82,16 @@ def match_sinkhorn(
     with torch.inference_mode(False):
         work = Midpoint(module, open_source(a), open_source(b), symmetries, loss, list(batches))
         matched = match_weights(work.a, work.b, symmetries, seed=seed).moves
-        descent = _Descent(work, matched, lr, temperature)
-        start = work.score(Moves())
-        kept, history = descent.run(steps, tell or (lambda step, best: None))
+        return _descended(work, _Descent(work, matched, lr, temperature), steps, tell or (lambda step, best: None))
+
+
+def _descended(work: Midpoint, descent: _Descent, steps: int, tell: Callable[[int, float], None]) -> Match:
+    """The best of the moves that are found and of none."""
+    start = work.score(Moves())
+    kept, history = descent.run(steps, tell)
     if start <= history[-1]:
         kept = Moves()
-    before, after, changes = compared(Pair(work.a, work.b, symmetries, 0), kept)
+    before, after, changes = compared(Pair(work.a, work.b, work.symmetries, 0), kept)
     objective = tuple(-min(start, one) for one in history)
     return Match(kept, objective, -start, before, after, changes, descent.notes)
 
