@@ -51,8 +51,7 @@ def match_sinkhorn(
     and the moves that are kept are the best by the loss over all batches: never worse there than weight matching or
     the identity.
 
-    Heads, experts and whatever else is more than an order stay as weight matching has them; the notes say so. Where
-    there is nothing else, the result is weight matching's or the identity.
+    Heads, experts and whatever else is more than an order stay as weight matching has them; the notes say so.
 
     Source: Peña et al. 2023, *Re-basin via implicit Sinkhorn differentiation*, arXiv:2212.12042. Differs from the
     paper: the gradient goes through the rounds of normalisation; of its losses this is the one at the midpoint, which
@@ -63,7 +62,7 @@ def match_sinkhorn(
         a: the weights that stand: a module, a state dict, a path or a source, by the names of the table and the module.
         b: those that move.
         batches: of inputs, as for `match_activations`, with what the loss needs; gone through again and again.
-        loss: a function of the module's output and the batch: one number, or one a sample, of which the mean is taken.
+        loss: a function of the module's output and the batch: one number, or one a sample.
         symmetries: of both.
         steps: batches that a step is made with.
         lr: learning rate of Adam on X.
@@ -78,7 +77,6 @@ def match_sinkhorn(
     Raises `RecipeError` (F101, G220), `NumericError` (G221) for a loss that is NaN or infinite.
     """
     _check(batches, steps, lr, temperature)
-    # Loaders give modules in inference mode, in which there is no gradient.
     with torch.inference_mode(False):
         work = Midpoint(module, open_source(a), open_source(b), symmetries, loss, list(batches))
         matched = match_weights(work.a, work.b, symmetries, seed=seed).moves
