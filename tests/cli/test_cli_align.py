@@ -22,7 +22,8 @@ def _apart(here: Path) -> None:
 def test_a_table_and_a_folder_that_a_recipe_takes(run: Run, here: Path) -> None:
     result = run("align", "base", "apart", "--out", "perm")
     assert (result.exit_code, result.stderr) == (0, "")
-    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    cost, *lines = (line.rstrip() for line in result.stdout.splitlines())
+    assert cost.startswith("matching") and "GFLOP" in cost and cost.endswith("beside --memory")
     assert lines[0].startswith("matched by  weights; declared for llama")
     assert lines[1:3] == ["stays       base", "moves       apart"]
     assert "before" in lines[3] and "less" in lines[3] and lines[4].startswith("objective")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from eutectic.alignment.activations import match_activations
 from eutectic.alignment.common import Common, common, still, without
 from eutectic.alignment.comparing import Pair
+from eutectic.alignment.costs import Cost, predict
 from eutectic.alignment.finding import BY_NAMES, symmetries_of
 from eutectic.alignment.matching import match_weights
 from eutectic.alignment.model import Match
@@ -75,6 +76,7 @@ class _Request:
     memory: int
     options: Options
     tell: Callable[[str], None]
+    on_plan: Callable[[Cost], None]
 
     def check(self) -> None:
         """Raises `RecipeError` (G116) with everything that is missing or has no use."""
@@ -126,6 +128,7 @@ def align(
     memory: int = MEMORY,
     options: Options | None = None,
     tell: Callable[[str], None] | None = None,
+    on_plan: Callable[[Cost], None] | None = None,
     out: str | os.PathLike[str] | None = None,
     replace: bool = False,
 ) -> Alignment:
@@ -147,6 +150,7 @@ def align(
         restarts, sweeps, memory: see `match_weights`.
         options: how to go through data, as for `eutectic.statistics.collect`.
         tell: called with how far matching is, in words.
+        on_plan: called before weights are matched with what that takes, by `predict`.
         out: a folder to write to, as `Alignment.save` does; if it holds this very alignment, that one is given back.
         replace: whether the folder may be replaced.
 
@@ -155,7 +159,8 @@ def align(
     not; and what the methods raise.
     """
     plain = (method, data, module, tokenizer, inputs, symmetries, loss, steps, seed, restarts, sweeps, memory)
-    ask = _Request(*plain, options or Options(seed=seed), tell or (lambda said: None))
+    told: tuple[Any, ...] = (tell or (lambda said: None), on_plan or (lambda cost: None))
+    ask = _Request(*plain, options or Options(seed=seed), *told)
     ask.check()
     if out is not None:
         refuse_place(out, about=ABOUT)
@@ -322,11 +327,11 @@ def _by_weights(both: Common, ask: _Request) -> tuple[Match, Symmetries]:
     def tell(sweep: int, done: int, of: int) -> None:
         ask.tell(f"sweep {sweep}: {done} of {of}")
 
-    how: dict[str, Any] = {"restarts": ask.restarts, "sweeps": ask.sweeps, "memory": ask.memory}
-    how |= {"seed": ask.seed, "progress": tell}
+    ask.on_plan(predict(both.a.specs, both.symmetries))
+    how: dict[str, Any] = {key: getattr(ask, key) for key in ("seed", "restarts", "sweeps", "memory")}
     if ask.method == "weights":
-        return match_weights(both.a, both.b, both.symmetries, **how), both.moved
-    match, table = match_orthogonal(both.a, both.b, both.symmetries, **how)
+        return match_weights(both.a, both.b, both.symmetries, progress=tell, **how), both.moved
+    match, table = match_orthogonal(both.a, both.b, both.symmetries, progress=tell, **how)
     return match, dataclasses.replace(table, axes={**both.moved.axes, **table.axes})
 
 

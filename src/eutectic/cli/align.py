@@ -14,6 +14,7 @@ from eutectic.cli import collect, options, scoring, screen, values
 from eutectic.errors import NumericError, Problem, RecipeError
 
 if TYPE_CHECKING:
+    from eutectic.alignment import Cost
     from eutectic.checkpoint import Alignment
 
 
@@ -99,6 +100,7 @@ def align(
                 memory=values.size(memory, "--memory"),
                 options=Options(samples=samples, field=field, length=length, batch=batch, seed=seed, device=device),
                 tell=tell,
+                on_plan=lambda cost: None if json or quiet else _show_cost(cost),
                 out=out,
                 replace=replace,
             )
@@ -127,6 +129,13 @@ def _prove(model: str, seed: int, *, json: bool, quiet: bool) -> None:
         raise NumericError(Problem("G117", str(check), model))
     if not quiet and not json:
         screen.out().print(f"[green]proved[/] {screen.text(f'{table.origin}: {check}')}", soft_wrap=True)
+
+
+def _show_cost(cost: Cost) -> None:
+    largest = max(cost.assignments, default=0)
+    took = f"{cost.flops / 1e9:,.3g} GFLOP and {values.shown(cost.read)} a sweep, up to {largest:,} units at a time"
+    text = f"{took}, {values.shown(cost.memory)} beside --memory"
+    screen.out().print(f"[dim]matching  [/]  {screen.text(text)}", soft_wrap=True)
 
 
 def _show(found: Alignment, out: str | None) -> None:
