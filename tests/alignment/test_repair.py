@@ -249,6 +249,11 @@ def test_bad_requests_are_answered_at_once_and_together() -> None:
     text = str(caught.value)
     for part in ("parents[1]: differs", "did you mean 'sequential'", "gone through again", "1 weights for 2 parents"):
         assert part in text
+    with pytest.raises(EutecticError) as caught:
+        repair(parents[0], [parents[0].state_dict()], X)  # type: ignore[list-item]
+    said = [str(one) for one in caught.value.problems]
+    assert said[0].startswith("G210 parents[0]: must be a live module, not a OrderedDict")
+    assert said[1].startswith("G211 batches") and said[1].endswith("a list of them, or a DataLoader")
     with pytest.raises(EutecticError, match="not all 0"):
         repair(parents[0], parents[:1], [X], weights=[0.0])
     with pytest.raises(EutecticError, match="F101"):

@@ -379,6 +379,10 @@ def test_requests_that_cannot_be_are_refused() -> None:
     x = data(*IMAGES)
     symmetries = table(ResNet, *IMAGES)
     assert refused([a], x)[0].startswith("G240 modules: 1 is too few")
+    assert refused([a, b.state_dict()], torch.ones(2, 3), symmetries) == [  # type: ignore[list-item]
+        "G240 modules[1]: must be a live module, not a OrderedDict; load the weights into one",
+        "G240 batches: must be a list of batches or a loader, not a Tensor; one batch alone is [batch]",
+    ]
     assert refused([a, b], x, symmetries, alpha=True, beta=2)[1] == "G240 beta: must be a number from 0 to 1, not 2"
     assert "not 'mean'" in refused([a, b], x, symmetries, heads="mean")[0]
     assert "3 for 2" in refused([a, b], x, [symmetries] * 3)[0]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 else:
     torch = LazyModule("torch")
+    nn = LazyModule("torch.nn")
 
 How = Literal["sequential", "closed_form"]
 HOW: tuple[How, ...] = ("sequential", "closed_form")
@@ -264,11 +265,15 @@ def _checked(
 ) -> list[float]:
     """The weights, divided by their sum. Raises `RecipeError` (G210, G211) with every problem."""
     problems = list(problems_of(len(parents), weights, how))
-    for number, parent in enumerate(parents):
-        if differs := difference(merged, parent):
+    given = {"merged": merged, **{f"parents[{number}]": parent for number, parent in enumerate(parents)}}
+    for where, one in given.items():
+        if not isinstance(one, nn.Module):
+            hint = "load the weights into one"
+            problems.append(Problem("G210", f"must be a live module, not a {type(one).__name__}", where, hint))
+        elif isinstance(merged, nn.Module) and (differs := difference(merged, one)):
             message = f"differs from the merge in {differs}"
-            problems.append(Problem("G210", message, f"parents[{number}]", "give what it was merged from, aligned"))
-    if not isinstance(batches, Iterable) or isinstance(batches, Iterator):
+            problems.append(Problem("G210", message, where, "give what it was merged from, aligned"))
+    if not isinstance(batches, Iterable) or isinstance(batches, Iterator | torch.Tensor):
         message = f"must be batches that can be gone through again, not a {type(batches).__name__}"
         problems.append(Problem("G211", message, "batches", "a list of them, or a DataLoader"))
     if problems:

@@ -70,7 +70,7 @@ def zipit(
     that do not fit each other or their tables), G245; `NumericError` (G241).
     """
     check_shares(alpha, beta)
-    check_request(modules, until, heads)
+    check_request(modules, batches, until, heads)
     batches, tables = _tables(modules, batches, symmetries)
     zipped = trunk(tables[0], until)
     check_models(modules, tables, zipped, heads == "averaged")

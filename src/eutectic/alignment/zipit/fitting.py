@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from eutectic.alignment.zipit.members import due, every, named
 from eutectic.alignment.zipit.tensors import places_of
 from eutectic.alignment.zipit.trunk import groups_of
 from eutectic.checkpoint.symmetry import Symmetries
 from eutectic.errors import Problem, RecipeError, listed
+from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
+else:
+    torch = LazyModule("torch")
+    nn = LazyModule("torch.nn")
 
 
-def check_request(modules: Sequence[nn.Module], until: str | Sequence[str] | None, heads: str) -> None:
+def check_request(
+    modules: Sequence[nn.Module], batches: Iterable[Any], until: str | Sequence[str] | None, heads: str
+) -> None:
     """What can be wrong before a tensor is looked at. Raises `RecipeError` (G240, G245)."""
     problems = []
     if len(modules) < 2:
         problems.append(Problem("G240", f"{len(modules)} is too few to merge", "modules", "give two or more"))
+    for number, module in enumerate(modules):
+        if not isinstance(module, nn.Module):
+            hint = "load the weights into one"
+            message = f"must be a live module, not a {type(module).__name__}"
+            problems.append(Problem("G240", message, f"modules[{number}]", hint))
+    if not isinstance(batches, Iterable) or isinstance(batches, torch.Tensor):
+        message = f"must be a list of batches or a loader, not a {type(batches).__name__}"
+        problems.append(Problem("G240", message, "batches", "one batch alone is [batch]"))
     if heads not in ("separate", "averaged"):
         problems.append(Problem("G240", f"must be 'separate' or 'averaged', not {heads!r}", "heads"))
     if heads == "averaged" and until is not None:
