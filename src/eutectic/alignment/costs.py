@@ -16,7 +16,7 @@ from eutectic.checkpoint.symmetry import Symmetries
 _VALUES, _FACTORS = 4, 20
 # Float64 copies that are alive at once, measured: of a block while B is moved, of similarities while they are added up
 # and assigned.
-_BLOCKS, _SIMILARITIES = 4, 5
+_BLOCKS, _SIMILARITIES = 4, 6
 
 
 @dataclass(frozen=True)
