@@ -7,7 +7,6 @@ plot of the first seed.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import digits
 import torch
-from regimes import BEGIN, CLEAR, END, mean_and_error, table
+from regimes import CLEAR, mean_and_error, table, write_page
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -212,9 +211,7 @@ def main() -> None:
     torch.set_num_threads(1)
     figures, paths = measure(range(1, parser.parse_args().seeds + 1))
     text = shown(figures)
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_page(PAGE, text, figures)
     named = [replace(one, ends=("a", "b"), task=name) for one, name in zip(paths, ("line", "curve"), strict=True)]
     PLOT.write_text(path_chart(named, "loss") + "\n", encoding="utf-8")
     Console().print(text, highlight=False, markup=False)

@@ -6,14 +6,13 @@ Writes the figures into `docs/experiments/learned.md`, between its markers, `doc
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from glyphs import SKILLS, Reader, Seed, Weights, accuracy, held_out
-from regimes import BEGIN, END, Check, merged, table
+from regimes import Check, merged, table, write_page
 from rich.console import Console
 from rich.progress import track
 
@@ -115,10 +114,8 @@ def main() -> None:
     seeds = [Seed(number) for number in range(FIRST, FIRST + parser.parse_args().seeds)]
     found = {title: measure(seeds, count) for title, count in COUNTS.items()}
     text = "\n".join(shown(title, rows) for title, (rows, _) in found.items())
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
     figures = {title: rows for title, (rows, _) in found.items()}
-    PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_page(PAGE, text, figures)
     PLOT.write_text([chart for _, chart in found.values()][-1] + "\n", encoding="utf-8")
     Console().print(text, highlight=False, markup=False)
 

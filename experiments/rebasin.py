@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ import mnist
 import torch
 from aligning import ACTIVATIONS, NAIVE, SINKHORN, STRAIGHT, WEIGHTS, Pair, accuracy, average, moved
 from barriers import Check as Bound
-from regimes import BEGIN, END, Check, mean_and_error, table
+from regimes import Check, mean_and_error, table, write_page
 from rich.console import Console
 from rich.progress import track
 from torch import nn
@@ -234,7 +234,9 @@ def run(title: str, seed: int) -> dict[str, Row]:
     }
 
 
-def measure(title: str, seeds: Sequence[int]) -> dict[str, dict[str, list[float]]]:
+def measured(
+    run: Callable[[str, int], Mapping[str, Mapping[str, float]]], title: str, seeds: Sequence[int]
+) -> dict[str, dict[str, list[float]]]:
     """The figures of all seeds, each with a split and networks of its own."""
     found: dict[str, dict[str, list[float]]] = {}
     for seed in track(seeds, title):
@@ -292,7 +294,7 @@ def main() -> None:
         if only is None or title == only:
             if not here(title, console):
                 continue
-            figures[title] = measure(title, range(1, count + 1))
+            figures[title] = measured(run, title, range(1, count + 1))
             if title in PLOTS:
                 PAGE.with_name(PLOTS[title]).write_text(plot(title) + "\n", encoding="utf-8")
     text = write({title: figures[title] for title in SEEDS if title in figures})
@@ -301,10 +303,8 @@ def main() -> None:
 
 def write(figures: Mapping[str, Figures]) -> str:
     """Puts the figures beside the page and into it; returns the tables."""
-    PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     text = "\n".join(shown(title, rows) for title, rows in figures.items())
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    write_page(PAGE, text, figures)
     return text
 
 

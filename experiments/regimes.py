@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from glyphs import DOMAINS, HEAVY, LIGHT, SKILLS, Seed, Weights, accuracy, distance
@@ -358,6 +359,13 @@ def shown(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     return "\n".join(lines)
 
 
+def write_page(page: Path, text: str, figures: Mapping[str, Any]) -> None:
+    """Puts the text between the marks of a page, and the figures beside it."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    page.with_suffix(".json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Measures all claims and writes the page's figures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -365,9 +373,7 @@ def main() -> None:
     torch.set_num_threads(1)
     figures = measure(range(1, parser.parse_args().seeds + 1))
     text = shown(figures)
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_page(PAGE, text, figures)
     Console().print(text, highlight=False, markup=False)
 
 

@@ -6,7 +6,6 @@ Writes the figures into `docs/experiments/soups.md`, between its markers, `docs/
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import digits
 import glyphs
 import torch
-from regimes import BEGIN, END, Check, table
+from regimes import Check, table, write_page
 from rich.console import Console
 from rich.progress import track
 from swa import column, network
@@ -224,9 +223,7 @@ def main() -> None:
     found = {title: measure(title, seeds) for title in (HANDWRITTEN, FONT)}
     figures = {title: rows for title, (rows, _) in found.items()}
     text = "\n".join(shown(title, rows) for title, rows in figures.items())
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_page(PAGE, text, figures)
     for name, chart in zip(PLOTS, found[HANDWRITTEN][1], strict=True):
         PAGE.with_name(name).write_text(chart + "\n", encoding="utf-8")
     Console().print(text, highlight=False, markup=False)

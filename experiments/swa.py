@@ -6,7 +6,6 @@ Writes the figures into `docs/experiments/swa.md`, between its markers, `docs/ex
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +15,7 @@ from typing import Any
 import digits
 import glyphs
 import torch
-from regimes import BEGIN, END, Check, table
+from regimes import Check, table, write_page
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -252,9 +251,7 @@ def main() -> None:
     seeds = range(1, parser.parse_args().seeds + 1)
     figures = {title: measure(title, seeds) for title in (HANDWRITTEN, FONT)}
     text = "\n".join(shown(title, rows) for title, rows in figures.items())
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_page(PAGE, text, figures)
     data, epochs = load(HANDWRITTEN, 1)
     for name, drawn in zip(PLOTS, charts(data, 1, epochs), strict=True):
         PAGE.with_name(name).write_text(drawn + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import characters
 import torch
-from regimes import BEGIN, END
+from regimes import write_page
 from rich.console import Console
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -180,9 +180,7 @@ def main() -> None:
     console, kept = Console(), PAGE.with_suffix(".json")
     figures = measure(json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}, console)
     text = shown(figures)
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    kept.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_page(PAGE, text, figures)
     console.print(text, highlight=False, markup=False)
 
 

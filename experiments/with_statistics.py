@@ -18,7 +18,7 @@ import digits
 import mnist
 import shifts
 import torch
-from regimes import BEGIN, END, Check, mean_and_error, table
+from regimes import Check, mean_and_error, table, write_page
 from rich.console import Console
 from rich.progress import track
 from shifts import HANDWRITTEN, MNIST, Weights, World
@@ -253,9 +253,7 @@ def main() -> None:
         figures[title] = measure(title, seeds)
         PAGE.with_name(PLOTS[title]).write_text(plot(title, figures[title]) + "\n", encoding="utf-8")
     text = "\n".join(shown(title, figures[title]) for title in IMAGES)
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_page(PAGE, text, figures)
     console.print(text, highlight=False, markup=False)
 
 

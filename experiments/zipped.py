@@ -14,10 +14,9 @@ from pathlib import Path
 import digits
 import torch
 from aligning import ACTIVATIONS, BATCH, Pair, average
-from rebasin import APART, DIGITS, MNIST, NAMES, PLAIN, here, load
-from regimes import BEGIN, END, Check, table
+from rebasin import APART, DIGITS, MNIST, NAMES, PLAIN, here, load, measured
+from regimes import Check, table, write_page
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from trained import Net, Recipe, trained
 
@@ -108,16 +107,6 @@ def merges(pair: Pair, layers: Sequence[str]) -> dict[str, dict[str, float]]:
     return rows
 
 
-def measure(title: str, seeds: Sequence[int]) -> dict[str, dict[str, list[float]]]:
-    """The figures of all seeds, each with a split and networks of its own."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for seed in track(seeds, title):
-        for section, rows in run(title, seed).items():
-            for row, value in rows.items():
-                found.setdefault(section, {}).setdefault(row, []).append(value)
-    return found
-
-
 def shown(title: str, figures: Figures) -> str:
     """The tables: what was found, and what held."""
     lines = [f"## {title}", ""]
@@ -140,11 +129,9 @@ def main() -> None:
     figures, console = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}, Console()
     for title, count in SEEDS.items():
         if here(title, console):
-            figures[title] = measure(title, range(1, count + 1))
+            figures[title] = measured(run, title, range(1, count + 1))
     text = "\n".join(shown(title, rows) for title, rows in figures.items())
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    kept.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_page(PAGE, text, figures)
     console.print(text, highlight=False, markup=False)
 
 
