@@ -83,16 +83,19 @@ class DataTask(Checked):
             raise RecipeError(problems)
         return found
 
-    def texts(self, field: str) -> list[str]:
-        """The documents: one a row under `field`, or the whole file; those of white space alone left out.
+    def all_texts(self, field: str) -> list[str]:
+        """The documents: one a row under `field`, or the whole file. Raises `RecipeError` (E904) for wrong lines."""
+        if not self.data.lower().endswith((".jsonl", ".json", ".tsv")):
+            return [self.text]
+        return [row["text"] for row in self.rows(lambda row: {"text": text_of(row, field, empty=True)})]
 
-        Raises `RecipeError` (E904) for lines that are wrong, and where there is no text.
-        """
-        if self.data.lower().endswith((".jsonl", ".json", ".tsv")):
-            found = [row["text"] for row in self.rows(lambda row: {"text": text_of(row, field, empty=True)})]
-        else:
-            found = [self.text]
-        found = [text for text in found if text.strip()]
+    def texts(self, field: str) -> list[str]:
+        """Those of `all_texts` that are more than white space. Raises `RecipeError` (E904) as it does, and for none."""
+        return self.with_text(self.all_texts(field))
+
+    def with_text(self, documents: Sequence[str]) -> list[str]:
+        """The documents that are more than white space. Raises `RecipeError` (E904) if there is none."""
+        found = [text for text in documents if text.strip()]
         if not found:
             raise RecipeError(Problem("E904", "there is no text in it", "data", file=self.data))
         return found

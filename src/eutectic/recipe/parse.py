@@ -11,7 +11,7 @@ from eutectic.recipe.inputs import Inputs, find_inputs
 from eutectic.recipe.located import Node, Place, shown
 from eutectic.recipe.model import Model, ModelEntry, Recipe, label_of, same_model
 from eutectic.recipe.post import read_post
-from eutectic.recipe.references import WHOLE, Context, aligned_at, model_at, statistics_at
+from eutectic.recipe.references import WHOLE, Context, artefact_at, model_at
 from eutectic.recipe.schema import MethodLike
 from eutectic.recipe.values import Setting
 
@@ -155,7 +155,7 @@ def _aligned(draft: _Draft, entry: Node, model: Model) -> object:
     if isinstance(model, Recipe):
         hint = "write `aligned` beside the models in it, or merge it and align what comes out"
         draft.context.faults.add("R136", node.key_place, "a recipe in place of a model cannot be aligned", hint)
-    return aligned_at(node, draft.context)
+    return artefact_at(node, draft.context, "an alignment", "eutectic align")
 
 
 def _statistics(draft: _Draft, entry: Node) -> object:
@@ -175,7 +175,7 @@ def _statistics(draft: _Draft, entry: Node) -> object:
         users = [name for name in table.names() if (known := table.get(name)) is not None and known.statistics]
         hint = f"remove it, or choose a method that uses them: {listed(users)}"
         faults.add("R135", node.key_place, f"{method.name} uses no statistics", hint)
-    return statistics_at(node, draft.context)
+    return artefact_at(node, draft.context, "a folder of statistics", "eutectic collect")
 
 
 def _parameters(draft: _Draft, node: Node | None, *, owner: str) -> dict[str, Setting]:

@@ -59,25 +59,17 @@ def model_at(node: Node, context: Context) -> Model | None:
     return None
 
 
-def statistics_at(node: Node, context: Context) -> object:
-    """What is named under `statistics`: a path, or a live source; None after a problem."""
+def artefact_at(node: Node, context: Context, what: str, made_by: str) -> object:
+    """What is named beside a model: a path, or a live object; None after a problem.
+
+    `what` and `made_by` say what it should be and which command makes it, for the message.
+    """
     if isinstance(node.data, Live):
         return node.data.value
     if isinstance(node.data, str) and node.data.strip():
         return node.data
-    hint = "write the folder that `eutectic collect` made"
-    context.faults.add("R130", node.place, f"must name a folder of statistics, not {shown(node.data)}", hint)
-    return None
-
-
-def aligned_at(node: Node, context: Context) -> object:
-    """What is named under `aligned`: a path, or a live alignment; None after a problem."""
-    if isinstance(node.data, Live):
-        return node.data.value
-    if isinstance(node.data, str) and node.data.strip():
-        return node.data
-    hint = "write the folder that `eutectic align` made"
-    context.faults.add("R130", node.place, f"must name an alignment, not {shown(node.data)}", hint)
+    hint = f"write the folder that `{made_by}` made"
+    context.faults.add("R130", node.place, f"must name {what}, not {shown(node.data)}", hint)
     return None
 
 

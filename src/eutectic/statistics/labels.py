@@ -10,6 +10,7 @@ import numpy as np
 from eutectic.errors import Problem, RecipeError
 from eutectic.lazy import LazyModule
 from eutectic.statistics.batches import Batch
+from eutectic.statistics.text import IGNORED
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,6 @@ else:
 Labels = Literal["model", "data"]
 # The expectation over labels is exact up to so many classes, at one backward pass a class; beyond, labels are drawn.
 EXACT_CLASSES = 64
-_IGNORED = -100
 _LOSS = "give `loss=`: a function of output and batch that returns one number a sample"
 
 # From an output, its batch and the number of its first sample: sums over samples, whose gradients by sample are
@@ -95,14 +95,14 @@ def _of_classes(logits: Tensor, batch: Batch, labels: Labels, seed: int, first: 
 def _of_tokens(logits: Tensor, batch: Batch, labels: Labels, seed: int, first: int) -> Tensor:
     """Σ over the positions of a sequence whose next token is known."""
     wanted = _targets(batch, logits.shape[1]).to(logits.device)
-    known = wanted != _IGNORED
+    known = wanted != IGNORED
     # Fewer classes than tokens: no language model, but one that classifies tokens.
     _check_range(wanted[known], logits.shape[2], "loss")
     if labels == "model":
         wanted = wanted.clone()
         for i in range(len(wanted)):
             wanted[i, known[i]] = _drawn(logits[i, known[i]].detach(), seed, first + i)
-    return -functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=_IGNORED, reduction="sum")
+    return -functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def _check_range(wanted: Tensor, classes: int, where: str) -> None:
@@ -121,12 +121,12 @@ def _targets(batch: Batch, length: int) -> Tensor:
         message = f"{length} positions of logits for {ids.shape[1]} tokens"
         message += " of an encoder" if "decoder_input_ids" in given else ""
         raise RecipeError(Problem("F103", message, "loss", _LOSS))
-    wanted = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], _IGNORED)], dim=1)
+    wanted = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], IGNORED)], dim=1)
     if batch.mask is None:
         return wanted
     # Neither is padding predicted, nor the first token from the padding on its left.
     both = batch.mask & batch.mask.roll(-1, dims=1)
-    return wanted.masked_fill(~both, _IGNORED)
+    return wanted.masked_fill(~both, IGNORED)
 
 
 def _labels(batch: Batch) -> Tensor:

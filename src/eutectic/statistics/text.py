@@ -48,14 +48,16 @@ class Text(DataTask):
     @cached_property
     def documents(self) -> list[str]:
         """The documents, those of white space alone left out. Raises `RecipeError` (E904)."""
-        return self.texts(self.field)
+        return self.with_text(self._all)
 
     @property
     def empty(self) -> int:
-        """Documents of white space alone."""
-        if not self.data.lower().endswith((".jsonl", ".json", ".tsv")):
-            return 0
-        return len(self.rows(dict)) - len(self.documents)
+        """How many documents are left out."""
+        return len(self._all) - len(self.documents)
+
+    @cached_property
+    def _all(self) -> list[str]:
+        return self.all_texts(self.field)
 
     def sequences(self, language: Language) -> list[Row]:
         """Every sequence, each with the token that is predicted last. Raises `RecipeError` (E907, F101)."""
