@@ -192,11 +192,9 @@ def test_what_a_method_lacks_or_has_no_use_for(here: Path) -> None:
     ]
 
 
-def test_models_of_other_shapes_are_refused_with_every_tensor(here: Path) -> None:
-    found = refused(RecipeError, "a", "wide", out=here / "perm")
-    assert [line.split(":")[0] for line in found] == [
-        f"G170 model.layers.0.mlp.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")
-    ]
+def test_models_of_other_shapes_are_refused(here: Path) -> None:
+    (found,) = refused(RecipeError, "a", "wide", out=here / "perm")
+    assert found.startswith("G170 3 of 12 tensors have other shapes in 'a' and 'wide': model.layers.0.mlp.")
     assert not (here / "perm").exists()
 
 
@@ -205,7 +203,7 @@ def test_what_is_told_by_names_alone_is_noted_and_twins_are_told_apart() -> None
     assert "by names and shapes alone" in align(first, second).notes[0]
     assert align(first, second, inputs=torch.randn(2, 3)).notes == ()
     wide = nn.Sequential(nn.Linear(3, 9), nn.ReLU(), nn.Linear(9, 2))
-    assert "[8, 3] in 'Sequential' and [9, 3] in 'Sequential#2'" in refused(RecipeError, first, wide)[0]
+    assert "in 'Sequential' and 'Sequential#2': 0.weight is [8, 3] and [9, 3]" in refused(RecipeError, first, wide)[0]
 
 
 def test_a_model_in_which_no_unit_may_move_is_no_fine_tune() -> None:
@@ -216,7 +214,7 @@ def test_a_model_in_which_no_unit_may_move_is_no_fine_tune() -> None:
 def test_a_model_of_another_kind_is_refused_before_it_is_traced() -> None:
     other = nn.Conv2d(3, 4, 1)
     found = refused(RecipeError, nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), other)
-    assert found[0] == "G171 0.weight: 'Sequential' has this tensor and 'Conv2d' has not"
+    assert found[0].startswith("G171 'Sequential' has 4 of its 4 tensors, which 'Conv2d' has not: 0.weight")
 
 
 def test_matrices_of_integers_have_no_say_and_are_refused(here: Path) -> None:
@@ -300,7 +298,10 @@ def test_a_buffer_in_which_nothing_moves_may_be_in_one_model_only(here: Path) ->
     moving = replace(
         plain, groups={**plain.groups, "odd": Group(3)}, axes={**plain.axes, "ids": (axis(Factor(3, "odd")),)}
     )
-    assert "G171 ids" in refused(RecipeError, a, with_ids, symmetries=moving)[0]
+    assert (
+        "G171 'b' has 1 of its 5 tensors, which 'a' has not: ids"
+        in refused(RecipeError, a, with_ids, symmetries=moving)[0]
+    )
 
 
 def test_a_proof_takes_tied_names_and_stored_buffers_that_the_module_lacks(here: Path) -> None:

@@ -289,9 +289,25 @@ def test_what_differs_is_refused_all_at_once() -> None:
     del b["3.bias"]
     with pytest.raises(RecipeError) as refused:
         matched(CHAIN, a, b)
-    codes = [(problem.code, problem.where) for problem in refused.value.problems]
-    assert codes == [("G170", "1.weight"), ("G170", "1.bias"), ("G170", "2.weight"), ("G171", "3.bias")]
-    assert "[8, 9] in 'a' and [5, 9] in 'b'" in str(refused.value)
+    names, shapes = refused.value.problems
+    assert names.code == "G171" and names.message == "'a' has 1 of its 8 tensors, which 'b' has not: 3.bias"
+    assert shapes.code == "G170" and shapes.message == (
+        "3 of 7 tensors have other shapes in 'a' and 'b': "
+        "1.weight is [8, 9] and [5, 9], 1.bias is [8] and [5], 2.weight is [7, 8] and [7, 5]"
+    )
+
+
+def test_another_architecture_is_one_line() -> None:
+    a = weights(chain([4] * 30))
+    b = {f"h.{name}": tensor for name, tensor in a.items()}
+    with pytest.raises(RecipeError) as refused:
+        matched(chain([4] * 30), a, b)
+    (problem,) = refused.value.problems
+    assert problem.message == (
+        "'a' has 58 of its 58 tensors, which 'b' has not: 0.weight, 0.bias, 1.weight, 1.bias and 54 more; "
+        "'b' has 58 of its 58 tensors, which 'a' has not: h.0.weight, h.0.bias, h.1.weight, h.1.bias and 54 more"
+    )
+    assert problem.hint.startswith("models of one architecture can be aligned")
 
 
 def test_a_table_of_another_model_is_refused() -> None:

@@ -102,13 +102,14 @@ CODES: dict[str, tuple[str, str]] = {
     "G170": (
         "models of different shapes",
         "Two models are aligned when all their tensors have the same names and shapes: the second moves onto the first "
-        "unit by unit. Every tensor that differs is listed. Heads for other classes, or embeddings of another "
+        "unit by unit. The message counts those that differ. Heads for other classes, or embeddings of another "
         "vocabulary, have to be left out of both first.",
     ),
     "G171": (
-        "a tensor that only one model has",
-        "Two models are aligned when they have the same tensors. Models of one architecture whose names differ (by a "
-        "prefix, or a tied head that one of them stores) have to be renamed first.",
+        "tensors that only one model has",
+        "Two models are aligned when they have the same tensors; the message counts those that they do not share. If "
+        "that is all of them, the models are of different architectures, and have no units to match. Models of one "
+        "architecture with other names (a prefix, a tied head that one of them stores) have to be renamed first.",
     ),
     "G172": (
         "NaN or infinity in weights that are to be aligned",

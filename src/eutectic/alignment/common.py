@@ -52,7 +52,7 @@ def common(a: Source, b: Source, of_a: Symmetries, of_b: Symmetries) -> Common:
     """What two models have in common, by their tables. Other differences are left to whoever compares them."""
     own = {**dict.fromkeys(b.specs, of_b), **dict.fromkeys(a.specs, of_a)}
     loose = [name for name in a.specs.keys() ^ b.specs.keys() if name in still(own[name])]
-    if not loose:
+    if not loose or not a.specs.keys() & b.specs.keys():
         return Common(a, b, of_a, of_a)
     left = without(of_a, loose)
     if replace(without(of_b, loose), origin=left.origin) != left:

@@ -13,7 +13,7 @@ from eutectic.alignment.reading import Cache, Reading
 from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.symmetry import Moves, Symmetries
 from eutectic.dtypes import is_float
-from eutectic.errors import NumericError, Problem, RecipeError
+from eutectic.errors import NumericError, Problem, RecipeError, listed
 from eutectic.lazy import LazyModule
 from eutectic.plan.inputs import unique_labels
 
@@ -43,8 +43,8 @@ class Pair:
             symmetries: of both.
             memory: bytes of tensors to keep, of both together.
 
-        Raises `RecipeError` with every tensor in which the models differ, or that the table does not fit: G170 for
-        shapes, G171 for one that only one model has, G101 to G103 of the table; G114 for matrices of integers.
+        Raises `RecipeError`: G170 for shapes in which the models differ, G171 for tensors that only one has, G101 to
+        G103 for what the table does not fit, G114 for matrices of integers.
         `CheckpointError` (C200) for what is no source.
         """
         refuse_unopened(a, b)
@@ -103,18 +103,38 @@ def _total(sums: Mapping[str, float], names: Collection[str]) -> float:
 
 
 def _check(a: Source, b: Source, symmetries: Symmetries) -> None:
-    problems = []
-    of_a, of_b = unique_labels([a.label, b.label])
-    for name in dict.fromkeys([*a.specs, *b.specs]):
-        if name not in a.specs or name not in b.specs:
-            has, lacks = (of_a, of_b) if name in a.specs else (of_b, of_a)
-            problems.append(Problem("G171", f"{has!r} has this tensor and {lacks!r} has not", name))
-        elif a.specs[name].shape != b.specs[name].shape:
-            shapes = f"{list(a.specs[name].shape)} in {of_a!r} and {list(b.specs[name].shape)} in {of_b!r}"
-            problems.append(Problem("G170", f"the shapes differ: {shapes}", name))
-    problems = problems or symmetries.problems(a.specs) or list(_quantised({of_a: a, of_b: b}, symmetries))
+    models = dict(zip(unique_labels([a.label, b.label]), (a, b), strict=True))
+    problems = [*_only_one(models), *_other_shapes(models)]
+    problems = problems or symmetries.problems(a.specs) or list(_quantised(models, symmetries))
     if problems:
         raise RecipeError(problems)
+
+
+def _only_one(models: Mapping[str, Source]) -> Iterator[Problem]:
+    """Tensors that only one of two models has, in one line."""
+    (_, a), (_, b) = models.items()
+    said = []
+    for (has, source), lacks in zip(models.items(), reversed(models), strict=True):
+        if own := [name for name in source.specs if name not in a.specs or name not in b.specs]:
+            count = f"{len(own)} of its {len(source.specs)} tensors, which {lacks!r} has not"
+            said.append(f"{has!r} has {count}: {listed(own)}")
+    hint = "rename the tensors of one if both are of one architecture; leave a head that only one has out of it"
+    if not a.specs.keys() & b.specs.keys():
+        hint = "models of one architecture can be aligned; rename the tensors of one if these are"
+    if said:
+        yield Problem("G171", "; ".join(said), hint=hint)
+
+
+def _other_shapes(models: Mapping[str, Source]) -> Iterator[Problem]:
+    """Tensors of one name and two shapes, in one line."""
+    (of_a, a), (of_b, b) = models.items()
+    both = [name for name in a.specs if name in b.specs]
+    found = [name for name in both if a.specs[name].shape != b.specs[name].shape]
+    said = [f"{name} is {list(a.specs[name].shape)} and {list(b.specs[name].shape)}" for name in found]
+    if said:
+        message = f"{len(said)} of {len(both)} tensors have other shapes in {of_a!r} and {of_b!r}: {listed(said)}"
+        hint = "align models of one width; leave heads and embeddings that differ out of both"
+        yield Problem("G170", message, hint=hint)
 
 
 def _quantised(models: Mapping[str, Source], symmetries: Symmetries) -> Iterator[Problem]:

@@ -155,7 +155,7 @@ def align(
         replace: whether the folder may be replaced.
 
     Raises `RecipeError`: G116 for what the method lacks or has no use for, G160 to G163 (no symmetries), G170 and G171
-    with every tensor in which the models differ, W401 if `out` is there; `OutputError` (W405) if the folder above it is
+    for tensors in which the models differ, W401 if `out` is there; `OutputError` (W405) if the folder above it is
     not; and what the methods raise.
     """
     plain = (method, data, module, tokenizer, inputs, symmetries, loss, steps, seed, restarts, sweeps, memory)
