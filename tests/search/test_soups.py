@@ -121,6 +121,7 @@ def test_a_pruned_soup_keeps_one() -> None:
 def test_a_uniform_soup_needs_no_task(fine_tunes: Models) -> None:
     choice = soup_of(fine_tunes, None, "uniform")
     assert len(choice.ingredients) == 4 and choice.score is None and not choice.steps
+    assert repr(choice) == "<Choice of a uniform soup: 4 of 4 models; see .ingredients and .steps>"
 
 
 def test_held_out_data_have_no_say(fine_tunes: Models, task: Classification, settings: Settings) -> None:

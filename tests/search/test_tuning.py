@@ -119,6 +119,8 @@ def test_the_best_that_keeps_what_must_be_kept() -> None:
     assert kept.recipe is not None and float(eutectic.merged(kept.recipe)["w"]) == 3.0
     assert kept.found.base["forgotten"].value == 0.0
     json.dumps(kept.found.as_json())
+    counts = "9 merges on 2 tasks, 4 keep what must be kept"
+    assert repr(kept.found) == f"<Tuning: {counts}; best 'alpha=0.375'; see .scores>"
 
 
 def test_lower_is_better_where_it_is() -> None:

@@ -83,6 +83,7 @@ def test_the_folder_holds_what_the_function_gives(run: Run) -> None:
         found = statistics.gram(module, list(batches_of(rows, 8)))
     found.save("saved")
     assert weights("saved") == weights("out")
+    assert repr(found) == f"<Statistics gram: {len(found.tensors)} tensors over 8 samples; see .tensors>"
     found.save("saved")
     with pytest.raises(EutecticError, match="W401"):
         statistics.activations(mlp(), [torch.randn(2, 7)]).save("saved")

@@ -135,6 +135,8 @@ def test_what_is_averaged_is_said_and_experts_without_tokens_are_too() -> None:
     assert experts.averaged == dict.fromkeys(("experts.2.weight", "experts.2.bias"), "no batch reached it")
     mean = sum(m.experts[2].weight for m in made(Experts)) / 2
     near(experts.tensors["experts.2.weight"], mean.detach())
+    counts = f"{len(experts.solved)} tensors solved, 2 averaged or taken"
+    assert repr(experts) == f"<LayerwiseMerge Experts: {counts}; see .solved and .averaged>"
 
 
 def test_a_layer_that_only_one_modules_data_reach_is_that_modules() -> None:

@@ -112,10 +112,10 @@ def _check(a: Source, b: Source, symmetries: Symmetries) -> None:
 
 def _only_one(models: Mapping[str, Source]) -> Iterator[Problem]:
     """Tensors that only one of two models has, in one line."""
-    (_, a), (_, b) = models.items()
+    (of_a, a), (of_b, b) = models.items()
     said = []
-    for (has, source), lacks in zip(models.items(), reversed(models), strict=True):
-        if own := [name for name in source.specs if name not in a.specs or name not in b.specs]:
+    for has, source, lacks, other in ((of_a, a, of_b, b), (of_b, b, of_a, a)):
+        if own := [name for name in source.specs if name not in other.specs]:
             count = f"{len(own)} of its {len(source.specs)} tensors, which {lacks!r} has not"
             said.append(f"{has!r} has {count}: {listed(own)}")
     hint = "rename the tensors of one if both are of one architecture; leave a head that only one has out of it"

@@ -47,6 +47,14 @@ class Match:
     changes: Mapping[str, Change] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        units, moved = (sum(getattr(one, key) for one in self.changes.values()) for key in ("units", "moved"))
+        reached = f"objective {self.start:.6g} → {[self.start, *self.objective][-1]:.6g} in {len(self.objective)} steps"
+        distance = f"distance² {self.before:.4g} before and {self.after:.4g} after"
+        return (
+            f"<Match: {moved} of {units} units in {len(self.changes)} groups move, {reached}, {distance}; see .changes>"
+        )
+
     @property
     def gain(self) -> float:
         """The part of ‖A - B‖² that the moves take away; 0 for models that do not differ."""

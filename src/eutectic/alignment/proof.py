@@ -56,6 +56,9 @@ class Check:
     broken: Mapping[str, float]
     unreached: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<Check: {self}>"
+
     def __str__(self) -> str:
         what = f"{self.groups} groups and {self.gauges} gauges"
         if self.holds:

@@ -48,6 +48,10 @@ class Repaired:
     left: Mapping[str, str]
     notes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.changed)} tensors changed, {len(self.left)} layers left as they were"
+        return f"<Repaired {type(self.module).__name__}: {counts}; see .changed and .left>"
+
 
 def repair(
     merged: nn.Module,

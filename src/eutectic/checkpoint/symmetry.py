@@ -112,6 +112,10 @@ class Moves:
     scales: Mapping[str, Tensor] = field(default_factory=dict)
     matrices: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        counts = (f"{len(of)} {kind}" for kind, of in vars(self).items() if kind != "duals")
+        return f"<Moves: {', '.join(counts)}>"
+
     @cached_property
     def duals(self) -> dict[str, Tensor]:
         """Gauge → inverse transposed matrices, float64: what reads the vectors is multiplied by them."""
@@ -137,6 +141,10 @@ class Symmetries:
     gauges: Mapping[str, Gauge] = field(default_factory=dict)
     origin: str = ""
     stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.groups)} groups and {len(self.gauges)} gauges in {len(self.axes)} tensors"
+        return f"<Symmetries{self.origin and f' {self.origin}'}: {counts}>"
 
     def places(self, name: str) -> Iterator[tuple[str, int, Part, int]]:
         """Where a group or gauge is: tensor, number of the axis, part, and place of the factor in the part."""

@@ -131,6 +131,10 @@ class Learned:
     chosen: int
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        weights = f"weights of {len(self.models)} models in {len(self.weights)} parts"
+        return f"<Learned {weights}: step {self.chosen} of {self.steps[-1].number}; see .weights and .recipe>"
+
     @property
     def looks(self) -> list[LearnStep]:
         """The steps whose weights are known."""

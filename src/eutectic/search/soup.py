@@ -128,6 +128,11 @@ class Choice:
     best: str | None
     held_out: dict[str, dict[str, Score]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        score = "" if self.score is None else f", {self.score.metric} {self.score.value:.6g}"
+        chosen = f"{len(self.ingredients)} of {len(self.models)} models{score}"
+        return f"<Choice of a {self.method} soup: {chosen}; see .ingredients and .steps>"
+
     @property
     def alone(self) -> dict[str, Score]:
         """Each ingredient's own score."""

@@ -45,6 +45,11 @@ class Tuning:
     failed: Mapping[str, tuple[str, ...]]
     best: str | None
 
+    def __repr__(self) -> str:
+        kept = sum(not failed for failed in self.failed.values())
+        counts = f"{len(self.scores)} merges on {len(self.tasks)} tasks, {kept} keep what must be kept"
+        return f"<Tuning: {counts}; best {self.best!r}; see .scores>"
+
     def less(self, label: str, task: str, other: str | None = None) -> Difference | None:
         """A merge's score less that of another (None: the base), item by item; None where they cannot be paired."""
         try:

@@ -39,6 +39,10 @@ class LayerwiseMerge:
     solved: Mapping[str, str]
     averaged: Mapping[str, str]
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.solved)} tensors solved, {len(self.averaged)} averaged or taken"
+        return f"<LayerwiseMerge {type(self.module).__name__}: {counts}; see .solved and .averaged>"
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The state dict of the merged module."""

@@ -105,6 +105,12 @@ class Planned:
     left_out: dict[str, str]
     notes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        counts = (
+            f"{self.tensors} tensors, {len(self.left_out)} left out, passes over the data: {len(self.passes.units)}"
+        )
+        return f"<Planned {self.kind} of {self.model!r}: {counts}; see .left_out>"
+
 
 @dataclass(frozen=True, slots=True)
 class Collected:

@@ -49,6 +49,9 @@ class Statistics:
     model: Mapping[str, Any]
     settings: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        return f"<Statistics {self.kind}: {len(self.tensors)} tensors over {self.samples} samples; see .tensors>"
+
     def save(self, out: str | os.PathLike[str], *, replace: bool = False) -> None:
         """Writes the folder that `eutectic collect` would. Raises `OutputError`, or `RecipeError` (W401) if it exists.
 

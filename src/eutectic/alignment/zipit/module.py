@@ -98,6 +98,10 @@ class Zipped(nn.Module):
         outputs = self(*args, **kwargs)
         return torch.cat([one if isinstance(one, torch.Tensor) else one.logits for one in outputs], -1)
 
+    def __repr__(self) -> str:
+        common = f"{len(self.shared)} tensors of {len(self.groups)} groups in common"
+        return f"<Zipped: {len(self.members)} models with {common}; see .groups and .members>"
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The state dict of one model of the architecture. Raises `RecipeError` (G245) where models have tensors of
