@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from eutectic.alignment.common import refuse_no_modules
 from eutectic.alignment.comparing import Pair, compared
 from eutectic.alignment.correlated import Correlated
 from eutectic.alignment.features import View, distinct, rows_of, views_of
@@ -72,8 +73,9 @@ def match_activations(
     Returns a match whose objective is Σ correlation of the units brought together, and `start` that of the identity.
     Sums are float64, so that the size of batches matters to rounding alone.
 
-    Raises `RecipeError` (F101 no data, F104, G200, G201), `ResourceError` (G202), `NumericError` (F102) for NaN.
+    Raises `RecipeError` (F101 no data, F104, G173, G200, G201), `ResourceError` (G202), `NumericError` (F102) for NaN.
     """
+    refuse_no_modules(a=a, b=b)
     with still(a), still(b):
         moves, start, value = _matched(a, b, batches, symmetries, memory, progress)
     weights = sources or (_source(a), _source(b))

@@ -112,12 +112,14 @@ CODES: dict[str, tuple[str, str]] = {
         "architecture with other names (a prefix, a tied head that one of them stores) have to be renamed first.",
     ),
     "G172": (
-        "NaN or infinity in weights that are to be aligned",
-        "Such weights are like no others. The model is broken, or overflowed in float16; every tensor is listed.",
+        "weights that are to be aligned, and are NaN, infinite or too large",
+        "Such weights are like no others. The model is broken, or overflowed in float16; every tensor is listed. "
+        "Numbers beyond 1e15 (1e150 in float64) overflow when they are multiplied.",
     ),
     "G173": (
         "an argument of matching that cannot be",
-        "`restarts` is a whole number from 0 on, `sweeps` one from 1 on, and `fixed` names groups of the symmetries.",
+        "`restarts` is a whole number from 0 on, `sweeps` one from 1 on, and `fixed` names groups of the symmetries. "
+        "What runs a model takes a live module, not its state dict.",
     ),
     "G117": (
         "symmetries that do not hold",

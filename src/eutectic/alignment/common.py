@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.symmetry import Symmetries
-from eutectic.errors import CheckpointError, Problem, listed
+from eutectic.errors import CheckpointError, Problem, RecipeError, listed
+from eutectic.lazy import LazyModule
+
+if TYPE_CHECKING:
+    from torch import nn
+else:
+    nn = LazyModule("torch.nn")
 
 
 class Less(Source):
@@ -68,6 +74,19 @@ def refuse_unopened(*models: Any) -> None:
     if others:
         hint = "give what `eutectic.open` makes of it, or call `eutectic.align`, which opens models itself"
         raise CheckpointError([Problem("C200", f"a {name} is no open model", hint=hint) for name in others])
+
+
+def no_modules(code: str, given: Mapping[str, Any]) -> Iterator[Problem]:
+    """A problem for each of some arguments, by name, that is no live module."""
+    for name, one in given.items():
+        if not isinstance(one, nn.Module):
+            yield Problem(code, f"must be a live module, not a {type(one).__name__}", name, "load the weights into one")
+
+
+def refuse_no_modules(**given: Any) -> None:
+    """Raises `RecipeError` (G173) for each of the arguments that is no live module."""
+    if problems := list(no_modules("G173", given)):
+        raise RecipeError(problems)
 
 
 def without(symmetries: Symmetries, names: Collection[str]) -> Symmetries:

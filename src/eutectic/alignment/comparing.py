@@ -25,6 +25,8 @@ else:
 
 # Entries widened at a time: their float64 copies stay in a cache.
 _CHUNK = 1 << 18
+# Weights up to which sums of products stay finite, in float32 and in float64.
+_MOST, _MOST_DOUBLE = 2.0**50, 2.0**500
 
 
 class Pair:
@@ -64,12 +66,17 @@ class Pair:
         return self._summed(names, Moves(), moves, lambda a, b: float((a - b).square().sum()))
 
     def check_finite(self) -> None:
-        """Raises `NumericError` G172 with every tensor that votes and holds NaN or infinity."""
+        """Raises `NumericError` G172 with every tensor that votes and holds NaN, infinity, or what squares to it."""
         problems = []
         for name in self.index.tensors:
             for label, reading in zip(self.labels, (self.a, self.b), strict=True):
-                if not all(bool(block.isfinite().all()) for block in reading.blocks(name, Moves())):
-                    problems.append(Problem("G172", f"a weight of {label!r} is NaN or infinite", name))
+                for block in reading.blocks(name, Moves()):
+                    largest = float(block.abs().max()) if block.numel() else 0.0
+                    # What does not move is multiplied in float64: a mask of the lowest float32, for one.
+                    double = block.dtype == torch.float64 or not self.index.movers[name]
+                    if not largest <= (_MOST_DOUBLE if double else _MOST):
+                        problems.append(_unfit(largest, label, name))
+                        break
         if problems:
             raise NumericError(problems)
 
@@ -96,6 +103,13 @@ def compared(pair: Pair, moves: Moves) -> tuple[float, float, dict[str, Change]]
         gone = 0 if order is None else int((order != torch.arange(group.size)).sum())
         changes[name] = Change(group.size, gone, _total(before, tensors), _total(after, tensors))
     return math.fsum(before.values()), math.fsum(after.values()), changes
+
+
+def _unfit(largest: float, label: str, name: str) -> Problem:
+    if math.isfinite(largest):
+        hint = "divide the weights of both models by one number: orders stay the same"
+        return Problem("G172", f"a weight of {label!r} is {largest:.3g}, whose products overflow", name, hint)
+    return Problem("G172", f"a weight of {label!r} is NaN or infinite", name)
 
 
 def _total(sums: Mapping[str, float], names: Collection[str]) -> float:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from eutectic.alignment.common import refuse_no_modules
 from eutectic.averaging.statistics import statistics_layers
 from eutectic.checkpoint import Source
 from eutectic.checkpoint.symmetry import Moves, Symmetries
@@ -44,12 +45,13 @@ class Midpoint:
         standing: A's tensors where the module is.
         learned: names of those that are its parameters.
 
-    Raises `RecipeError` F101 for no batch at all.
+    Raises `RecipeError` F101 for no batch at all, G173 for what is no module.
     """
 
     def __init__(
         self, module: nn.Module, a: Source, b: Source, symmetries: Symmetries, loss: Loss, batches: list[Any]
     ) -> None:
+        refuse_no_modules(module=module)
         if not batches:
             raise RecipeError(Problem("F101", "the loader gave no batch", "batches", "was it used up before?"))
         self.a, self.b, self.batches = a, b, batches

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from eutectic.alignment.common import refuse_no_modules
 from eutectic.alignment.moves import random_moves
 from eutectic.alignment.plain import plain
 from eutectic.checkpoint.source import Spec
@@ -89,10 +90,11 @@ def check(module: nn.Module, symmetries: Symmetries, inputs: Any, *, elements: i
         elements: how many random elements, 1 or more.
         seed: of the elements and of the factors.
 
-    Raises `RecipeError`: G116 for no elements, G101–G103 for a table of another model or of none, G150 for tied tensors
-    that move apart, G151 for outputs that prove nothing: none, not finite, whole numbers alone, others in each run, or
-    the same whatever the weights.
+    Raises `RecipeError`: G116 for no elements, G173 for what is no module, G101–G103 for a table of another model or of
+    none, G150 for tied tensors that move apart, G151 for outputs that prove nothing: none, not finite, whole numbers
+    alone, others in each run, or the same whatever the weights.
     """
+    refuse_no_modules(module=module)
     if elements < 1:
         raise RecipeError(Problem("G116", f"must be a whole number from 1 on, not {elements!r}", "elements"))
     names = [*symmetries.groups, *symmetries.gauges]

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from eutectic.alignment.common import no_modules
 from eutectic.alignment.preactivations import Sites, Watch, sites_of
 from eutectic.averaging.statistics import update_bn
 from eutectic.errors import NumericError, Problem, RecipeError, did_you_mean, listed
@@ -270,11 +271,10 @@ def _checked(
     """The weights, divided by their sum. Raises `RecipeError` (G210, G211) with every problem."""
     problems = list(problems_of(len(parents), weights, how))
     given = {"merged": merged, **{f"parents[{number}]": parent for number, parent in enumerate(parents)}}
-    for where, one in given.items():
-        if not isinstance(one, nn.Module):
-            hint = "load the weights into one"
-            problems.append(Problem("G210", f"must be a live module, not a {type(one).__name__}", where, hint))
-        elif isinstance(merged, nn.Module) and (differs := difference(merged, one)):
+    dead = list(no_modules("G210", given))
+    problems += dead
+    for where, one in {} if dead else given.items():
+        if differs := difference(merged, one):
             message = f"differs from the merge in {differs}"
             problems.append(Problem("G210", message, where, "give what it was merged from, aligned"))
     if not isinstance(batches, Iterable) or isinstance(batches, Iterator | torch.Tensor):

@@ -74,7 +74,7 @@ def match_sinkhorn(
     is that of the identity. Takes as much memory as the model and its gradient, and 4·n² bytes five times for groups of
     n units.
 
-    Raises `RecipeError` (F101, G220), `NumericError` (G221) for a loss that is NaN or infinite.
+    Raises `RecipeError` (F101, G173, G220), `NumericError` (G221) for a loss that is NaN or infinite.
     """
     _check(batches, steps, lr, temperature)
     with torch.inference_mode(False):

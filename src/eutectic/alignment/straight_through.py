@@ -62,7 +62,7 @@ def match_straight_through(
     Returns a match whose objective is minus the best loss after each pass, the first that of weight matching; `start`
     is that of the identity.
 
-    Raises `RecipeError` (F101, G220), `NumericError` (G221) for a loss that is NaN or infinite.
+    Raises `RecipeError` (F101, G173, G220), `NumericError` (G221) for a loss that is NaN or infinite.
     """
     _check(batches, steps, lr, momentum)
     # Loaders give modules in inference mode, in which there is no gradient.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from eutectic.alignment.common import refuse_no_modules
 from eutectic.alignment.tracing.graph import exported, followed
 from eutectic.alignment.tracing.table import table_of
 from eutectic.checkpoint.symmetry import Symmetries
@@ -28,8 +29,9 @@ def traced(module: nn.Module, *inputs: Any, **options: Any) -> Symmetries:
     Returns the table of all tensors in the module's `state_dict`.
 
     Raises `RecipeError`: G140 where there is no graph, G141 for every operation that units pass through and that is
-    not known.
+    not known, G173 for what is no module.
     """
+    refuse_no_modules(module=module)
     program = exported(module, inputs, options)
     names = _names(module)
     trace, tensors = followed(program, names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from eutectic.alignment.common import no_modules
 from eutectic.alignment.zipit.members import due, every, named
 from eutectic.alignment.zipit.tensors import places_of
 from eutectic.alignment.zipit.trunk import groups_of
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 else:
     torch = LazyModule("torch")
-    nn = LazyModule("torch.nn")
 
 
 def check_request(
@@ -27,11 +27,7 @@ def check_request(
     problems = []
     if len(modules) < 2:
         problems.append(Problem("G240", f"{len(modules)} is too few to merge", "modules", "give two or more"))
-    for number, module in enumerate(modules):
-        if not isinstance(module, nn.Module):
-            hint = "load the weights into one"
-            message = f"must be a live module, not a {type(module).__name__}"
-            problems.append(Problem("G240", message, f"modules[{number}]", hint))
+    problems += no_modules("G240", {f"modules[{number}]": module for number, module in enumerate(modules)})
     if not isinstance(batches, Iterable) or isinstance(batches, torch.Tensor):
         message = f"must be a list of batches or a loader, not a {type(batches).__name__}"
         problems.append(Problem("G240", message, "batches", "one batch alone is [batch]"))

@@ -92,7 +92,9 @@ def _beside(
 
 
 def _refuse_unseen(groups: Collection[str], found: Collection[str]) -> None:
-    hint = "zip up to a group before it"
+    hint = (
+        "zip up to a group before it" if found else "are samples the first axis of a batch? one alone is sample[None]"
+    )
     message = "no linear layer or convolution is given its units, so it is not known which go together"
     if unseen := [Problem("G243", message, name, hint) for name in groups if name not in found]:
         raise RecipeError(unseen)
