@@ -22,6 +22,7 @@ from eutectic.plan import Plan
 from eutectic.report.manifest import manifest_of
 from eutectic.run.budget import DEFAULT_MEMORY, Budget, largest, make_budget, resident_bytes
 from eutectic.run.engine import Engine, Lane
+from eutectic.run.gpu import left_to_the_cpu
 from eutectic.run.groups import Work
 from eutectic.run.measure import measured
 from eutectic.run.merged import loader_for
@@ -108,7 +109,7 @@ class Run:
         refuse_reference(planned, options.reference)
         self.plan, self.options = planned, options
         self.beside = beside(planned, storage)
-        self.notes = [*planned.notes, *self.beside.notes]
+        self.notes = [*planned.notes, *self.beside.notes, *left_to_the_cpu(planned, options.device)]
         self.budget = budget_for(planned, options, lanes)
         self.shards = lay_out(planned.specs, {"format": "pt", **planned.ties}, options.shard_bytes)
         self.fingerprint = fingerprint_of(planned, options, self.beside)
@@ -168,7 +169,8 @@ def execute(
     started = monotonic()
     first = runs[0]
     options = first.options
-    loader = loader_for(first.plan, count_nonfinite=options.nonfinite == "count", reference=options.reference)
+    counting, on_gpu = options.nonfinite == "count", options.device != "cpu"
+    loader = loader_for(first.plan, count_nonfinite=counting, reference=options.reference, for_gpu=on_gpu)
     with stop_on_signals() as stop:
         loader.check_copies()
         due: list[Run] = []

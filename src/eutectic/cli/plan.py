@@ -161,6 +161,8 @@ def _how(planned: Plan, budget: Budget) -> Iterator[tuple[str, str]]:
     threads = f"{budget.threads} thread{'s' * (budget.threads > 1)}"
     least = f"; needs {-(-budget.least_bytes >> 20)} MiB at least"
     yield "memory", f"peak about {budget.peak_bytes >> 20} MiB with {threads}{least}"
+    if budget.gpu_bytes:
+        yield "GPU memory", f"up to {budget.gpu_bytes >> 20} MiB"
     unused = "" if planned.method.random else f" (not used by {planned.method.name})"
     yield "seed", f"{planned.seed}{unused}"
 
@@ -250,6 +252,7 @@ def as_json(planned: Plan, budget: Budget, notes: Sequence[str]) -> dict[str, An
         "threads": budget.threads,
         "peak_bytes": budget.peak_bytes,
         "least_bytes": budget.least_bytes,
+        "gpu_bytes": budget.gpu_bytes,
         "tensors": [
             {
                 "name": job.name,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -28,8 +28,10 @@ from eutectic.run.groups import Group, Unit, as_stored, units_of
 
 if TYPE_CHECKING:
     from eutectic.kernels import fused
+    from eutectic.run import gpu
 else:
     fused = LazyModule("eutectic.kernels.fused")
+    gpu = LazyModule("eutectic.run.gpu")
 
 # Rows of a matrix that are compared with its columns at a time.
 _SIDE = 512
@@ -81,8 +83,9 @@ class Made:
 class Loader:
     """Reads blocks and computes them, from any number of threads, each with buffers of its own."""
 
-    def __init__(self, plan: Plan, sources: list[Source], *, count_nonfinite: bool) -> None:
+    def __init__(self, plan: Plan, sources: list[Source], *, count_nonfinite: bool, for_gpu: bool = False) -> None:
         self.plan = plan
+        self._fresh: Callable[[int], NDArray[np.uint8]] = gpu.pinned if for_gpu else _pageable
         self.sources = sources
         self._count = count_nonfinite
         self._local = threading.local()
@@ -228,7 +231,7 @@ class Loader:
             with suppress(IndexError):
                 kept = self._spare.pop()
         if kept is None or kept.nbytes < nbytes:
-            kept = np.empty(nbytes, np.uint8)
+            kept = self._fresh(nbytes)
         self._local.buffer = kept
         shaped: NDArray[Any] = kept[: sizes[0]].view(dtype).reshape(rows, count)
         parts = zip(ends, sizes[1:], beside, strict=False)
@@ -239,7 +242,7 @@ class Loader:
         nbytes = count * np.dtype(dtype).itemsize
         kept: NDArray[np.uint8] | None = getattr(self._local, "result", None)
         if kept is None or kept.nbytes < nbytes:
-            kept = self._local.result = np.empty(nbytes, np.uint8)
+            kept = self._local.result = self._fresh(nbytes)
         shaped: NDArray[Any] = kept[:nbytes].view(dtype)
         return shaped
 
@@ -285,6 +288,10 @@ class Loader:
                         "put a recipe in the model's place, `passthrough` of it as it is aligned, and collect of that"
                     )
                 raise NumericError(Problem("N504", f"{measured}: the tensor has other bytes", name, hint))
+
+
+def _pageable(nbytes: int) -> NDArray[np.uint8]:
+    return np.empty(nbytes, np.uint8)
 
 
 def _aligned(nbytes: int) -> int:

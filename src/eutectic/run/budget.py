@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from eutectic.errors import Problem, ResourceError
 from eutectic.plan import Plan
-from eutectic.run.groups import HISTOGRAM_BYTES, Work, block_bytes, in_torch, is_whole
+from eutectic.run import gpu
+from eutectic.run.groups import HISTOGRAM_BYTES, Work, block_bytes, gpu_bytes, in_torch, is_whole
 
 MIB = 1 << 20
 DEFAULT_MEMORY = 1 << 30
@@ -36,6 +37,11 @@ CODES: dict[str, tuple[str, str]] = {
         "Threads, memory and shard size are whole numbers from 1 on, in Python as in the command; `nonfinite` is "
         "`stop` or `count`; the output is the name of a folder. The command takes sizes with a unit: 2GiB, 500MB, 5G.",
     ),
+    "M604": (
+        "the GPU's memory is too small",
+        "A method that is not elementwise needs the whole of a tensor on the GPU: the stored bits of every model, and "
+        "what the method makes of them. The CPU does the same merge, most methods in blocks.",
+    ),
     "M602": (
         "the device cannot be used",
         "`--device cuda` needs a build of torch with CUDA and a visible GPU. Without one the CPU does the same merge.",
@@ -45,12 +51,16 @@ CODES: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Workers, bytes that blocks may be held in between two passes, the peak that follows, and the least bound."""
+    """Workers, bytes that blocks may be held in between two passes, the peak that follows, and the least bound.
+
+    `gpu_bytes` is what the merge takes of a GPU's memory.
+    """
 
     threads: int
     hold_bytes: int
     peak_bytes: int
     least_bytes: int
+    gpu_bytes: int = 0
 
 
 def largest(budgets: Sequence[Budget]) -> Budget:
@@ -79,10 +89,16 @@ def plans_in(plan: Plan) -> Iterator[Plan]:
 def worker_bytes(plan: Plan, device: str = "cpu", reference: bool = False) -> int:
     """Memory one worker needs at most, nested recipes included: each level has a block in work at the same time."""
     return sum(
-        max((block_bytes(Work(level, device, reference), number) for number in range(len(level.jobs))), default=0)
-        + max(_reading(level), default=0)
-        for level in plans_in(plan)
+        max((block_bytes(work, number) for number in range(len(work.plan.jobs))), default=0)
+        + max(_reading(work.plan), default=0)
+        for work in _works(plan, device, reference)
     )
+
+
+def _works(plan: Plan, device: str, reference: bool) -> Iterator[Work]:
+    """The plan and those of the recipes within it, which are computed on the CPU."""
+    for level in plans_in(plan):
+        yield Work(level, device if level is plan else "cpu", reference)
 
 
 def _reading(plan: Plan) -> Iterator[int]:
@@ -115,11 +131,10 @@ def make_budget(
 ) -> Budget:
     """Divides the bound; `lanes` plans like this one are done at once.
 
-    Raises `ResourceError` (M601) when not even one worker fits.
+    Raises `ResourceError` (M601, on a GPU M604) when not even one worker fits.
     """
-    uses_torch = device != "cpu" or any(
-        in_torch(Work(level, device, reference)) or any(_reading(level)) for level in plans_in(plan)
-    )
+    uses_torch = any(in_torch(work) or any(_reading(work.plan)) for work in _works(plan, device, reference))
+    free = gpu.free_bytes(device) if device != "cpu" else 0
     floor = max(resident_bytes(), _BARE + (_TORCH if uses_torch else 0)) + _SLACK
     each = worker_bytes(plan, device, reference) + (lanes - 1) * lane_bytes(plan)
     left = memory - floor
@@ -131,7 +146,25 @@ def make_budget(
         raise ResourceError(Problem("M601", message, "--memory", f"pass `--memory {least}MiB` or more{instead}"))
     passes = any(level.method.streamed is not None for level in plans_in(plan))
     hold = min(HOLD_BYTES, max(0, left - workers * each)) if passes else 0
-    return Budget(workers, hold, floor + workers * each + min(hold, _largest_group(plan)), floor + each)
+    workers, there = _on_gpu(Work(plan, device, reference), free, workers, lanes)
+    return Budget(workers, hold, floor + workers * each + min(hold, _largest_group(plan)), floor + each, there)
+
+
+def _on_gpu(work: Work, free: int, workers: int, lanes: int) -> tuple[int, int]:
+    """How many workers a GPU has room for, and what they take of it. Raises `ResourceError` (M604) if none."""
+    while True:
+        needs = [gpu_bytes(work, number, workers, lanes) for number in range(len(work.plan.jobs))]
+        most = max(needs, default=0)
+        if most <= free or work.device == "cpu":
+            return workers, most
+        if workers == 1:
+            job = work.plan.jobs[needs.index(most)]
+            message = (
+                f"{job.name} {list(job.spec.shape)} takes {most >> 20} MiB of {work.device}, which has {free >> 20}"
+            )
+            hint = "use `--device cpu`, or a GPU with more memory"
+            raise ResourceError(Problem("M604", f"{message} MiB free", "--device", hint))
+        workers //= 2
 
 
 def _largest_group(plan: Plan) -> int:

@@ -12,6 +12,8 @@ from eutectic.kernels.random import Rng
 from eutectic.kernels.streams import Block, Stream, StreamJob
 from eutectic.methods import POSTS
 from eutectic.plan import Job, Plan
+from eutectic.run.gpu import pinned_size
+from eutectic.run.on_gpu import OnGpu
 from eutectic.run.post import PostProcessed, Tally
 from eutectic.run.reference import Reference
 
@@ -129,9 +131,10 @@ class Group:
 def _stream(work: Work, jobs: list[int]) -> Stream:
     plan, method = work.plan, work.plan.method
     described = [stream_job(plan, number) for number in jobs]
-    torch_form = any(_in_torch(work, number) for number in jobs)
-    if torch_form or method.streamed is None:
-        stream: Stream = Reference(method, described, work.device)
+    if any(on_gpu(work, number) for number in jobs):
+        stream: Stream = OnGpu(method, described, work.device)
+    elif method.streamed is None or any(_in_torch(work, number) for number in jobs):
+        stream = Reference(method, described)
     else:
         stream = method.streamed(described)
     if not plan.recipe.post:
@@ -144,7 +147,10 @@ def is_whole(work: Work, number: int) -> bool:
     """Whether a tensor must be computed in one piece."""
     if _calibrated(work.plan.jobs[number]):
         return True
-    return _in_torch(work, number) and not work.plan.method.elementwise
+    method = work.plan.method
+    # A GPU has room for a whole tensor of its own, but not for statistics of other forms.
+    gathered = on_gpu(work, number) and not method.statistics
+    return _in_torch(work, number) and not method.elementwise and not gathered
 
 
 def in_torch(work: Work) -> bool:
@@ -158,11 +164,17 @@ def _calibrated(job: Job) -> bool:
     return any(POSTS[step.name].matrix and step.parameters["spectral"] for step in job.post)
 
 
+def on_gpu(work: Work, number: int) -> bool:
+    """Whether a job is done by a GPU, which has no form that ranks a whole model."""
+    merged = work.plan.jobs[number].action == "merge"
+    return merged and work.device != "cpu" and work.plan.recipe.scope == "tensor"
+
+
 def _in_torch(work: Work, number: int) -> bool:
-    """Whether a job is done by the plain torch form. A GPU has none that ranks a whole model."""
+    """Whether a job is done by the plain torch form."""
     plan, job = work.plan, work.plan.jobs[number]
-    on_device = work.device != "cpu" and plan.recipe.scope == "tensor"
-    return job.action == "merge" and (work.reference or on_device or not plan.method.streams(job.parameters))
+    merged = job.action == "merge"
+    return merged and (work.reference or on_gpu(work, number) or not plan.method.streams(job.parameters))
 
 
 def as_stored(plan: Plan, number: int) -> bool:
@@ -220,18 +232,44 @@ def block_bytes(work: Work, number: int) -> int:
     count = job.spec.numel if whole else min(job.spec.numel, BLOCK + 2 * (_row(plan, number) - 1))
     stored = sum(dtypes.itemsize(plan.inputs[i].specs[name].dtype) for i, name in job.inputs)
     held = count * (stored + dtypes.itemsize(job.spec.dtype)) + _beside_bytes(plan, job, count)
+    if on_gpu(work, number):
+        held = pinned_size(count * stored + _beside_bytes(plan, job, count)) + pinned_size(
+            count * dtypes.itemsize(job.spec.dtype)
+        )
     if not as_stored(plan, number):
         held += count * len(job.inputs) * dtypes.itemsize(plan.working[number])
     # The change before and after the steps, the base and the deltas as floats.
     held += count * (2 + len(job.inputs)) * 8 if job.post else 0
     held += count * len(job.inputs) * SVC_SCRATCH if _calibrated(job) else 0
     if _in_torch(work, number):
-        # Plain torch: stacked floats, a sparse copy, float64 sums; a bias is solved with the whole of its weight.
-        specs = [plan.inputs[i].specs[name] for i, name in job.beside]
-        grams = max((spec.numel for spec in specs[: len(job.inputs)]), default=0) if job.layer else 0
-        count += max((spec.numel for spec in specs[len(job.inputs) :]), default=0)
-        return held + count * (len(job.inputs) * plan.method.scratch + 40) + grams * GRAM_SCRATCH
+        return held if on_gpu(work, number) else held + _torch_bytes(plan, job, count)
     # What ranking a row takes: its keys, their order, and a factor a model.
     held += _row(plan, number) * (len(job.inputs) + 5) * 8
     # Two groups may be counting at a time, each with a histogram a model and worker.
     return held + 2 * len(job.inputs) * HISTOGRAM_BYTES
+
+
+def _torch_bytes(plan: Plan, job: Job, count: int) -> int:
+    """What the plain torch form of a method takes for so many entries: floats, a sparse copy, float64 sums."""
+    specs = [plan.inputs[i].specs[name] for i, name in job.beside]
+    grams = max((spec.numel for spec in specs[: len(job.inputs)]), default=0) if job.layer else 0
+    # A bias is solved with the whole of its weight.
+    count += max((spec.numel for spec in specs[len(job.inputs) :]), default=0)
+    return count * (len(job.inputs) * plan.method.scratch + 40) + grams * GRAM_SCRATCH
+
+
+def gpu_bytes(work: Work, number: int, workers: int, lanes: int) -> int:
+    """Memory that a job takes of the GPU it is done on: that of every worker's block, or that of the whole tensor.
+
+    While one tensor is computed, the next is on its way up, and the result of the last on its way down.
+    """
+    plan, job = work.plan, work.plan.jobs[number]
+    if not on_gpu(work, number):
+        return 0
+    block = min(job.spec.numel, BLOCK)
+    stored = sum(dtypes.itemsize(plan.inputs[i].specs[name].dtype) for i, name in job.inputs)
+    if plan.method.elementwise or plan.method.statistics:
+        count = block if plan.method.elementwise else job.spec.numel
+        return workers * (count * stored + _beside_bytes(plan, job, count) + _torch_bytes(plan, job, count))
+    results = 2 * lanes * dtypes.itemsize(plan.working[number])
+    return job.spec.numel * (2 * stored + results) + _torch_bytes(plan, job, job.spec.numel)

@@ -17,14 +17,14 @@ from eutectic.run.groups import Group, Unit, Work
 from eutectic.run.measure import measured
 
 
-def loader_for(plan: Plan, *, count_nonfinite: bool = False, reference: bool = False) -> Loader:
-    """A loader whose nested recipes are computed on read."""
+def loader_for(plan: Plan, *, count_nonfinite: bool = False, reference: bool = False, for_gpu: bool = False) -> Loader:
+    """A loader whose nested recipes are computed on read, on the CPU."""
     nested = {
         number: MergedSource(item.plan, item.label, count_nonfinite=count_nonfinite, reference=reference)
         for number, item in enumerate(plan.inputs)
         if item.plan is not None
     }
-    return Loader(plan, sources_of(plan, nested), count_nonfinite=count_nonfinite)
+    return Loader(plan, sources_of(plan, nested), count_nonfinite=count_nonfinite, for_gpu=for_gpu)
 
 
 class MergedSource(Source):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,52 +21,56 @@ else:
     torch = LazyModule("torch")
 
 
-class Reference(Stream):
-    """Calls the method's own function on stacked tensors, on any torch device.
+class TorchForm:
+    """What a method's own function makes of stacked tensors, on any torch device."""
 
-    On CUDA the block goes up through pinned memory on a stream of the calling thread, so that the copies of one
-    worker overlap the arithmetic of another. Masks and kept sets are those of the CPU: both are functions of the
-    index and of exact comparisons.
-    """
-
-    def __init__(self, method: Method, jobs: Sequence[StreamJob], device: str) -> None:
+    def __init__(self, method: Method, jobs: Sequence[StreamJob]) -> None:
         self._method = method
         self._jobs = jobs
-        self._device = device
-        self._local = threading.local()
 
     @property
     def affinity(self) -> str:
+        """Streams of one affinity make the same factors."""
         names = _keywords(self._method.factors) if self._method.factors else []
         return repr([[job.parameters[name] for name in names] for job in self._jobs])
 
-    def combine(self, block: Block, out: NDArray[Any]) -> None:
-        with one_torch_thread(), self._cuda_stream():
+    def made_of_block(self, block: Block, upload: Callable[[NDArray[Any]], torch.Tensor]) -> torch.Tensor:
+        """The result `(n,)` for a block, in the working floats; `upload` makes floats of stored bits."""
+        if "tensors" not in block.cache:
             job = self._jobs[block.job]
-            if "tensors" not in block.cache:
-                block.cache["tensors"] = self._tensors(block, job)
-            result = self._apply(block, job).reshape(-1)
-            out[:] = _stored(result, out.dtype).cpu().numpy().view(out.dtype)
+            shape = job.shape if block.bits.shape[1] == job.numel else None
+            pairs = zip(block.beside, job.beside, strict=True)
+            beside = [upload(bits).reshape(own) for bits, own in pairs]
+            block.cache["tensors"] = self.tensors(upload(block.bits), shape, beside, block.job)
+        return self.made(block.job, block.cache)
 
-    def _tensors(self, block: Block, job: StreamJob) -> tuple[torch.Tensor | None, tuple[Any, ...]]:
-        """The base, if there is one, and what the method takes."""
-        stacked = self._upload(block.bits, block.floats)
-        if job.shape is not None and block.bits.shape[1] == job.numel:
-            stacked = stacked.reshape(-1, *job.shape)
+    def tensors(
+        self, stacked: torch.Tensor, shape: Sequence[int] | None, beside: list[torch.Tensor], number: int
+    ) -> tuple[torch.Tensor | None, tuple[Any, ...]]:
+        """The base, if there is one, and what the method takes, of floats `(M, n)` that are `(M, *shape)`."""
+        if shape is not None:
+            stacked = stacked.reshape(-1, *shape)
         if self._method.statistics:
-            return None, self._with_statistics(stacked, block, job)
+            return None, self._with_statistics(stacked, beside, self._jobs[number])
         if self._method.space == "weights":
             return None, (stacked,)
         return stacked[0], (stacked[1:] - stacked[0],)
 
+    def made(self, number: int, cache: dict[Any, Any]) -> torch.Tensor:
+        """The result `(n,)` of the `tensors` in `cache`, where merges of a sweep leave what they have in common."""
+        job = self._jobs[number]
+        base, tensors = cache["tensors"]
+        change = self._changed(cache, tensors, arguments(self._method, job))
+        if job.layer is not None and job.shape is not None:
+            change = job.layer.stored(change, job.shape)
+        return (change if base is None else torch.where(change == 0, base, base + change)).reshape(-1)
+
     def _with_statistics(
-        self, stacked: torch.Tensor, block: Block, job: StreamJob
+        self, stacked: torch.Tensor, beside: list[torch.Tensor], job: StreamJob
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         """Weights and statistics; for Gram matrices the weights (and biases) as matrices."""
-        if not job.beside:
+        if not beside:
             return stacked, None
-        pairs = zip(block.beside, job.beside, strict=True)
-        beside = [self._upload(bits, block.floats).reshape(shape) for bits, shape in pairs]
         statistics, others = beside[: job.models], beside[job.models :]
         if job.layer is None:
             return stacked, statistics
@@ -76,43 +80,27 @@ class Reference(Stream):
         both = (stacked, other) if job.layer.part == "weight" else (other, stacked)
         return job.layer.matrices(*both), statistics
 
-    def _apply(self, block: Block, job: StreamJob) -> torch.Tensor:
-        given = arguments(self._method, job)
-        base, tensors = block.cache["tensors"]
-        change = self._changed(block, tensors, given)
-        if job.layer is not None and job.shape is not None:
-            change = job.layer.stored(change, job.shape)
-        return change if base is None else torch.where(change == 0, base, base + change)
-
-    def _changed(self, block: Block, tensors: tuple[Any, ...], given: dict[str, Any]) -> torch.Tensor:
+    def _changed(self, cache: dict[Any, Any], tensors: tuple[Any, ...], given: dict[str, Any]) -> torch.Tensor:
         """What the method makes; in two steps where it has them, the first of which other merges of a sweep share."""
         first, second = self._method.factors, self._method.finish
         if first is None or second is None:
             return self._method(*tensors, **given)
         deciding = {name: given[name] for name in _keywords(first)}
-        if block.cache.get("of") != repr(deciding):
+        if cache.get("of") != repr(deciding):
             # One set at a time: those of a whole sweep could take any amount of memory.
-            block.cache.pop("factors", None)
-            block.cache |= {"factors": first(*tensors, **deciding), "of": repr(deciding)}
-        made = second(block.cache["factors"], **{name: given[name] for name in _keywords(second)})
+            cache.pop("factors", None)
+            cache |= {"factors": first(*tensors, **deciding), "of": repr(deciding)}
+        made = second(cache["factors"], **{name: given[name] for name in _keywords(second)})
         return made.to(tensors[0].dtype)
 
-    def _upload(self, bits: NDArray[Any], floats: type[Any]) -> torch.Tensor:
-        host = torch.from_numpy(bits)
-        if self._device != "cpu":
-            host = host.pin_memory().to(self._device, non_blocking=True)
-        if bits.dtype == np.uint16:
-            host = host.view(torch.bfloat16)
-        elif bits.dtype == np.int16:
-            host = host.view(torch.float16)
-        return host.to(torch.float64 if floats is np.float64 else torch.float32)
 
-    def _cuda_stream(self) -> Any:
-        if self._device == "cpu":
-            return torch.no_grad()
-        if not hasattr(self._local, "stream"):
-            self._local.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        return torch.cuda.stream(self._local.stream)
+class Reference(TorchForm, Stream):
+    """The plain torch form on the CPU: for methods without a fused form, and as a cross-check."""
+
+    def combine(self, block: Block, out: NDArray[Any]) -> None:
+        with one_torch_thread(), torch.no_grad():
+            result = self.made_of_block(block, lambda bits: floats_of(as_torch(bits), block.floats))
+            as_torch(out).copy_(result)
 
 
 def arguments(method: Method, job: StreamJob) -> dict[str, Any]:
@@ -153,10 +141,13 @@ def one_torch_thread() -> Iterator[None]:
                 torch.set_num_threads(_Users.before)
 
 
-def _stored(result: torch.Tensor, dtype: np.dtype[Any]) -> torch.Tensor:
-    """The result rounded to its stored dtype, as something numpy can hold."""
-    if dtype == np.uint16:
-        return result.to(torch.bfloat16).view(torch.int16)
-    if dtype == np.int16:
-        return result.to(torch.float16).view(torch.int16)
-    return result.to(torch.float64 if dtype == np.float64 else torch.float32)
+def as_torch(bits: NDArray[Any]) -> torch.Tensor:
+    """Stored bits as a tensor in the same memory, 16-bit floats as what they are."""
+    if bits.dtype == np.uint16:
+        return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(bits).view(torch.float16) if bits.dtype == np.int16 else torch.from_numpy(bits)
+
+
+def floats_of(stored: torch.Tensor, floats: type[Any]) -> torch.Tensor:
+    """The working floats."""
+    return stored.to(torch.float64 if floats is np.float64 else torch.float32)

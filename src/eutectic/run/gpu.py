@@ -1,0 +1,116 @@
+"""What stands between a merge and a GPU: its free memory, a stream for each worker, one computation at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eutectic.errors import Problem, ResourceError
+from eutectic.lazy import LazyModule
+from eutectic.methods import POSTS
+from eutectic.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = LazyModule("torch")
+
+# Before it computes, a library for matrices takes some for itself.
+RESERVED = 512 << 20
+
+
+def free_bytes(device: str) -> int:
+    """What a merge may take of the device's memory now. Makes the device ready, which takes main memory too."""
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch holds of it and does not use is free for us.
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(0, int(free + idle) - RESERVED)
+
+
+def pinned(nbytes: int) -> NDArray[np.uint8]:
+    """Page-locked memory, which a GPU copies from and to by itself."""
+    memory: NDArray[np.uint8] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+    return memory
+
+
+def pinned_size(nbytes: int) -> int:
+    """What torch takes for so much page-locked memory: the next power of two."""
+    return 1 << max(nbytes - 1, 0).bit_length()
+
+
+def left_to_the_cpu(plan: Plan, device: str) -> list[str]:
+    """What of a plan the CPU does though a GPU was asked for, in words."""
+    if device == "cpu":
+        return []
+    notes = []
+    if plan.recipe.scope == "model":
+        notes.append(f"`scope: model` is computed on the CPU, {device} is not used")
+    if any(item.plan is not None for item in plan.inputs):
+        notes.append(f"recipes within the recipe are computed on the CPU, not on {device}")
+    if any(POSTS[step.name].matrix for job in plan.jobs for step in job.post):
+        notes.append(f"`svc` is computed on the CPU, not on {device}")
+    return notes
+
+
+_local = threading.local()
+
+
+@contextmanager
+def worker_stream(device: str) -> Iterator[None]:
+    """A stream of the calling thread, so that its copies overlap what others compute; waits for it at the end.
+
+    So the host may reuse its memory, and any stream may read what was written.
+    """
+    streams: dict[str, Any] = _local.__dict__
+    if device not in streams:
+        streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(streams[device]), _room(device):
+        yield
+        streams[device].synchronize()
+
+
+class Computing:
+    """One computation on whole tensors at a time, and all large memory from one stream, where it is used again."""
+
+    _known: ClassVar[dict[str, Computing]] = {}
+    _guard = threading.Lock()
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._lock = threading.RLock()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def on(cls, device: str) -> Computing:
+        """That of this device."""
+        with cls._guard:
+            if device not in cls._known:
+                cls._known[device] = cls(device)
+            return cls._known[device]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the device's computing stream; waits for it at the end."""
+        with self._lock, torch.cuda.stream(self._stream), _room(self._device):
+            yield
+            self._stream.synchronize()
+
+
+@contextmanager
+def _room(device: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise ResourceError(
+            Problem(
+                "M604",
+                f"{device} has no room left: {str(error).splitlines()[0]}",
+                "--device",
+                "free memory of the GPU or use `--device cpu`; the same command goes on where this one stopped",
+            )
+        ) from error
