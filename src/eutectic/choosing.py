@@ -9,6 +9,7 @@ from typing import Any
 
 from eutectic import averaging, checkpoint, methods, recipe, search
 from eutectic.checkpoint import REAL, Source
+from eutectic.checkpoint.existing import refuse_place
 from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate import Score, Settings
 from eutectic.evaluate.doors import Kept
@@ -229,7 +230,7 @@ def _checked(options: Options | None, out: str | os.PathLike[str] | None) -> Opt
     if out is None:
         return options or Options()
     options = checked(options, out)
-    search.refuse_place(out, REAL, replace=options.replace)
+    refuse_place(out, replace=options.replace)
     return options
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eutectic import alignment, checkpoint, methods, recipe
 from eutectic.alignment.renormalisation import How, problems_of
 from eutectic.checkpoint import Source
+from eutectic.checkpoint.existing import refuse_place
 from eutectic.checkpoint.overlay import Overlaid
 from eutectic.checkpoint.vocabulary import json_of
 from eutectic.errors import CheckpointError, Problem, RecipeError, listed
@@ -20,7 +21,6 @@ from eutectic.evaluate.opening import opened
 from eutectic.merging import Merge, Options, checked, make
 from eutectic.plan import Plan, make_plan
 from eutectic.run.refusals import check_device, refuse_overlap_of
-from eutectic.search import refuse_place
 from eutectic.statistics.layers import Names
 from eutectic.statistics.models import Given, given_data
 from eutectic.statistics.models import Options as Reading
@@ -44,16 +44,6 @@ class RepairedMerge:
     changed: Mapping[str, str]
     left: Mapping[str, str]
     notes: tuple[str, ...]
-
-
-class _Batches:
-    """What gives batches, as something that can be gone through again."""
-
-    def __init__(self, given: Given) -> None:
-        self._given = given
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._given.batches())
 
 
 def repair(
@@ -127,7 +117,7 @@ def _repaired(
             held.enter_context(loader.module(source, given.kind, device=read.device, dtype=read.dtype))
             for source, loader in zip(models, loaders, strict=True)
         ]
-        return alignment.repair(modules[0], modules[1:], _Batches(given), **asked)
+        return alignment.repair(modules[0], modules[1:], given, **asked)
 
 
 def _written(
@@ -236,6 +226,6 @@ def _shape(source: Source, name: str) -> tuple[int, ...]:
 
 def _refuse_existing(out: str, options: Options) -> None:
     """Raises before long work what would be raised after it: what is written is never the same twice."""
-    refuse_place(out, checkpoint.REAL, replace=options.replace)
+    refuse_place(out, replace=options.replace)
     if os.path.isdir(out) and os.listdir(out) and not options.replace:
         raise RecipeError(Problem("W401", "exists", out, "choose another name, or pass `--replace`"))

@@ -16,7 +16,7 @@ from souping import Net, items
 from torch import Tensor
 
 import eutectic
-from eutectic.api import Watch
+from eutectic.api import Options, Watch
 from eutectic.checkpoint import Source
 from eutectic.errors import EutecticError, NumericError, OutputError, RecipeError
 from eutectic.evaluate import Call, Classification, Loader, Perplexity, Settings, Task
@@ -289,8 +289,9 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         soup_of(models, Classification(items(7)), "learned", by="layer", settings=Settings(loader=Loader(Net)))
     Path("mine").mkdir()
     Path("mine/thesis.tex").write_text("all of it")
-    with refused("W401"):
-        eutectic.soup(models, "mine", task=task, cache=False)
+    for options in (None, Options(replace=True)):
+        with refused("W401"):
+            eutectic.soup(models, "mine", task=task, cache=False, options=options)
     with refused("W405", OutputError):
         eutectic.soup(models, "no/such/out", task=task, cache=False)
     with refused("S809", OutputError):

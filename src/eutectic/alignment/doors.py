@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,7 @@ from eutectic.alignment.sinkhorn import match_sinkhorn
 from eutectic.alignment.straight_through import match_straight_through
 from eutectic.checkpoint import Alignment, Named, Source, open_source, read_alignment
 from eutectic.checkpoint.alignment import ABOUT
-from eutectic.checkpoint.artefact import refuse_place
+from eutectic.checkpoint.existing import refuse_place
 from eutectic.checkpoint.symmetry import Moves, Symmetries
 from eutectic.errors import CheckpointError, Problem, RecipeError, did_you_mean
 from eutectic.evaluate import LiveSource, Loader, Settings
@@ -163,7 +163,7 @@ def align(
     ask = _Request(*plain, options or Options(seed=seed), *told)
     ask.check()
     if out is not None:
-        refuse_place(out, about=ABOUT)
+        refuse_place(out, replace=replace, manifest=ABOUT)
     live = module is None
     with opened([a], live=live) as first, opened([b], live=live) as second:
         found = _aligned(refuse_several(first), refuse_several(second), ask, out, replace)
@@ -305,15 +305,14 @@ def _matched(a: Source, b: Source, both: Common, ask: _Request, given: Given | N
     """What the method finds, and the table of the second model that its moves are of."""
     if given is None:
         return _by_weights(both, ask)
-    batches = _Batches(given.batches)
     with _module(a, ask, given) as first:
         if ask.method in BY_GRADIENT:
-            return _by_gradient(first, both, batches, ask), both.moved
+            return _by_gradient(first, both, given, ask), both.moved
         with _module(b, ask, given) as second:
             match = match_activations(
                 first,
                 second,
-                batches,
+                given,
                 both.symmetries,
                 sources=(both.a, both.b),
                 memory=ask.memory,
@@ -335,7 +334,7 @@ def _by_weights(both: Common, ask: _Request) -> tuple[Match, Symmetries]:
     return match, dataclasses.replace(table, axes={**both.moved.axes, **table.axes})
 
 
-def _by_gradient(module: nn.Module, both: Common, batches: _Batches, ask: _Request) -> Match:
+def _by_gradient(module: nn.Module, both: Common, given: Given, ask: _Request) -> Match:
     assert ask.loss is not None and ask.steps is not None
 
     def tell(steps: int, loss: float) -> None:
@@ -344,7 +343,7 @@ def _by_gradient(module: nn.Module, both: Common, batches: _Batches, ask: _Reque
     # Loaders give modules for inference.
     with torch.inference_mode(False):
         return BY_GRADIENT[ask.method](
-            module, both.a, both.b, batches, ask.loss, both.symmetries, steps=ask.steps, seed=ask.seed, tell=tell
+            module, both.a, both.b, given, ask.loss, both.symmetries, steps=ask.steps, seed=ask.seed, tell=tell
         )
 
 
@@ -354,16 +353,6 @@ def _module(source: Source, ask: _Request, given: Given) -> Iterator[nn.Module]:
     loader = Loader(ask.module, ask.tokenizer)
     with loader.module(source, given.kind, device=ask.options.device, dtype=ask.options.dtype) as made:
         yield made
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """Batches that can be gone through again."""
-
-    begin: Callable[[], Iterable[Any]]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.begin())
 
 
 def _unproved(table: Symmetries) -> Iterator[str]:

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from eutectic import dtypes
 from eutectic._version import __version__
-from eutectic.checkpoint.existing import Existing
 from eutectic.checkpoint.layout import lay_out
 from eutectic.checkpoint.output import AlreadyCompleteError, Output
 from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.storage import REAL, Storage
-from eutectic.errors import OutputError, Problem, RecipeError, listed
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -31,23 +29,6 @@ def fingerprint_of(said: Mapping[str, Any]) -> str:
     """SHA-256 of what an artefact's JSON file says; digests of its tensors are part of that."""
     decides = {key: value for key, value in said.items() if key not in _FOLLOWS}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-
-def refuse_place(out: str | os.PathLike[str], *, about: str, storage: Storage = REAL) -> None:
-    """Raises before long work what `write_artefact` would raise after it, whether or not it may replace a folder.
-
-    W405 where the folder above is missing, W401 for files that no artefact of the kind lists.
-    """
-    path = os.path.realpath(out)
-    if not storage.exists(os.path.dirname(path)):
-        message = f"the folder {os.path.dirname(path)} does not exist"
-        raise OutputError(Problem("W405", message, os.fspath(out), "make it first"))
-    if not storage.exists(path):
-        return
-    strangers = Existing(path, storage, about).strangers() if storage.is_dir(path) else [os.path.basename(path)]
-    if strangers:
-        message = f"exists and holds what does not belong to {about} ({listed(strangers)})"
-        raise RecipeError(Problem("W401", message, os.fspath(out), "choose another name, or move these files yourself"))
 
 
 def write_artefact(

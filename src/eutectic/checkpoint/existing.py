@@ -7,7 +7,8 @@ import os
 from functools import cached_property
 from typing import Any
 
-from eutectic.checkpoint.storage import Storage
+from eutectic.checkpoint.storage import REAL, Storage
+from eutectic.errors import OutputError, Problem, RecipeError, listed
 
 MANIFEST = "eutectic.json"
 # Which files, on this machine, the output was made from: lets the same command see that nothing changed since. Not part
@@ -55,6 +56,19 @@ class Existing:
         ours = {self._name, STAMP, *manifest.get("files", {}), *manifest.get("weights", {})} if manifest else set()
         return [name for name in self._files(self._path, "") if name not in ours]
 
+    def obstacle(self) -> tuple[str, str]:
+        """Why what is here is never replaced, and what to do; two empty texts where it may be."""
+        if not self._storage.is_dir(self._path):
+            return "exists and is not a folder", "choose another name"
+        strangers = self.strangers()
+        if SWEEP in strangers:
+            return "exists and holds a sweep", "choose another name, or remove the sweep yourself"
+        if strangers:
+            whose = "no merge wrote" if self._name == MANIFEST else f"does not belong to {self._name}"
+            message = f"exists and holds what {whose} ({listed(strangers)}), so it is never replaced"
+            return message, "choose another name, or move these files away yourself"
+        return "", ""
+
     def _files(self, folder: str, prefix: str) -> list[str]:
         """Every file below, relative; links are named and not followed."""
         found = []
@@ -65,3 +79,28 @@ class Existing:
             else:
                 found.append(prefix + name)
         return found
+
+
+def refuse_parent(path: str, shown: str, storage: Storage) -> None:
+    """Raises `OutputError` (W405) where the folder above an output is missing. `shown` is the path as it was given."""
+    parent = os.path.dirname(path)
+    if not storage.exists(parent):
+        raise OutputError(Problem("W405", f"the folder {parent} does not exist", shown, "make it first"))
+
+
+def refuse_place(
+    out: str | os.PathLike[str], *, replace: bool, manifest: str = MANIFEST, storage: Storage = REAL
+) -> None:
+    """Raises before long work what an `Output` would raise after it: W405 without a folder above, W401.
+
+    A folder with a manifest, if it is not to be replaced, may hold the very same, which is seen once that is known.
+    """
+    path, shown = os.path.realpath(out), os.fspath(out)
+    refuse_parent(path, shown, storage)
+    if not storage.exists(path):
+        return
+    existing = Existing(path, storage, manifest)
+    if replace or not existing.manifest:
+        message, hint = existing.obstacle()
+        if message:
+            raise RecipeError(Problem("W401", message, shown, hint))

@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from eutectic.checkpoint.existing import MANIFEST, STAMP, SWEEP, Existing
+from eutectic.checkpoint.existing import MANIFEST, STAMP, Existing, refuse_parent
 from eutectic.checkpoint.journal import Journal
 from eutectic.checkpoint.layout import Shard
 from eutectic.checkpoint.storage import REAL, Storage
-from eutectic.errors import EutecticError, OutputError, Problem, RecipeError, listed
+from eutectic.errors import EutecticError, OutputError, Problem, RecipeError
 from eutectic.kernels.digests import tensor_digest
 
 # What the name of the folder of unfinished work adds to the output's.
@@ -91,7 +91,7 @@ class Output:
         Raises `AlreadyCompleteError`, `RecipeError` (W401, W403: the request), `OutputError` (W402, W404, W405).
         """
         try:
-            self._check_parent()
+            refuse_parent(self.path, self.path, self._storage)
             self._acquire()
             self._settle_replacement()
             self._check_target()
@@ -106,11 +106,6 @@ class Output:
             raise
         self._flusher = threading.Thread(target=self._flush_loop, name="journal", daemon=True)
         self._flusher.start()
-
-    def _check_parent(self) -> None:
-        parent = os.path.dirname(self.path)
-        if not self._storage.exists(parent):
-            raise OutputError(Problem("W405", f"the folder {parent} does not exist", self.path, "make it first"))
 
     def _acquire(self) -> None:
         storage = self._storage
@@ -161,19 +156,13 @@ class Output:
         if folder and not self._replace and existing.is_merge(self._fingerprint, self._stamp):
             self._remove_unused_work(complete=True)
             raise AlreadyCompleteError
-        strangers = existing.strangers() if folder else []
-        if not self._replace or not folder or strangers:
+        message, hint = existing.obstacle()
+        if message or not self._replace:
             self._remove_unused_work(complete=False)
-            message, hint = "exists", "choose another name, or pass `--replace`"
-            if not folder:
-                message, hint = "exists and is not a folder", "choose another name"
-            elif SWEEP in strangers:
-                message, hint = "exists and holds a sweep", "choose another name, or remove the sweep yourself"
-            elif strangers:
-                message = f"exists and holds what no merge wrote ({listed(strangers)}), so it is never replaced"
-                hint = "choose another name, or move these files away yourself"
-            elif existing.manifest.get("fingerprint") == self._fingerprint:
-                message += ", and it or a model it was made from may have changed since"
+            if not message:
+                message, hint = "exists", "choose another name, or pass `--replace`"
+                if existing.manifest.get("fingerprint") == self._fingerprint:
+                    message += ", and it or a model it was made from may have changed since"
             raise RecipeError(Problem("W401", message, self.path, hint))
 
     def _open_journal(self) -> None:

@@ -6,7 +6,6 @@ from eutectic.search.coefficients import LearnOptions as LearnOptions
 from eutectic.search.coefficients import LearnStep as LearnStep
 from eutectic.search.doors import choose_soup as choose_soup
 from eutectic.search.doors import learn_coefficients as learn_coefficients
-from eutectic.search.doors import refuse_place as refuse_place
 from eutectic.search.doors import tune_recipe as tune_recipe
 from eutectic.search.doors import variants_of as variants_of
 from eutectic.search.over import overrides_of as overrides_of

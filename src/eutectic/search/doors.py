@@ -11,9 +11,7 @@ from typing import Any
 
 from eutectic import methods, recipe
 from eutectic.checkpoint import Source
-from eutectic.checkpoint.existing import Existing
-from eutectic.checkpoint.storage import Storage
-from eutectic.errors import OutputError, Problem, RecipeError
+from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate import Loader, Score, Settings, task_of
 from eutectic.evaluate.doors import Kept, cache_of, tasks_of
 from eutectic.evaluate.evaluation import refuse_early
@@ -222,24 +220,6 @@ def _opened(variants: Sequence[Variant], opener: Opener) -> Iterator[tuple[list[
 def variants_of(source: Any, overrides: Sequence[str]) -> list[Variant]:
     """The merges of a recipe that sweeps parameters."""
     return recipe.load_sweep(source, overrides=overrides, methods=methods)
-
-
-def refuse_place(out: str | os.PathLike[str], storage: Storage, *, replace: bool) -> None:
-    """Raises before long work what would be raised after it for an output folder (W401, W405).
-
-    A folder that a merge wrote may be this very merge, which is seen once it is chosen.
-    """
-    path = os.path.realpath(out)
-    if not storage.exists(os.path.dirname(path)):
-        problem = Problem("W405", f"the folder {os.path.dirname(path)} does not exist", path, "make it first")
-        raise OutputError(problem)
-    if not storage.exists(path):
-        return
-    folder = storage.is_dir(path)
-    if folder and (not storage.listdir(path) or replace or Existing(path, storage).manifest):
-        return
-    what = "exists" if folder else "exists and is not a folder"
-    raise RecipeError(Problem("W401", what, path, "choose another name"))
 
 
 def _settings(settings: Settings | None, models: Any) -> Settings:

@@ -7,6 +7,8 @@ import os
 
 import yaml
 
+from eutectic.checkpoint import REAL
+from eutectic.checkpoint.existing import refuse_parent
 from eutectic.errors import OutputError, Problem, RecipeError, listed
 from eutectic.recipe import Recipe
 from eutectic.recipe.model import Model, label_of, rebased
@@ -26,9 +28,7 @@ def refuse_file(out: str | os.PathLike[str], recipe: Recipe, *, replace: bool) -
         problems.append(Problem("W401", "exists", path, "choose another name, or pass `--replace`"))
     if problems:
         raise RecipeError(problems)
-    folder = os.path.dirname(path)
-    if not os.path.isdir(folder or os.curdir):
-        raise OutputError(Problem("W405", f"the folder {folder} does not exist", path, "make it first"))
+    refuse_parent(os.path.realpath(path), path, REAL)
 
 
 def _in_memory(recipe: Recipe) -> list[str]:

@@ -133,7 +133,7 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Data as batches.
+    """Data as batches, which can be gone through again and again.
 
     Attributes:
         kind: of module that they are for, as for `Loader.module`.
@@ -150,6 +150,9 @@ class Given:
     samples: int | None
     identity: dict[str, Any]
     notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches())
 
 
 def collect(
