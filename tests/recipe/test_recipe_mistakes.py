@@ -140,11 +140,15 @@ def test_files_that_are_no_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("recipe.yml").write_bytes(b"merge_method: linear\nmodels: [\xff]\n")
     Path("folder.yml").mkdir()
     Path("big.yml").write_bytes(b"#" * 1_000_001)
+    Path("link.yml").symlink_to("nowhere.yml")
     assert problems("recpe.yml") == ["R101 the recipe 'recpe.yml' does not exist; did you mean 'recipe.yml'?"]
     assert problems("no/such.yml") == ["R101 the recipe 'no/such.yml' does not exist; nor does the folder 'no'"]
-    assert problems("recipe.yml") == ["R101 the recipe 'recipe.yml' cannot be read: byte 30 is not UTF-8"]
+    assert problems("recipe.yml") == [
+        "R101 the recipe 'recipe.yml' cannot be read: byte 30 is not UTF-8; save it as UTF-8"
+    ]
     assert problems("folder.yml") == ["R101 the recipe 'folder.yml' cannot be read: it is not a regular file"]
     assert problems("big.yml") == ["R101 the recipe 'big.yml' cannot be read: it is larger than 1000000 bytes"]
+    assert problems("link.yml") == ["R101 the recipe 'link.yml' is a link to a file that does not exist"]
     assert problems("a\0.yml")[0].startswith("R101 the recipe 'a\\x00.yml' cannot be read")
 
 

@@ -59,8 +59,9 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "R113": (
         "not supported yet",
-        "mergekit has this and Eutectic does not, so far: layer stacking, modules, LoRA inputs, tokenizer surgery "
-        "and chat templates. Nothing is merged, because the result would not be what the recipe asks for.",
+        "mergekit has this and Eutectic does not, so far: layer stacking, modules, mixtures of experts, LoRA inputs, "
+        "tokenizer surgery and chat templates. Nothing is merged, because the result would not be what the recipe "
+        "asks for.",
     ),
     "R120": (
         "unknown merge method",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from eutectic.errors import did_you_mean
 from eutectic.recipe.located import Faults, Node, shown
@@ -12,6 +13,7 @@ _SOURCE_KEYS = ("model", "layer_range", "aligned", "statistics", "parameters")
 _SLICE_KEYS = ("sources", "base_model", "parameters", "residual_weight")
 MAX_MODELS = 1000
 _STACKING = "layer stacking is not supported yet"
+_BY_LAYER = r"{filter: '/layers\.[0-7]\./', value: 0.3}"
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ def _slices(node: Node, faults: Faults) -> Inputs:
         return Inputs()
     if len(node.data) > 1:
         hint = "only one slice that covers the whole models can be merged"
+        if _in_order(node.data):
+            hint = "list the models under `models`; layers get values of their own by filters: " + _BY_LAYER
+            message = f"{len(node.data)} slices of the same models are not supported yet"
+            faults.add("R113", node.key_place, message, hint)
+            return Inputs()
         faults.add("R113", node.key_place, f"{len(node.data)} slices: {_STACKING}", hint)
         return Inputs()
     (piece,) = node.elements()
@@ -105,6 +112,22 @@ def _slices(node: Node, faults: Faults) -> Inputs:
         () if unused is None else (f"{unused.place.path} has no effect",),
         listed.complete,
     )
+
+
+def _in_order(slices: list[Any]) -> bool:
+    """Whether slices only cut the same models into layers that follow one another, so that nothing is stacked."""
+    reached, models = 0, None
+    for piece in slices:
+        match piece:
+            case {"sources": [{"layer_range": [int(first), int(last)]}, *_] as sources} if first == reached < last:
+                ranges = [source.get("layer_range") for source in sources if isinstance(source, dict)]
+                found = sorted(str(source.get("model")) for source in sources if isinstance(source, dict))
+            case _:
+                return False
+        if ranges != [[first, last]] * len(sources) or found != (models or found):
+            return False
+        reached, models = last, found
+    return True
 
 
 def _layer_range(entry: Node, faults: Faults) -> tuple[int, int] | None:

@@ -140,9 +140,11 @@ def read_text(path: str, place: Place) -> str:
         text = raw.decode("utf-8")
     except FileNotFoundError:
         message, hint = f"the recipe {shown(path)} does not exist", _neighbour(path)
+        if os.path.islink(path):
+            message, hint = f"the recipe {shown(path)} is a link to a file that does not exist", ""
     except UnicodeDecodeError as error:
         message += f": byte {error.start} is not UTF-8"
-        hint = "" if path.lower().endswith(_SUFFIXES) else _NO_RECIPE
+        hint = "save it as UTF-8" if path.lower().endswith(_SUFFIXES) else _NO_RECIPE
     except (OSError, ValueError) as error:
         message += f": {(error.strerror if isinstance(error, OSError) else None) or error}"
         hint = _NO_RECIPE if os.path.isdir(path) and not path.lower().endswith(_SUFFIXES) else ""

@@ -41,6 +41,11 @@ _NOT_YET_HINTS = {
     "tokenizer": "remove it: tokenizer files are copied as they are; `tokenizer_source` says from which model",
     "chat_template": "remove it: the template is copied with the tokenizer files",
 }
+# Keys of other tools' recipes, and what says the same here.
+_ELSEWHERE = {
+    "random_seed": "write `seed`, or pass `--seed`",
+    "sweep": "it takes the place of a parameter's value: `density: {sweep: [0.2, 0.5]}`",
+}
 _LISTED = "`eutectic methods` lists them"
 
 
@@ -67,6 +72,10 @@ def read_recipe(root: Node, context: Context) -> Recipe | None:
         message = f"a recipe must be a mapping with the key merge_method, not {shown(root.data)}"
         context.faults.add("R107", root.place, message)
         return None
+    if (experts := root.get("experts")) is not None and root.get("merge_method") is None:
+        hint = "a merge of whole models has `merge_method` and `models`"
+        context.faults.add("R113", experts.key_place, "a mixture of experts cannot be built from models yet", hint)
+        return None
     draft = _Draft(root, context)
     draft.method = _method(draft)
     _unknown_keys(draft)
@@ -87,9 +96,7 @@ def _unknown_keys(draft: _Draft) -> None:
                 faults.add("R113", node.key_place, _NOT_YET[key], _NOT_YET_HINTS[key])
         elif key not in KEYS:
             is_parameter = method is not None and (key in method.params or key in method.accepted)
-            hint = "write it under `parameters`" if is_parameter else did_you_mean(key, KEYS)
-            if key == "sweep":
-                hint = "it takes the place of a parameter's value: `density: {sweep: [0.2, 0.5]}`"
+            hint = "write it under `parameters`" if is_parameter else _ELSEWHERE.get(key) or did_you_mean(key, KEYS)
             faults.add("R110", node.key_place, "unknown key", hint or f"known: {', '.join(KEYS)}")
 
 
