@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from eutectic.kernels.matrices import RESOLVED, Tasks, principal
-from eutectic.kernels.sums import weighted_sum
+from eutectic.kernels.sums import weighted_mean
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def regression_mean(
     to a unit diagonal, as a few inputs of an LLM are a thousand times the others. Where even then Σ G̃ᵢ is singular to
     float64, the eigenvectors of what was scaled decide, and what they do not span is the mean.
     """
-    start = weighted_sum(weights, shares) / sum(shares)
+    start = weighted_mean(weights, shares)
     moment, gram = torch.zeros_like(start), torch.zeros_like(grams[0], dtype=torch.float64)
     for weight, one, share in zip(weights, grams, shares, strict=True):
         if share:

@@ -38,6 +38,13 @@ def weighted_sum(tensors: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
     return total
 
 
+def weighted_mean(tensors: Iterable[Tensor], weights: Sequence[float], normalize: bool = True) -> Tensor:
+    """Σ wᵢ xᵢ / Σ wᵢ as float64 `(*shape)`; the sum alone without `normalize`. Raises as `divisor` does."""
+    total = weighted_sum(tensors, weights)
+    # By a number, a GPU multiplies by the inverse; by a tensor it divides, as a CPU does.
+    return total / torch.as_tensor(divisor(weights, normalize), dtype=total.dtype, device=total.device)
+
+
 # Weights that cancel up to rounding sum to zero: dividing by what is left would blow the result up.
 CANCELLED = 1e-12
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from eutectic.kernels.signs import disjoint_sum, elect_sign
-from eutectic.kernels.sums import divisor, one_a_model, weighted_sum
+from eutectic.kernels.sums import one_a_model, weighted_mean
 from eutectic.kernels.trim import keep_band, keep_band_of_rows, match_l1
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, Range, method
@@ -75,7 +75,7 @@ def breadcrumbs(
     band = (keep_band_of_rows if scope == "row" else keep_band)(deltas, density, gamma)
     if rescale:
         band = match_l1(band, deltas)
-    return weighted_sum(band, shares) / divisor(shares, normalize) * lambda_
+    return weighted_mean(band, shares, normalize) * lambda_
 
 
 @method(

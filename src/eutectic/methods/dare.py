@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from eutectic.kernels.random import Rng, drop
 from eutectic.kernels.random import rescale as rescale_by_density
 from eutectic.kernels.signs import disjoint_sum, elect_sign
-from eutectic.kernels.sums import divisor, one_a_model, weighted_sum
+from eutectic.kernels.sums import one_a_model, weighted_mean
 from eutectic.kernels.trim import match_l1
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, Range, method
@@ -70,7 +70,7 @@ def dare_linear(
     """
     shares = one_a_model(weight, len(deltas))
     sparse = _drop_and_rescale(deltas, density, rescale, rng)
-    return weighted_sum(sparse, shares) / divisor(shares, normalize) * lambda_
+    return weighted_mean(sparse, shares, normalize) * lambda_
 
 
 @method(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from eutectic.kernels.sums import divisor, one_a_model, weighted_sum
+from eutectic.kernels.sums import one_a_model, weighted_mean, weighted_sum
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, PerModelOrGlobal, Range, method
 
@@ -55,7 +55,7 @@ def fisher(
     model in bfloat16.
     """
     shares = one_a_model(weight, len(weights))
-    mean = weighted_sum(weights, shares) / divisor(shares, True)
+    mean = weighted_mean(weights, shares)
     if fishers is None:
         return mean
     assert norm != "global", "refused"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from eutectic.kernels.matrices import join, left_out, range_of, split
 from eutectic.kernels.signs import disjoint_sum, elect_sign
-from eutectic.kernels.sums import divisor, one_a_model, weighted_sum
+from eutectic.kernels.sums import one_a_model, weighted_mean
 from eutectic.kernels.trim import keep_largest
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, Range, method
@@ -103,7 +103,7 @@ def _present(shares: list[float]) -> list[float]:
 
 def _agree(deltas: Tensor, shares: list[float], densities: list[float], consensus: str, normalize: bool) -> Tensor:
     if consensus == "linear":
-        return weighted_sum(deltas, shares) / divisor(shares, normalize)
+        return weighted_mean(deltas, shares, normalize)
     trimmed = keep_largest(deltas, densities)
     return disjoint_sum(trimmed, elect_sign(trimmed, shares), shares, normalize)
 

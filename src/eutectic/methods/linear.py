@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eutectic.kernels.sums import divisor, one_a_model, weighted_sum
+from eutectic.kernels.sums import one_a_model, weighted_mean
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, method
 
@@ -42,7 +42,7 @@ def linear(weights: Tensor, *, weight: PerModel = 1.0, normalize: bool = True) -
     **Cost.** One pass: reads every model once; time is bound by memory bandwidth.
     """
     shares = one_a_model(weight, len(weights))
-    return weighted_sum(weights, shares) / divisor(shares, normalize)
+    return weighted_mean(weights, shares, normalize)
 
 
 @linear.stream

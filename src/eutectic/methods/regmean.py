@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from eutectic.kernels.least_squares import regression_mean
-from eutectic.kernels.sums import divisor, one_a_model, weighted_sum
+from eutectic.kernels.sums import one_a_model, weighted_mean
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, Range, method
 
@@ -69,7 +69,7 @@ def regmean(
     """
     shares = one_a_model(weight, len(weights))
     if grams is None or not solve:
-        return weighted_sum(weights, shares) / divisor(shares, True)
+        return weighted_mean(weights, shares)
     shape = weights.shape[1:]
     layers = weights.reshape(len(weights), -1, *shape[-2:])
     inputs = [gram.reshape(-1, *gram.shape[-2:]) for gram in grams]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eutectic.kernels.sums import divisor, one_a_model, weighted_sum
+from eutectic.kernels.sums import one_a_model, weighted_mean
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, method
 
@@ -52,7 +52,7 @@ def task_arithmetic(deltas: Tensor, *, weight: PerModel = 1.0, normalize: bool =
     **Cost.** One pass over the base and every model; time is bound by memory bandwidth.
     """
     shares = one_a_model(weight, len(deltas))
-    return weighted_sum(deltas, shares) / divisor(shares, normalize) * lambda_
+    return weighted_mean(deltas, shares, normalize) * lambda_
 
 
 @task_arithmetic.stream
