@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from eutectic.kernels.random import Rng
 from eutectic.kernels.ranked import keep_by_rank
 from eutectic.kernels.signs import disjoint_sum, elect_sign
-from eutectic.kernels.sums import divisor, one_a_model, weighted_sum
+from eutectic.kernels.sums import one_a_model, weighted_mean
 from eutectic.lazy import LazyModule
 from eutectic.methods.registry import PerModel, Range, method
 
@@ -113,7 +113,7 @@ def della_linear(
     """
     shares = one_a_model(weight, len(deltas))
     kept = keep_by_rank(deltas, density, epsilon, rescale, rng)
-    return weighted_sum(kept, shares) / divisor(shares, normalize) * lambda_
+    return weighted_mean(kept, shares, normalize) * lambda_
 
 
 @della.stream
