@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from eutectic.errors import EutecticError
 from eutectic.statistics import activations, gram
-from eutectic.statistics.batches import Batch
+from eutectic.statistics.batches import Batch, Parts
 from eutectic.statistics.inputs import GramCollector
 from eutectic.statistics.layers import Names
 
@@ -265,3 +265,21 @@ def test_nan_is_told_with_its_layer_and_samples() -> None:
     broken[1, 2] = float("nan")
     with pytest.raises(EutecticError, match="F102 0: NaN or infinity in samples 3 to 5; a float16 overflow"):
         gram(mlp(), [torch.randn(2, 7), broken])
+
+
+@pytest.mark.parametrize("divides", [True, False])
+def test_what_the_first_padded_batch_shows_holds_for_all(divides: bool) -> None:
+    asked: list[int] = []
+
+    def mixes(head: Batch) -> bool:
+        asked.append(head.size)
+        return divides
+
+    x, mask = torch.arange(12.0).reshape(3, 4), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]])
+    whole, cut = Batch.of({"x": x}), Batch.of({"x": x, "attention_mask": mask})
+    parts = Parts()
+    assert parts.of(whole, mixes) == [whole] and not asked
+    for _ in range(2):
+        found = [part.inputs["x"].tolist() for part in parts.of(cut, mixes)]
+        assert found == ([[[0, 1, 2, 3]], [[4, 5]], [[10, 11]]] if divides else [x.tolist()])
+    assert asked == [2]

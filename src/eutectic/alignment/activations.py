@@ -19,7 +19,7 @@ from eutectic.checkpoint.symmetry import Moves, Symmetries
 from eutectic.errors import NumericError, Problem, RecipeError, ResourceError, listed
 from eutectic.kernels.comoments import Comoments
 from eutectic.lazy import LazyModule
-from eutectic.statistics.batches import Batch
+from eutectic.statistics.batches import Batch, Parts
 from eutectic.statistics.doors import place_of
 from eutectic.statistics.layers import still
 
@@ -216,14 +216,14 @@ def _collected(
     """Goes through the data once."""
     mine, theirs = [view for view, _ in pairs], [view for _, view in pairs]
     sums = {view: Comoments(view.units, view.units, place_of(a)) for view in mine}
-    by_sample: bool | None = None
-    done = 0
+    parts, done = Parts(), 0
+
+    def mixes(head: Batch) -> bool:
+        return len(rows_of(a, mine, head)) < len(rows_of(a, mine, head.sample(0)))
+
     for value in batches:
         batch = Batch.of(value, place_of(a))
-        if batch.mask is not None and by_sample is None:
-            by_sample = len(rows_of(a, mine, batch.head(2))) < len(rows_of(a, mine, batch.sample(0)))
-        parts = [batch.sample(i) for i in range(batch.size)] if batch.mask is not None and by_sample else [batch]
-        for part in parts:
+        for part in parts.of(batch, mixes):
             left, right = rows_of(a, mine, part), rows_of(b, theirs, part.to(place_of(b)))
             for view, one in sums.items():
                 # What a router sends to a layer in one model need not be what it sends there in the other.

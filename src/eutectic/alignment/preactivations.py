@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eutectic.averaging.statistics import statistics_layers
 from eutectic.kernels.comoments import Moments
 from eutectic.lazy import LazyModule
-from eutectic.statistics.batches import Batch
+from eutectic.statistics.batches import Batch, Parts
 from eutectic.statistics.doors import place_of
 from eutectic.statistics.inputs import matches, unmasked
 from eutectic.statistics.layers import Names, first_input, layers_of
@@ -125,7 +126,7 @@ class Watch:
 
     def __init__(self, forms: Mapping[str, str], channels: Mapping[str, int]) -> None:
         self._forms, self._channels = forms, channels
-        self._by_sample: bool | None = None
+        self._known = Parts()
 
     def moments(self, module: nn.Module, batches: Iterable[Any], paths: Collection[str]) -> dict[str, Moments]:
         """Mean and variance of each channel over all samples and positions; a pass ends behind the last of them."""
@@ -161,13 +162,7 @@ class Watch:
     def _parts(self, module: nn.Module, batches: Iterable[Any]) -> Iterator[Batch]:
         """Batches, or their samples where it is not known which rows of a batch are padding."""
         for value in batches:
-            batch = Batch.of(value, place_of(module))
-            if batch.mask is None:
-                yield batch
-                continue
-            if self._by_sample is None:
-                self._by_sample = self._is_mixed(module, batch.head(2))
-            yield from (batch.sample(i) for i in range(batch.size)) if self._by_sample else [batch]
+            yield from self._known.of(Batch.of(value, place_of(module)), partial(self._is_mixed, module))
 
     def _is_mixed(self, module: nn.Module, batch: Batch) -> bool:
         odd: list[str] = []

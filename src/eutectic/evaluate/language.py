@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from operator import itemgetter
@@ -52,6 +52,8 @@ class Language:
         start = self.tokenizer.eos_token_id if start is None else start
         # What the first token of a text is predicted from.
         self.start: list[int] = self.opening or ([] if start is None else [start])
+        # Of a document, the first token that is predicted.
+        self.first = max(1, len(self.start))
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, none added. Raises `CheckpointError` (E906) for one that the model has no row for."""
@@ -61,11 +63,31 @@ class Language:
             raise CheckpointError(Problem("E906", message, hint="do tokenizer and weights belong together?"))
         return tokens
 
+    def document(self, text: str) -> list[int]:
+        """Tokens of a text behind what its first is predicted from."""
+        return [*self.start, *self.encode(text)]
+
     def fits(self, length: int, item: int) -> None:
         """Raises `RecipeError` (E907) for more tokens than the model takes."""
         if self.limit is not None and length > self.limit:
             message = f"item {item + 1} has {length} tokens, {self.label!r} takes {self.limit}"
             raise RecipeError(Problem("E907", message, hint="shorten it; nothing is cut off by itself"))
+
+
+def alike(items: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Numbers of items of like lengths, the longest first, `size` at a time."""
+    order = sorted(range(len(items)), key=lambda i: -len(items[i]))
+    return (order[at : at + size] for at in range(0, len(order), size))
+
+
+def padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of tokens as `(rows, longest)` int64, padded on the right, and the mask of what is no padding."""
+    tokens = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for place, row in enumerate(rows):
+        tokens[place, : len(row)] = torch.tensor(row)
+        mask[place, : len(row)] = 1
+    return tokens, mask
 
 
 def log_likelihoods(
@@ -78,16 +100,8 @@ def log_likelihoods(
     """
     device = _device(model)
     found = np.empty(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
-    for at in range(0, len(order), batch):
-        chosen = order[at : at + batch]
-        longest = len(rows[chosen[0]].tokens) - 1
-        tokens = torch.zeros((len(chosen), longest), dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for place, i in enumerate(chosen):
-            length = len(rows[i].tokens) - 1
-            tokens[place, :length] = torch.tensor(rows[i].tokens[:-1])
-            mask[place, :length] = 1
+    for chosen in alike([row.tokens for row in rows], batch):
+        tokens, mask = padded([rows[i].tokens[:-1] for i in chosen])
         logits = model(input_ids=tokens.to(device), attention_mask=mask.to(device), use_cache=False).logits
         for place, i in enumerate(chosen):
             row = rows[i]
@@ -95,7 +109,7 @@ def log_likelihoods(
             own = torch.log_softmax(logits[place, row.first - 1 : len(row.tokens) - 1].float(), dim=-1)
             wanted = torch.tensor(row.tokens[row.first :], device=device)
             found[i] = float(own.gather(1, wanted[:, None]).double().sum())
-        tell(len(chosen) / len(order))
+        tell(len(chosen) / len(rows))
     return found
 
 
@@ -108,12 +122,10 @@ def continuations(
     """
     device = _device(model)
     found: list[list[int] | None] = [None for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     greedy = transformers_module().GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=most, pad_token_id=padding, eos_token_id=list(stops) or None
     )
-    for at in range(0, len(order), run.batch):
-        chosen = order[at : at + run.batch]
+    for chosen in alike(prompts, run.batch):
         longest = len(prompts[chosen[0]])
         tokens = torch.full((len(chosen), longest), padding, dtype=torch.long)
         mask = torch.zeros_like(tokens)
@@ -132,7 +144,7 @@ def continuations(
             own = made[place][longest:]
             end = next((n for n, token in enumerate(own) if token in stops), len(own))
             found[i] = None if bool(lost[: end + 1, place].any()) else own[:end]
-        run.tell(len(chosen) / len(order))
+        run.tell(len(chosen) / len(prompts))
     return found
 
 

@@ -64,12 +64,12 @@ class Perplexity(DataTask):
 
     def check(self, source: Source, run: Settings) -> None:
         """See `Task.check`."""
-        self._windows(Language(source, run), run.chosen(len(self.documents)))
+        self.windows(Language(source, run), run.chosen(len(self.documents)))
 
     def score(self, source: Source, run: Settings) -> Score:
         """See `Task.score`."""
         numbers = run.chosen(len(self.documents))
-        windows = self._windows(Language(source, run), numbers)
+        windows = self.windows(Language(source, run), numbers)
         size = np.array([len(self.documents[i].encode()) for i in numbers], np.float64)
         several = numbers if len(self.documents) > 1 else None
         if several is None:
@@ -98,7 +98,7 @@ class Perplexity(DataTask):
         items, weights = (np.asarray(-found / tokens), tokens) if one else (np.asarray(total / scored), scored)
         return score_of(self, source, run, items, weights=weights, scale="exp", details=details, numbers=several)
 
-    def _windows(self, language: Language, numbers: list[int]) -> list[tuple[int, Row]]:
+    def windows(self, language: Language, numbers: list[int]) -> list[tuple[int, Row]]:
         """Every window with the place of its document among those chosen."""
         if language.limit is not None and self.block > language.limit:
             message = f"{language.label!r} takes {language.limit} tokens, a window has {self.block}"
@@ -107,14 +107,11 @@ class Perplexity(DataTask):
             )
         found = []
         for place, number in enumerate(numbers):
-            tokens = [*language.start, *language.encode(self.documents[number])]
+            tokens = language.document(self.documents[number])
             if len(tokens) < 2:
                 message = f"document {number + 1} has no token to score"
                 raise RecipeError(Problem("E904", message, "data", file=self.data))
-            found += [
-                (place, row)
-                for row in windows_of(tokens, self.block, self.stride or self.block, max(1, len(language.start)))
-            ]
+            found += [(place, row) for row in windows_of(tokens, self.block, self.stride or self.block, language.first)]
         return found
 
 

@@ -11,7 +11,6 @@ from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate import Classification, Perplexity, Settings, Task
 from eutectic.evaluate.language import Language, Row
 from eutectic.evaluate.loading import Kind
-from eutectic.evaluate.perplexity import windows_of
 from eutectic.lazy import LazyModule
 from eutectic.statistics.text import IGNORED, batches_of
 
@@ -58,10 +57,11 @@ def kind_of(task: Task) -> Kind:
 
 def documents_of(task: Perplexity, run: Settings, source: Source) -> list[list[Row]]:
     """The windows of each document, as the task reads them."""
-    language = Language(source, run)
-    first = max(1, len(language.start))
-    texts = ([*language.start, *language.encode(task.documents[i])] for i in run.chosen(len(task.documents)))
-    return [list(windows_of(tokens, task.block, task.stride or task.block, first)) for tokens in texts]
+    numbers = run.chosen(len(task.documents))
+    found: list[list[Row]] = [[] for _ in numbers]
+    for place, row in task.windows(Language(source, run), numbers):
+        found[place].append(row)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,24 @@ class Batch:
         return tensor.dim() > 0 and len(tensor) == self.size
 
 
+class Parts:
+    """Batches as they are looked into: whole, or sample by sample where the rows of a padded one could be padding.
+
+    What the first padded batch shows is kept for all.
+    """
+
+    def __init__(self) -> None:
+        self._divides: bool | None = None
+
+    def of(self, batch: Batch, mixes: Callable[[Batch], bool]) -> list[Batch]:
+        """The batch, or its samples with their padding cut off, as `mixes` says of its first samples."""
+        if batch.mask is None:
+            return [batch]
+        if self._divides is None:
+            self._divides = mixes(batch.head(2))
+        return [batch.sample(number) for number in range(batch.size)] if self._divides else [batch]
+
+
 def sliced(value: Any, number: int, size: int) -> Any:
     """One of `size` samples of whatever holds tensors; those of another length are for all samples."""
     return _each(value, lambda t: t[number : number + 1], lambda t: t.dim() > 0 and len(t) == size)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from eutectic.errors import Problem, RecipeError
 from eutectic.lazy import LazyModule
-from eutectic.statistics.batches import Batch
+from eutectic.statistics.batches import Batch, Parts
 from eutectic.statistics.gradients import unfolded
 from eutectic.statistics.layers import Layer, Names, hooked, layers_of
 from eutectic.statistics.model import Collector, Layout
@@ -58,7 +58,7 @@ class InputCollector(Collector):
             kinds = "it has no linear layer or convolution whose weight is its own"
             raise RecipeError(Problem("F107", f"nothing to collect: {kinds}", type(module).__name__))
         self._bias = _biases(self._layers)
-        self._mixes: bool | None = None
+        self._parts = Parts()
         self._seen: dict[str, tuple[Callable[[], Any], int]] = {}
         self._calls: Counter[str] = Counter()
         self._brief = self._tied_head(left_out)
@@ -66,11 +66,8 @@ class InputCollector(Collector):
         self.layout = self._lay_out(shared, left_out)
 
     def _collect(self, batch: Batch) -> None:
-        if batch.mask is not None and self._mixes is None:
-            self._mixes = self._is_mixed(batch.head(2))
-        parts = [batch.sample(i) for i in range(batch.size)] if batch.mask is not None and self._mixes else [batch]
         wanted = [layer for layer in self._layers if self._unit(layer) in self.counts]
-        for part in parts:
+        for part in self._parts.of(batch, self._is_mixed):
 
             def hook(layer: Layer, x: Tensor, part: Batch = part) -> None:
                 self._see(layer, x, part)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate.data import DataTask
-from eutectic.evaluate.language import Language, Row
+from eutectic.evaluate.language import Language, Row, alike, padded
 from eutectic.evaluate.options import option
 from eutectic.lazy import LazyModule
 
@@ -65,10 +65,10 @@ class Text(DataTask):
         if language.limit is not None and length > language.limit:
             message = f"{language.label!r} takes {language.limit} tokens, a sequence is to have {length}"
             raise RecipeError(Problem("E907", message, "length", f"give {language.limit} or less"))
-        texts = [[*language.start, *language.encode(text)] for text in self.documents]
+        texts = [language.document(text) for text in self.documents]
         if self.pack:
             texts = [[token for text in texts for token in text]]
-        first = max(1, len(language.start))
+        first = language.first
         found = [row for text in texts if len(text) > first for row in _cut(text, length, first)]
         if not found:
             raise RecipeError(Problem("F101", "no document has a token to predict", "data", file=self.data))
@@ -83,15 +83,10 @@ def _cut(tokens: list[int], length: int, first: int) -> Iterator[Row]:
 
 def batches_of(rows: Sequence[Row], size: int) -> Iterator[dict[str, Any]]:
     """Batches of `size` sequences of like lengths, padded on the right: the inputs, their mask, and the targets."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
-    for at in range(0, len(order), size):
-        chosen = [rows[i] for i in order[at : at + size]]
-        longest = len(chosen[0].tokens) - 1
-        tokens = torch.zeros((len(chosen), longest), dtype=torch.long)
-        mask, targets = torch.zeros_like(tokens), torch.full_like(tokens, IGNORED)
+    for numbers in alike([row.tokens for row in rows], size):
+        chosen = [rows[i] for i in numbers]
+        tokens, mask = padded([row.tokens[:-1] for row in chosen])
+        targets = torch.full_like(tokens, IGNORED)
         for place, row in enumerate(chosen):
-            known = torch.tensor(row.tokens)
-            count = len(known) - 1
-            tokens[place, :count], mask[place, :count] = known[:-1], 1
-            targets[place, row.first - 1 : count] = known[row.first :]
+            targets[place, row.first - 1 : len(row.tokens) - 1] = torch.tensor(row.tokens[row.first :])
         yield {"input_ids": tokens, "attention_mask": mask, "targets": targets}
