@@ -6,9 +6,10 @@ The one place where the layers are joined.
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +110,13 @@ def load_recipe(
 
 
 def _changes(overrides: Sequence[str], seed: int | None = None, dtype: str | None = None) -> list[str]:
-    changes = [overrides] if isinstance(overrides, str) else list(overrides)
-    changes += [f"seed={seed}"] if seed is not None else []
-    return changes + ([f"out_dtype={dtype}"] if dtype is not None else [])
+    several = isinstance(overrides, Iterable) and not isinstance(overrides, str)
+    changes: list[Any] = list(overrides) if several else [overrides]
+    for key, value in (("seed", seed), ("out_dtype", dtype)):
+        if value is not None:
+            # Text in quotes: empty text would be YAML for nothing.
+            changes.append(f"{key}={json.dumps(value) if isinstance(value, str) else value}")
+    return changes
 
 
 def plan(

@@ -217,6 +217,7 @@ def test_the_reference_form_agrees(home: Path, tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"device": "tpu"}, RecipeError, "M602 --device: 'tpu' is no device"),
+        ({"device": None}, RecipeError, "M602 --device: None is no device"),
         ({"device": "cuda:99"}, ResourceError, "M602 --device: torch .* sees no cuda:99"),
         ({"memory": 1}, ResourceError, "M601 --memory: the merge needs [0-9]+ MiB at least, the bound is 0 MiB"),
     ],
@@ -227,6 +228,38 @@ def test_options_that_cannot_be(
     with pytest.raises(error, match=f"^{message}"):
         eutectic.merge(recipe_of("linear", home), tmp_path / "out", options=eutectic.Options(**options))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"seed": ""}, "R112 --set seed: must be an integer from 0 on, not ''"),
+        ({"seed": -1}, "R112 --set seed: must be an integer from 0 on, not -1"),
+        ({"dtype": ""}, "R112 --set out_dtype: must be one of .*, not ''"),
+        ({"dtype": torch.float16}, "R112 --set out_dtype: must be one of .* did you mean 'float16'"),
+        ({"overrides": None}, "R140 --set: nothing is not an override; write KEY=VALUE"),
+        ({"overrides": [5]}, "R140 --set: 5 is not an override"),
+        ({"overrides": {"seed": 3}}, "R140 --set: 'seed' is not an override"),
+    ],
+)
+def test_arguments_of_a_plan_that_cannot_be(home: Path, keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=f"^{message}"):
+        eutectic.plan(recipe_of("linear", home), **keywords)
+
+
+@pytest.mark.parametrize("out", [None, 5, b"out", "", "a\0b"])
+def test_outputs_that_name_no_folder(home: Path, out: Any) -> None:
+    with pytest.raises(RecipeError, match=r"^M603 out: must be the folder to make"):
+        eutectic.merge(recipe_of("linear", home), out)
+
+
+def test_what_cannot_be_verified() -> None:
+    with pytest.raises(RecipeError) as caught:
+        eutectic.verify("a\0b", sample=0)
+    assert [problem.where for problem in caught.value.problems] == ["out", "sample"]
+    for out, sample in ((None, None), (b"out", None), ("out", 1.5), ("out", True)):
+        with pytest.raises(RecipeError, match=r"^M603"):
+            eutectic.verify(out, sample=sample)  # type: ignore[arg-type]
 
 
 def test_the_minimum_that_is_named_is_enough(home: Path, tmp_path: Path) -> None:

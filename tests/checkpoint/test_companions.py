@@ -65,10 +65,16 @@ def test_bytes_are_kept_and_only_the_dtype_is_corrected(tmp_path):
     assert found.files["tokenizer.json"] == b"\xff not json"
 
 
-@pytest.mark.parametrize("text", ["[]", "not json", "3"])
+@pytest.mark.parametrize("text", ["[]", "not json", "3", "[" * 100_000])
 def test_a_config_that_is_none_is_copied_as_it_is(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     assert copied(tmp_path, "bfloat16").files["config.json"] == text.encode()
+
+
+def test_what_json_escapes_and_utf8_cannot_hold_stays_escaped(tmp_path):
+    (tmp_path / "config.json").write_text('{"dtype": "float32", "a": "\\ud800é"}')
+    data = copied(tmp_path, "bfloat16").files["config.json"]
+    assert json.loads(data) == {"dtype": "bfloat16", "a": "\ud800é"} and "é".encode() in data
 
 
 def test_the_tokenizer_may_come_from_another_model(tmp_path):

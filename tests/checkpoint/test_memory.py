@@ -87,8 +87,8 @@ def test_views_of_one_storage_are_no_ties() -> None:
         ("text", "a str where"),
         (None, "a NoneType where"),
         (torch.zeros(2, dtype=torch.complex64), "dtype torch.complex64"),
-        (torch.zeros(2).to_sparse(), "where a dense tensor was due"),
-        (torch.zeros(2, device="meta"), "where a dense tensor was due"),
+        (torch.zeros(2).to_sparse(), "a tensor of layout torch.sparse_coo where a dense tensor was due"),
+        (torch.zeros(2, device="meta"), "a tensor on the meta device where a dense tensor was due"),
         (np.array(["a"]), "where a dense tensor was due"),
     ],
 )
@@ -101,6 +101,14 @@ def test_what_is_no_tensor(value: object, words: str) -> None:
 def test_names_are_strings() -> None:
     with pytest.raises(CheckpointError, match="C216 1 in model 'm' is not a tensor name"):
         MemorySource("m", {1: torch.zeros(1)})  # type: ignore[dict-item]
+    with pytest.raises(CheckpointError, match="C216 '' in model 'm' is not a tensor name"):
+        MemorySource("m", {"": torch.zeros(1)})
+
+
+def test_a_view_of_negated_numbers_is_read_as_its_values() -> None:
+    negated = torch.complex(torch.ones(3), torch.arange(3.0)).conj().imag
+    assert negated.is_neg()
+    assert MemorySource("m", {"x": negated})["x"].tolist() == [0, -1, -2]
 
 
 @pytest.mark.gpu

@@ -58,6 +58,7 @@ def test_home_dot_files_and_plus(here: Path) -> None:
         ("modelA", "C200", "'modelA' does not exist; did you mean 'model_a'?"),
         ("./models/modelB", "C200", "did you mean './models/model_b'?"),
         ("", "C200", "'' does not exist; name a folder"),
+        ("model_a/modul.safetensors", "C200", "does not exist; did you mean 'model_a/model.safetensors'?"),
         ("a/b/c", "C200", "'a/b/c' does not exist"),
         ("/nowhere/at/all", "C200", "does not exist"),
         ("-x/y", "C200", "does not exist"),

@@ -129,7 +129,9 @@ def test_p307_fp8(dtype: str) -> None:
 def test_p308_nothing_in_common() -> None:
     a, b = Header("a", {"x": ("float32", 2)}), Header("b", {"y": ("float32", 2)})
     # With `missing: copy` each tensor by itself is fine, and the whole is no merge.
-    assert refused(linear("a", "b", missing="copy"), a, b) == ["P308 no tensor can be merged: a, b have none in common"]
+    assert refused(linear("a", "b", missing="copy"), a, b) == [
+        "P308 no tensor can be merged: a, b have none of floats in common"
+    ]
     only_buffers = Header("a", {"x": ("int64", 2)}), Header("b", {"x": ("int64", 2)})
     assert refused(linear("a", "b"), *only_buffers)[0].startswith("P308 ")
 

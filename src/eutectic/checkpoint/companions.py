@@ -118,7 +118,7 @@ def _corrected(found: Companions, dtype: str | None, specs: Mapping[str, Spec]) 
     text = found.files["config.json"]
     try:
         config = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found.notes.append("config.json is not valid JSON and was copied as it is")
         return text
     if not isinstance(config, dict):
@@ -129,4 +129,5 @@ def _corrected(found: Companions, dtype: str | None, specs: Mapping[str, Spec]) 
         found.notes.append(f"{HEAD} is not tied in every model, so it is merged by itself and config.json unties it")
     if all(config[key] == value for key, value in changes.items()):
         return text
-    return (json.dumps(config | changes, indent=2, ensure_ascii=False) + "\n").encode()
+    # A lone surrogate, which JSON can escape and UTF-8 cannot hold, is escaped again.
+    return (json.dumps(config | changes, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")

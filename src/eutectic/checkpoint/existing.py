@@ -29,9 +29,10 @@ class Existing:
         """Its manifest; empty if there is none that can be read."""
         try:
             found = json.loads(self._storage.read_bytes(os.path.join(self._path, self._name), 1 << 30))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
-        return found if isinstance(found, dict) else {}
+        tables = [found.get(key, {}) for key in ("files", "weights")] if isinstance(found, dict) else [None]
+        return found if all(isinstance(table, dict) for table in tables) else {}
 
     def is_merge(self, fingerprint: str, stamp: bytes) -> bool:
         """The same plan, from the very files that are there now, with every file of weights at its full size."""

@@ -35,7 +35,7 @@ class MemorySource(Source):
             tensors: a module (its `state_dict()` is taken), or name → torch tensor or numpy array.
 
         Raises `CheckpointError` (C240) for a value that is no dense tensor of a known dtype, C216 for a name that is
-        no string.
+        no string, or empty.
         """
         state: Mapping[Any, Any] = tensors if isinstance(tensors, Mapping) else tensors.state_dict()
         self.label = label
@@ -45,7 +45,7 @@ class MemorySource(Source):
         self._readers: dict[str, _Reader] = {}
         seen: dict[Any, str] = {}
         for name, value in state.items():
-            if not isinstance(name, str):
+            if not isinstance(name, str) or not name:
                 raise CheckpointError(Problem("C216", f"{name!r} in model {label!r} is not a tensor name"))
             spec, reader, memory = _describe(name, value, label)
             if spec.numel and memory in seen:
@@ -71,8 +71,11 @@ def _describe(name: str, value: Any, label: str) -> tuple[Spec, _Reader, Any]:
         if dtype in dtypes.BY_NAME:
             spec = Spec(dtype, tuple(value.shape))
             memory = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-            return spec, _tensor_reader(value.detach()), memory
+            # A view that stands for negated numbers has other bits than its values.
+            return spec, _tensor_reader(value.detach().resolve_neg()), memory
     kind = f"{type(value).__name__} of dtype {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
+    if isinstance(value, torch.Tensor) and (value.is_meta or value.layout != torch.strided):
+        kind = f"tensor {'on the meta device' if value.is_meta else f'of layout {value.layout}'}"
     message = f"model {label!r} holds a {kind} where a dense tensor was due"
     hint = f"leave it out, or convert it to one of {', '.join(dtypes.FLOATS)}"
     raise CheckpointError(Problem("C240", message, name, hint))

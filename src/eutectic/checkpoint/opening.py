@@ -16,6 +16,8 @@ from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.storage import REAL, Storage
 from eutectic.errors import CheckpointError, Problem
 
+# No hub id ends like a file of weights; a file that is not there is nothing to ask the network for.
+_FILE = re.compile(r"\.(safetensors|bin|pt|pth|gguf)$", re.IGNORECASE)
 _HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 
 
@@ -33,7 +35,8 @@ def resolve(ref: str, folder: str | None = None) -> Place:
     """Finds out what a reference to a model means, without opening it and without a network.
 
     A path that exists wins: as written (`~` is the home folder), then from `folder`, the recipe's own. Otherwise
-    `org/name` or `org/name@revision` is a hub id. Raises `CheckpointError` for anything else.
+    `org/name` or `org/name@revision` is a hub id, unless it ends like a file of weights. Raises `CheckpointError` for
+    anything else.
     """
     for base in ("", folder or ""):
         path = os.path.abspath(os.path.join(base, os.path.expanduser(ref)))
@@ -44,7 +47,7 @@ def resolve(ref: str, folder: str | None = None) -> Place:
         raise CheckpointError(Problem("C209", f"{ref!r} is a URL, and none is fetched", hint=hint))
     if re.fullmatch(r"[^+]+\+[^+]+", ref):
         raise CheckpointError(Problem("C205", f"{ref!r} asks for a model with a LoRA adapter", hint=ADAPTER_HINT))
-    if found := _HUB.fullmatch(ref):
+    if (found := _HUB.fullmatch(ref)) and not _FILE.search(ref):
         return Place(ref, None, found[1], found[2])
     near = _near(ref, folder)
     hint = near or "name a folder, a checkpoint file, or a hub id such as 'org/name@revision'"

@@ -113,7 +113,7 @@ def near_file(path: str) -> str:
 def _object(line: str) -> Row:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}; one object a line is expected") from error
     if not isinstance(row, dict):
         raise ValueError(f"must be an object, not {shown(row)}")

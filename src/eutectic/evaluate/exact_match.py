@@ -116,7 +116,7 @@ def ends_of(source: Source, model: Any) -> list[int]:
     """The tokens that end a text, by generation_config.json, or else by the model's own settings."""
     try:
         ends = json.loads(files_of(source)["generation_config.json"])["eos_token_id"]
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return [end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)]
 

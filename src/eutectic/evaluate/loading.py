@@ -200,7 +200,7 @@ class Loader:
                 config = library.AutoConfig.for_model(data["model_type"]).from_dict(data)
                 with torch.device("meta"):
                     made = _saved(library, data) if kind == "saved" else _made(library, kind, config)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             message = f"transformers makes no {kind} model of the config.json of {source.label!r}: {_said(error)}"
             hint = "a model with Python code of its own is never run; " + _FACTORY
             raise CheckpointError(Problem("E905", message, hint=hint)) from error

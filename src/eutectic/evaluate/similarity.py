@@ -180,7 +180,7 @@ def _json(data: bytes, kind: type) -> Any:
     """What a small file says; nothing where it is damaged or something else."""
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return kind()
     return found if isinstance(found, kind) else kind()
 

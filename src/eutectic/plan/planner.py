@@ -99,7 +99,7 @@ class _Planner:
         self.measured.report()
         if not any(job.action == "merge" for job in jobs) and not self.findings.problems:
             labels = listed([item.label for item in self.inputs])
-            self.findings.say("P308", f"no tensor can be merged: {labels} have none in common")
+            self.findings.say("P308", f"no tensor can be merged: {labels} have none of floats in common")
         self.parameters.check(jobs)
         tokenizer = self._input_named(self.recipe.tokenizer_source, "tokenizer_source")
         self.parameters.note_defaults()

@@ -22,7 +22,7 @@ def override(document: Document, overrides: Sequence[str], faults: Faults) -> No
 
 
 def _apply(document: Document, text: str, faults: Faults) -> None:
-    path, equals, value = text.partition("=")
+    path, equals, value = text.partition("=") if isinstance(text, str) else (str(text), "", "")
     path = path.strip()
     if not equals or not _PATH.fullmatch(path):
         faults.add("R140", Place(OVERRIDE, None, None, ""), f"{shown(text)} is not an override", _FORM)

@@ -49,7 +49,7 @@ def refuse_reference(planned: Plan, reference: bool) -> None:
 
 def check_device(device: str) -> None:
     """Raises `RecipeError` for a device that is no device, `ResourceError` (M602) for one that is not there."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII):
+    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII):
         raise RecipeError(Problem("M602", f"{device!r} is no device", "--device", "use cpu, cuda or cuda:N"))
     if device != "cpu":
         import torch
