@@ -34,6 +34,11 @@ def test_a_job_can_be_printed() -> None:
     )
 
 
+def test_a_plan_prints_as_a_line() -> None:
+    plan = plan_of(ties_of("base", "a", "b"), llama("base"), llama("a"), llama("b"))
+    assert repr(plan) == "<Plan ties of base, a, b: 9 tensors, 656 bytes>"
+
+
 def test_roles() -> None:
     plan = plan_of(ties_of("base", "b", "a"), llama("base"), llama("a"), llama("b"))
     assert [(item.label, item.role) for item in plan.inputs] == [("base", "base"), ("a", "model"), ("b", "model")]

@@ -250,6 +250,11 @@ class Plan:
             return [merged, *([i] for i, job in enumerate(self.jobs) if job.action != "merge")]
         return [[i] for i in range(len(self.jobs))]
 
+    def __repr__(self) -> str:
+        # As a dataclass prints itself, a model of a thousand tensors runs to pages.
+        of = ", ".join(item.label for item in self.inputs)
+        return f"<Plan {self.method.name} of {of}: {len(self.jobs)} tensors, {self.bytes_out:,} bytes>"
+
     def __enter__(self) -> Self:
         return self
 
