@@ -32,7 +32,8 @@ def problems(source: object, **options: object) -> list[str]:
         load(source, methods=eutectic.methods, **options)  # type: ignore[arg-type]
     assert caught.value.exit_code == 2
     assert str(caught.value) == "\n".join(str(problem) for problem in caught.value.problems)
-    return [str(problem) for problem in caught.value.problems]
+    # The table's models are nowhere.
+    return [str(problem) for problem in caught.value.problems if problem.code != "C200"]
 
 
 @pytest.mark.skipif(not hasattr(yaml, "CSafeLoader"), reason="words and columns of syntax errors are libyaml's")

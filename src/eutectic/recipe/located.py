@@ -118,6 +118,7 @@ class Faults:
 
     def __init__(self) -> None:
         self._problems: dict[Problem, None] = {}
+        self._absent: dict[Problem, None] = {}
 
     def __len__(self) -> int:
         return len(self._problems)
@@ -125,6 +126,11 @@ class Faults:
     def add(self, code: str, place: Place, message: str, hint: str = "") -> None:
         """Notes a problem that stands at `place`. Raises `RecipeError` when there are too many to go on."""
         self.extend([Problem(code, message, place.path, hint, place.file, place.line, place.column)])
+
+    def absent(self, place: Place, name: str, hint: str) -> None:
+        """Notes that nothing has this name. No problem by itself, as who opens it will tell; told beside others."""
+        message = f"{name!r} does not exist"
+        self._absent[Problem("C200", message, place.path, hint, place.file, place.line, place.column)] = None
 
     def extend(self, problems: Iterable[Problem]) -> None:
         """Notes problems found elsewhere; as `add`."""
@@ -134,5 +140,6 @@ class Faults:
 
     def error(self) -> RecipeError:
         """The problems by file, in the order the files were met, and by line; those without a line as they came."""
-        order = {name: at for at, name in enumerate(dict.fromkeys(p.file for p in self._problems))}
-        return RecipeError(sorted(self._problems, key=lambda p: (order[p.file], p.line or 0, p.column or 0)))
+        found = self._problems | self._absent
+        order = {name: at for at, name in enumerate(dict.fromkeys(p.file for p in found))}
+        return RecipeError(sorted(found, key=lambda p: (order[p.file], p.line or 0, p.column or 0)))

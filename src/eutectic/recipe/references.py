@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,6 +16,8 @@ from eutectic.recipe.schema import MethodTable
 RECIPE_SUFFIXES = (".yml", ".yaml")
 # How a model is named that is aligned and no entry of `models`.
 WHOLE = "write there `{merge_method: passthrough, models: [{model: …, aligned: …}]}`"
+# What may be the name of a model on the hub, org/name or org/name@revision.
+_HUB = re.compile(r"\w[\w.-]*/[\w.-]+(@.+)?")
 _SHAPE = "write a path, a hub id, {model: {path: ..., revision: ...}} or a recipe with merge_method"
 
 
@@ -66,9 +69,10 @@ def artefact_at(node: Node, context: Context, what: str, made_by: str) -> object
     """
     if isinstance(node.data, Live):
         return node.data.value
-    if isinstance(node.data, str) and node.data.strip():
-        return node.data
     hint = f"write the folder that `{made_by}` made"
+    if isinstance(node.data, str) and node.data.strip():
+        _note_absent(node.data, node, context, hint)
+        return node.data
     context.faults.add("R130", node.place, f"must name {what}, not {shown(node.data)}", hint)
     return None
 
@@ -81,8 +85,7 @@ def _text(text: str, node: Node, context: Context) -> Model | None:
     if not text.strip():
         context.faults.add("R130", node.place, "the name of the model is empty", _SHAPE)
         return None
-    exists = any(os.path.exists(os.path.join(folder, text)) for folder in ("", context.folder or ""))
-    if exists:
+    if _exists(text, context):
         return text
     if "://" in text:
         message = f"{shown(text)} is an address"
@@ -93,8 +96,19 @@ def _text(text: str, node: Node, context: Context) -> Model | None:
     elif "/" not in text and (hint := did_you_mean(text, context.documents)):
         context.faults.add("R130", node.place, f"no document of this file has the name {shown(text)}", hint)
     else:
+        _note_absent(text, node, context, _SHAPE)
         return text
     return None
+
+
+def _exists(text: str, context: Context) -> bool:
+    return any(os.path.exists(os.path.join(base, os.path.expanduser(text))) for base in ("", context.folder or ""))
+
+
+def _note_absent(text: str, node: Node, context: Context, hint: str) -> None:
+    """Notes a path to nothing, which is no hub id either."""
+    if not _exists(text, context) and not _HUB.fullmatch(text):
+        context.faults.absent(node.place, text, hint)
 
 
 def _mapping(node: Node, context: Context) -> Model | None:
