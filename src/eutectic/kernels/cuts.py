@@ -102,7 +102,9 @@ def least_kept(cut: Cut, block: Block, ends: NDArray[np.int64], stop: int) -> ND
     It is the threshold where entries equal to it belong, and the next larger float where they do not.
     """
     threshold = cut.threshold(block)
-    beyond: NDArray[Any] = np.where(ends >= stop, threshold, np.nextafter(threshold, block.floats(np.inf)))
+    # The next of the largest float is infinity, as it should be.
+    with np.errstate(over="ignore"):
+        beyond: NDArray[Any] = np.where(ends >= stop, threshold, np.nextafter(threshold, block.floats(np.inf)))
     return beyond
 
 

@@ -74,11 +74,11 @@ def _apart_squares(origin, lead, rows, i):  # type: ignore[no-untyped-def]
 
 @inlined
 def spread_at(origin: Any, rows: Any, i: Any) -> Any:
-    """√Σ(δₖ - mean)² at entry i, as `kernels.spread` has it."""
+    """√Σ(δₖ - mean)² at entry i, as `kernels.spread` has it. A NaN is positive, as bits are ranked."""
     lead = np.float64(value_of(rows[0][i]) - origin)
     shift = apart_sum(origin, lead, rows, i)
     squares = apart_squares(origin, lead, rows, i)
-    return type(origin)(np.sqrt(squares - shift * shift / len(rows)))
+    return type(origin)(abs(np.sqrt(squares - shift * shift / len(rows))))
 
 
 @overload(scores)

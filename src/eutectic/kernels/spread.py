@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from eutectic.kernels import fused_sparse
+    from eutectic.kernels import fused, fused_sparse
 else:
     torch = LazyModule("torch")
+    fused = LazyModule("eutectic.kernels.fused")
     fused_sparse = LazyModule("eutectic.kernels.fused_sparse")
 
 
@@ -44,7 +45,9 @@ def keep_most_spread(deltas: Tensor, share: float) -> Tensor:
     if share == 1.0 or deltas[0].numel() == 0:
         return deltas
     differing = int((deltas != deltas[:1]).any(0).sum())
-    chosen = are_largest(spread(deltas), selected_count(share, differing, deltas[0].numel()))
+    # Infinite deltas are apart by NaN, which is larger than nothing.
+    apart = spread(deltas).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    chosen = are_largest(apart, selected_count(share, differing, deltas[0].numel()))
     return torch.where(chosen, deltas, torch.zeros_like(deltas))
 
 
@@ -134,6 +137,10 @@ class Sce(Stream):
         self._cut, self._weights = other._cut, other._weights
 
     def combine(self, block: Block, out: Bits) -> None:
+        if not np.isfinite(self._weights).all():
+            # No delta agrees with a share that is NaN, and the tensor would be the base without a word.
+            fused.convert(np.full(len(out), np.nan, block.floats), out)
+            return
         for start, stop, level in self._stretches(block):
             models = tuple(row[start:stop] for row in block.models)
             fused_sparse.combine_selected(block.base[start:stop], models, self._weights, level, out[start:stop])

@@ -107,7 +107,7 @@ class TaskVectors(Stream):
         for job, index in sorted(self._sums):
             totals[job] = totals[job] + self._sums[job, index]
         for task, total in zip(self._tasks, totals, strict=True):
-            task.factor = [float(full / kept) if kept else 1.0 for full, kept in total]
+            task.factor = [float(full) / float(kept) if kept else 1.0 for full, kept in total]
         self._sums.clear()
         self._norms_due = False
 

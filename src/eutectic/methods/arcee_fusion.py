@@ -49,8 +49,10 @@ def _importance(weights: Tensor) -> Tensor:
 def _threshold(importance: Tensor) -> float:
     """Median + 1.5 · (third - first quartile), each interpolated linearly between the two nearest entries."""
     values = importance.reshape(-1).cpu().numpy()
-    first, median, third = np.quantile(values, [0.25, 0.5, 0.75], method="linear")
-    return float(median + 1.5 * (third - first))
+    # Between two infinite importances there is NaN, above which nothing is.
+    with np.errstate(invalid="ignore"):
+        first, median, third = np.quantile(values, [0.25, 0.5, 0.75], method="linear")
+        return float(median + 1.5 * (third - first))
 
 
 @method(

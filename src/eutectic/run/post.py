@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ else:
     fused_geometry = LazyModule("eutectic.kernels.fused_geometry")
 
 Floats = NDArray[Any]
+# Results that are not finite are refused or counted where they are written; numpy would warn of them besides.
+_quiet = partial(np.errstate, over="ignore", invalid="ignore")
 
 
 class Tally:
@@ -104,8 +107,9 @@ class PostProcessed(Stream):
         if self._inner.pending:
             self._inner.reduce(block)
         else:
-            _, change, deltas = self._changed(block, self._due[0])
-            self._parts.add((block.job, block.index), change, deltas)
+            with _quiet():
+                _, change, deltas = self._changed(block, self._due[0])
+                self._parts.add((block.job, block.index), change, deltas)
 
     def fold(self) -> None:
         if self._inner.pending:
@@ -128,15 +132,16 @@ class PostProcessed(Stream):
         self._inner.take(other._inner)
 
     def combine(self, block: Block, out: Bits) -> None:
-        if self._tally is not None:
-            _, change, deltas = self._changed(block, self._end)
-            self._tally.add((self._numbers[block.job], block.index), change, deltas)
-        elif not self._acts(block.job):
-            self._inner.combine(block, out)
-        else:
-            base, change, _ = self._changed(block, self._end)
-            # Where nothing changes the base stays bit for bit: adding zero would turn -0.0 into 0.0.
-            fused.convert(np.where(change == 0, base, base + change), out)
+        with _quiet():
+            if self._tally is not None:
+                _, change, deltas = self._changed(block, self._end)
+                self._tally.add((self._numbers[block.job], block.index), change, deltas)
+            elif not self._acts(block.job):
+                self._inner.combine(block, out)
+            else:
+                base, change, _ = self._changed(block, self._end)
+                # Where nothing changes the base stays bit for bit: adding zero would turn -0.0 into 0.0.
+                fused.convert(np.where(change == 0, base, base + change), out)
 
     def _acts(self, job: int) -> bool:
         """Whether any step does anything to this tensor. If none does, no bit may change."""
