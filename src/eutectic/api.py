@@ -229,8 +229,9 @@ def average(
     chosen = averaging.Window(window, decay, last, until)
     loaded = load_recipe(averaging.average_recipe(checkpoints, chosen, out=out), dtype=dtype)
     planned = make_plan(loaded, lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage))
-    if note := averaging.statistics_note(job.name for job in planned.jobs if job.action == "merge"):
-        planned = replace(planned, notes=(*planned.notes, note))
+    merged = (job.name for job in planned.jobs if job.action == "merge")
+    notes = filter(None, (chosen.note(len(loaded.models)), averaging.statistics_note(merged)))
+    planned = replace(planned, notes=(*planned.notes, *notes))
     return make(planned, out, options, on_plan, progress, storage)
 
 

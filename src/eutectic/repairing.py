@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eutectic import alignment, checkpoint, methods, recipe
 from eutectic.alignment.renormalisation import How, problems_of
 from eutectic.checkpoint import Source
-from eutectic.checkpoint.existing import refuse_place
+from eutectic.checkpoint.existing import REPLACE, refuse_place
 from eutectic.checkpoint.overlay import Overlaid
 from eutectic.checkpoint.vocabulary import json_of
 from eutectic.errors import CheckpointError, Problem, RecipeError, listed
@@ -228,4 +228,4 @@ def _refuse_existing(out: str, options: Options) -> None:
     """Raises before long work what would be raised after it: what is written is never the same twice."""
     refuse_place(out, replace=options.replace)
     if os.path.isdir(out) and os.listdir(out) and not options.replace:
-        raise RecipeError(Problem("W401", "exists", out, "choose another name, or pass `--replace`"))
+        raise RecipeError(Problem("W401", "exists", out, REPLACE))

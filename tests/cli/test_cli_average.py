@@ -36,6 +36,14 @@ def test_json_and_quiet(run: Run, training: Path) -> None:
     assert run("average", "run/checkpoint-*", "other", "--last", 2, "--dtype", "float32", "--quiet").output == ""
 
 
+def test_fewer_checkpoints_than_asked_for_are_told(run: Run, training: Path) -> None:
+    told = "there are 3 checkpoints, not 9: all are taken"
+    assert told in " ".join(run("average", "run/checkpoint-*", "out", "--last", 9).stdout.split())
+    before = run("average", "run/checkpoint-*", "early", "--last", 9, "--until", 200, "--json")
+    assert json.loads(before.stdout)["notes"] == ["there are 2 checkpoints up to step 200, not 9: all are taken"]
+    assert "all are taken" not in run("average", "run/checkpoint-*", "latest", "--last", 3).stdout
+
+
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [

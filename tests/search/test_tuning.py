@@ -200,9 +200,10 @@ def test_mistakes() -> None:
         ("E901", {"tasks": ["perplexty:x"]}),
         ("P3", {"source": {**RECIPE, "models": [{"w": torch.ones(2)}]}}),
     ):
-        with pytest.raises(EutecticError, match=code):
+        with pytest.raises(EutecticError, match=code) as error:
             options = {"source": RECIPE, "over": ALPHA, "tasks": [task], **arguments}
             tuned(options.pop("source"), **options)
+        assert "--" not in str(error.value) or code == "E901" or code.startswith("R1"), "options of the command"
     assert not called, "refused before anything was measured"
     with pytest.raises(RecipeError, match="S803"):
         tuned(RECIPE, over=ALPHA, tasks=[task], keep=["target.nll <= 1"])

@@ -22,7 +22,7 @@ from eutectic.alignment.sinkhorn import match_sinkhorn
 from eutectic.alignment.straight_through import match_straight_through
 from eutectic.checkpoint import Alignment, Named, Source, open_source, read_alignment
 from eutectic.checkpoint.alignment import ABOUT
-from eutectic.checkpoint.existing import refuse_place
+from eutectic.checkpoint.existing import REPLACE, refuse_place
 from eutectic.checkpoint.symmetry import Moves, Symmetries
 from eutectic.errors import CheckpointError, Problem, RecipeError, did_you_mean
 from eutectic.evaluate import LiveSource, Loader, Settings
@@ -187,7 +187,7 @@ def _aligned(a: Source, b: Source, ask: _Request, out: str | os.PathLike[str] | 
         if ask.loss is None and _same_request(there, empty):
             return there
         if not replace:
-            raise RecipeError(Problem("W401", "exists", os.fspath(out), "choose another name, or pass `--replace`"))
+            raise RecipeError(Problem("W401", "exists", os.fspath(out), REPLACE))
     match, table = _matched(a, b, both, ask, given)
     return dataclasses.replace(
         empty,

@@ -63,6 +63,13 @@ class Window:
         """Whether it matters which checkpoint is later."""
         return self.kind != "uniform" or self.last is not None or self.until is not None
 
+    def note(self, count: int) -> str | None:
+        """What to tell of so many checkpoints that were taken: fewer than were asked for."""
+        if self.last is None or count >= self.last:
+            return None
+        of = "" if self.until is None else f" up to step {self.until}"
+        return f"there are {count} checkpoints{of}, not {self.last}: all are taken"
+
     def weights(self, steps: Sequence[int]) -> list[float]:
         """What each checkpoint counts, for their steps in ascending order; the sum need not be 1."""
         if self.kind == "uniform" or self.decay is None:

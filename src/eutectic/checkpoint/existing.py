@@ -16,6 +16,8 @@ MANIFEST = "eutectic.json"
 STAMP = ".eutectic-stamp"
 # Lists the merges of a sweep, in the folder that theirs stand in.
 SWEEP = "sweep.json"
+# What to do where something is that may be replaced.
+REPLACE = "choose another name, or replace it (`--replace`; in Python `replace`)"
 
 
 class Existing:

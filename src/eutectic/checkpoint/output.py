@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from eutectic.checkpoint.existing import MANIFEST, STAMP, Existing, refuse_parent
+from eutectic.checkpoint.existing import MANIFEST, REPLACE, STAMP, Existing, refuse_parent
 from eutectic.checkpoint.journal import Journal
 from eutectic.checkpoint.layout import Shard
 from eutectic.checkpoint.storage import REAL, Storage
@@ -160,7 +160,7 @@ class Output:
         if message or not self._replace:
             self._remove_unused_work(complete=False)
             if not message:
-                message, hint = "exists", "choose another name, or pass `--replace`"
+                message, hint = "exists", REPLACE
                 if existing.manifest.get("fingerprint") == self._fingerprint:
                     message += ", and it or a model it was made from may have changed since"
             raise RecipeError(Problem("W401", message, self.path, hint))

@@ -54,9 +54,9 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "S810": (
         "an option of learning cannot be",
-        "`--learn` is `task`, `layer` or `tensor`, `--objective` is `entropy` or `cross-entropy`. Weights begin at "
-        "those of the recipe or at `--init`, not at both, and within [0, 1] unless `--no-clamp` frees them. Weights "
-        "that are learned as one begin as one.",
+        "`--learn` (in Python `by`) is `task`, `layer` or `tensor`, `--objective` is `entropy` or `cross-entropy`. "
+        "Weights begin at those of the recipe or at `--init`, not at both, and within [0, 1] unless `--no-clamp` (in "
+        "Python `clamp=False`) frees them. Weights that are learned as one begin as one.",
     ),
     "S811": (
         "a recipe whose weights cannot be learned",

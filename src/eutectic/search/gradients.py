@@ -118,8 +118,8 @@ def refuse_memory(plan: Plan, memory: int | None, device: str = "cpu") -> None:
     needed = needed_bytes(plan, device)
     if needed > bound:
         message = f"learning needs {-(-needed // MIB)} MiB at least, the bound is {bound // MIB} MiB"
-        hint = f"pass `--memory {-(-needed // MIB)}MiB` or more; what the forward pass keeps comes on top of it"
-        raise ResourceError(Problem("M601", message, "--memory", hint))
+        hint = f"give {-(-needed // MIB)}MiB or more; what the forward pass keeps comes on top of it"
+        raise ResourceError(Problem("M601", message, "memory", hint))
 
 
 def needed_bytes(plan: Plan, device: str = "cpu") -> int:

@@ -52,7 +52,7 @@ class Constraint:
             return score.value
         if self.metric not in score.details:
             hint = did_you_mean(self.metric, score.details) or f"there are {', '.join(score.details) or 'none'}"
-            raise RecipeError(Problem("S803", f"{self.task} measures no {self.metric!r}", "--keep", hint))
+            raise RecipeError(Problem("S803", f"{self.task} measures no {self.metric!r}", "keep", hint))
         return score.details[self.metric]
 
     def limit(self, base: Mapping[str, Score] | None) -> float:
@@ -103,4 +103,4 @@ def _named(left: str, tasks: Sequence[str]) -> tuple[str, str | None] | None:
 
 
 def _wrong(text: object, message: str, hint: str) -> Problem:
-    return Problem("S806", f"{text!r}: {message}", "--keep", hint)
+    return Problem("S806", f"{text!r}: {message}", "keep", hint)

@@ -96,7 +96,7 @@ def tune(
     """
     if not candidates or not tasks:
         message = "no parameter takes several values" if tasks else "no task is named"
-        hint = "say --over parameters.t=0:1:0.1" if tasks else "say --task TASK; the first is the target"
+        hint = "name one and its values, as parameters.t=0:1:0.1" if tasks else "name one; the first is the target"
         raise RecipeError(Problem("S807", message, "over" if tasks else "tasks", hint))
     names = list(unique_labels(task.name for task in tasks))
     constraints = keep(names)

@@ -8,7 +8,7 @@ import os
 import yaml
 
 from eutectic.checkpoint import REAL
-from eutectic.checkpoint.existing import refuse_parent
+from eutectic.checkpoint.existing import REPLACE, refuse_parent
 from eutectic.errors import OutputError, Problem, RecipeError, listed
 from eutectic.recipe import Recipe
 from eutectic.recipe.model import Model, label_of, rebased
@@ -25,7 +25,7 @@ def refuse_file(out: str | os.PathLike[str], recipe: Recipe, *, replace: bool) -
         hint = "leave out the file: the recipe is returned"
         problems.append(Problem("S811", f"{listed(unnamed)}: in memory, so no file can name it", "OUT", hint))
     if os.path.isdir(path) or (os.path.exists(path) and not replace):
-        problems.append(Problem("W401", "exists", path, "choose another name, or pass `--replace`"))
+        problems.append(Problem("W401", "exists", path, REPLACE))
     if problems:
         raise RecipeError(problems)
     refuse_parent(os.path.realpath(path), path, REAL)

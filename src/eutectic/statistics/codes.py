@@ -11,7 +11,7 @@ CODES: dict[str, tuple[str, str]] = {
     "F102": (
         "NaN or infinity while collecting",
         "The input of a layer, or a gradient, is not finite, so every mean would be. The message names the first such "
-        "layer and the samples. Overflow in float16 goes away with `--dtype float32`; otherwise weights or data are "
+        "layer and the samples. Overflow in float16 goes away with dtype float32; otherwise weights or data are "
         "broken.",
     ),
     "F103": (

@@ -47,7 +47,7 @@ def plan_passes(layout: Layout, module: nn.Module, memory: int | None) -> Passes
     if memory is not None and model + sizes[largest] > memory:
         need = model + sizes[largest]
         message = f"{memory:,} bytes hold no pass: {model:,} for the model and {sizes[largest]:,} for {largest} alone"
-        raise ResourceError(Problem("F105", message, "--memory", f"give at least {math.ceil(need / 2**20)}MiB"))
+        raise ResourceError(Problem("F105", message, "memory", f"give at least {math.ceil(need / 2**20)}MiB"))
     passes: list[list[str]] = [[]]
     held = 0
     for unit, size in sizes.items():
