@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,6 +25,24 @@ OTHER = "other"
 def kind_of(name: str) -> str:
     """One of `KINDS`, or `OTHER`: what a tensor is in its model, by its name alone."""
     return next((kind for kind, pattern in KINDS.items() if pattern.search(name)), OTHER)
+
+
+def numberless(name: str) -> str:
+    """The name with `*` for every number: equal for the tensors of all layers that do the same."""
+    return re.sub(r"\d+", "*", name)
+
+
+def gathered(names: Iterable[str]) -> list[str]:
+    """Names, those that differ in numbers only told of together: `layers.*.up.weight (32 tensors)`."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(numberless(name), []).append(name)
+    return [counted(alike) for alike in found.values()]
+
+
+def counted(alike: Sequence[str]) -> str:
+    """One or more names that differ in numbers only, in words."""
+    return alike[0] if len(alike) == 1 else f"{numberless(alike[0])} ({len(alike)} tensors)"
 
 
 @lru_cache(maxsize=1024)

@@ -82,6 +82,17 @@ def test_reports_with_less_in_them(models: list[str]) -> None:
     assert "NaN" in parsed(broken).text
 
 
+def test_untouched_layers_are_told_together() -> None:
+    base = {f"layers.{n}.norm": torch.ones(3) for n in range(20)} | {
+        "head.weight": torch.ones(2),
+        "w": torch.ones(4, 4),
+    }
+    found = eutectic.compare([base | {"w": base["w"] + 0.1 * by} for by in (1, 2)], base=base)
+    text = parsed(found).text
+    assert "layers.*.norm (20 tensors), head.weight" in text and "layers.7.norm" not in text
+    assert len(found.as_json()["untouched"]["dict"]) == 21
+
+
 def test_names_are_only_text() -> None:
     evil = "<img src=x onerror=alert(1)>&\"'\u202e\x1b[31m"
     generator = torch.Generator().manual_seed(1)

@@ -172,6 +172,23 @@ def test_equal_models() -> None:
     assert zeros.verdict.reasons == ("nothing tells the models apart",)
 
 
+@pytest.mark.parametrize("base", [None, 1.0])
+def test_models_that_are_one_have_nothing_to_merge(base: float | None) -> None:
+    given = None if base is None else {"w": torch.full((4, 4), base), "b": torch.ones(4)}
+    verdict = eutectic.compare([{"w": torch.ones(4, 4), "b": torch.ones(4)} for _ in range(2)], base=given).verdict
+    assert verdict.reasons == ("nothing tells the models apart",)
+    assert (verdict.methods, verdict.cautions) == ((), ("they are one model: a merge of them is that model",))
+
+
+def test_what_is_not_defined_is_not_told() -> None:
+    """Models whose matrices stayed those of the base have changes without a direction."""
+    base = {"w": torch.ones(4, 4), "b": torch.ones(4)}
+    tuned = [base | {"b": torch.ones(4) + by} for by in (0.1, 0.2)]
+    verdict = eutectic.compare(tuned, base=base).verdict
+    assert not any("not defined" in line for line in verdict.reasons)
+    assert "dict, dict#2 equal the base in every matrix: they add nothing" in verdict.cautions
+
+
 # Structure
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from eutectic.adviser.model import Matched, Structure
 from eutectic.checkpoint import Source, Spec
 from eutectic.checkpoint.vocabulary import moved_tokens
 from eutectic.errors import listed
+from eutectic.names import counted, numberless
 
 # With less than this share of the entries in every model, what a merge would copy is most of the model.
 COMMON_SHARE = 0.5
@@ -112,28 +112,24 @@ class _Groups:
         return bool(self._names)
 
     def add(self, name: str, row: _Row, of: Callable[[Spec], str]) -> None:
-        key = (re.sub(r"\d+", "*", name), tuple(None if spec is None else of(spec) for spec in row))
+        key = (numberless(name), tuple(None if spec is None else of(spec) for spec in row))
         self._names.setdefault(key, []).append(name)
 
     def shown(self) -> list[str]:
         """`layers.*.up.weight (32 tensors): a [4, 4], b [8, 4]`, in the order of the models."""
         lines = []
-        for (pattern, values), names in self._names.items():
+        for (_, values), names in self._names.items():
             each = ", ".join(f"{at} {value or 'none'}" for at, value in zip(self._labels, values, strict=True))
-            lines.append(f"{_counted(pattern, names)}: {each}")
+            lines.append(f"{counted(names)}: {each}")
         return lines
 
     def lacking(self) -> list[str]:
         """`a, b: layers.*.bias (32 tensors), …`, one line for each set of models."""
         by_models: dict[str, list[str]] = {}
-        for (pattern, values), names in self._names.items():
+        for (_, values), names in self._names.items():
             without = [at for at, value in zip(self._labels, values, strict=True) if value is None]
-            by_models.setdefault(", ".join(without), []).append(_counted(pattern, names))
+            by_models.setdefault(", ".join(without), []).append(counted(names))
         return [f"{models}: {'; '.join(patterns)}" for models, patterns in by_models.items()]
-
-
-def _counted(pattern: str, names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{pattern} ({len(names)} tensors)"
 
 
 def _look_beside(found: Structure, all_files: list[Beside], labels: Sequence[str]) -> None:

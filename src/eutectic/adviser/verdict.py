@@ -39,6 +39,7 @@ SPECIALISTS = 4
 # The part of a half-weighted change that rounds away in bfloat16 before a merge is no longer what was asked for.
 LOST = 0.1
 
+EQUAL = "nothing tells the models apart"
 EVALUATE = (
     "no statistic of weights proves a merge good: evaluate it on data that nothing was tuned on, on what each model is "
     "good at and on something general"
@@ -53,8 +54,10 @@ def judge(found: Comparison) -> Verdict:
         what = "NaN, infinity or values too large to square"
         reasons = [f"{model} has {what} in {listed(names)}" for model, names in found.broken.items()]
         return Verdict("not mergeable", tuple(reasons), cautions=("mend or download the model again",))
-    assert found.matrices is not None
+    assert found.matrices is not None and found.whole is not None
     sums = found.matrices
+    if not found.whole.changed.any():
+        return Verdict("merge directly", (EQUAL,), cautions=("they are one model: a merge of them is that model",))
     if (apart := _unrelated(found, sums)) is not None:
         return apart
     based = found.base.label is not None
@@ -112,7 +115,7 @@ def _nearness(sums: Sums, based: bool) -> str:
     rows = range(1 if based and sums.models > 1 else 0, sums.models + 1)
     known = [value for a, b in combinations(rows, 2) if (value := sums.relative_distance(a, b)) is not None]
     if not any(known):
-        return "nothing tells the models apart"
+        return EQUAL
     told = _span(known, "{:.2g}".format)
     return f"the models are relatives: their relative distance is {told} (independent trainings: about 1.4)"
 
@@ -121,8 +124,10 @@ def _towards_the_base(found: Comparison, sums: Sums) -> list[str]:
     pairs = list(found.pairs())
     changes = [f"{label} {percent(sums.change(k) or 0.0)}" for k, label in enumerate(found.models)]
     told = [f"they changed {found.base.label} by this share of its norm: {', '.join(changes)}"]
-    if pairs:
-        cosine = _span([sums.cosine(a, b) for a, b in pairs], "{:z.2f}".format)
+    cosines = [sums.cosine(a, b) for a, b in pairs]
+    # A model that did not move has no direction, and no pair may be left that has.
+    if any(cosine is not None for cosine in cosines):
+        cosine = _span(cosines, "{:z.2f}".format)
         opposed = _span([sums.opposed_by_size(a, b) for a, b in pairs], percent)
         overlap = _span([sums.overlap(a, b) for a, b in pairs], percent)
         chance = _span([sums.overlap_by_chance(a, b) for a, b in pairs], percent)
@@ -149,7 +154,8 @@ def _cautions(found: Comparison, sums: Sums) -> list[str]:
         text = ", ".join(lost)
         said.append(f"bfloat16 is too coarse for half a change added to the base: {text} rounds away; write float32")
     if same := [label for k, label in each if not sums.changed[k]]:
-        said.append(f"{listed(same)} equals the base in every matrix: it adds nothing")
+        verb, adds = ("equals", "it adds") if len(same) == 1 else ("equal", "they add")
+        said.append(f"{listed(same)} {verb} the base in every matrix: {adds} nothing")
     first = 0 if found.base.label is None else 1  # the row of the first model
     pairs = [(a, b) for a, b in found.pairs() if sums.distance(first + a, first + b) == 0]
     twins = [f"{found.models[a]} and {found.models[b]}" for a, b in pairs]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from eutectic.adviser import Comparison, Sums
 from eutectic.adviser.verdict import percent
-from eutectic.names import OTHER
+from eutectic.names import OTHER, gathered
 from eutectic.report import html
 from eutectic.report.heatmap import clean, heatmap
 
@@ -119,8 +119,8 @@ def _structure(found: Comparison) -> Iterable[str]:
         ("tensors in all of them", str(len(found.structure.matched))),
         ("vocabularies", same),
     ]
-    rows += [(f"untouched in {model}", ", ".join(names)) for model, names in found.untouched.items()]
-    rows += [(f"not finite in {model}", ", ".join(names)) for model, names in found.broken.items()]
+    rows += [(f"untouched in {model}", ", ".join(gathered(names))) for model, names in found.untouched.items()]
+    rows += [(f"not finite in {model}", ", ".join(gathered(names))) for model, names in found.broken.items()]
     yield html.table(("", ""), rows)
 
 
