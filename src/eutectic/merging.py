@@ -20,9 +20,9 @@ from eutectic.errors import InterruptedMergeError, NumericError, OutputError, Pr
 from eutectic.kernels.digests import block_digest, digest_of
 from eutectic.plan import Plan
 from eutectic.report.manifest import manifest_of
+from eutectic.run import gpu
 from eutectic.run.budget import DEFAULT_MEMORY, Budget, largest, make_budget, resident_bytes
 from eutectic.run.engine import Engine, Lane
-from eutectic.run.gpu import left_to_the_cpu
 from eutectic.run.groups import Work
 from eutectic.run.measure import measured
 from eutectic.run.merged import loader_for
@@ -109,7 +109,7 @@ class Run:
         refuse_reference(planned, options.reference)
         self.plan, self.options = planned, options
         self.beside = beside(planned, storage)
-        self.notes = [*planned.notes, *self.beside.notes, *left_to_the_cpu(planned, options.device)]
+        self.notes = [*planned.notes, *self.beside.notes, *gpu.left_to_the_cpu(planned, options.device)]
         self.budget = budget_for(planned, options, lanes)
         self.shards = lay_out(planned.specs, {"format": "pt", **planned.ties}, options.shard_bytes)
         self.fingerprint = fingerprint_of(planned, options, self.beside)
@@ -147,6 +147,7 @@ class Run:
             files={name: digest_of([block_digest(data)]) for name, data in files.items()},
             notes=self.notes,
             out=self.output.path,
+            gpu=gpu.name_of(self.options.device) if self.budget.gpu_bytes else "",
         )
         self.output.complete(files, manifest)
 
@@ -169,8 +170,8 @@ def execute(
     started = monotonic()
     first = runs[0]
     options = first.options
-    counting, on_gpu = options.nonfinite == "count", options.device != "cpu"
-    loader = loader_for(first.plan, count_nonfinite=counting, reference=options.reference, for_gpu=on_gpu)
+    counting, for_gpu = options.nonfinite == "count", options.device != "cpu"
+    loader = loader_for(first.plan, count_nonfinite=counting, reference=options.reference, for_gpu=for_gpu)
     with stop_on_signals() as stop:
         loader.check_copies()
         due: list[Run] = []
@@ -238,7 +239,8 @@ def checked(options: Options | None, out: str | os.PathLike[str]) -> Options:
     options = options or Options()
     if not isinstance(options, Options):
         raise RecipeError(Problem("M603", f"must be eutectic.Options, not {type(options).__name__}", "options"))
-    if not isinstance(out, str | os.PathLike) or not os.fspath(out):
+    place = os.fspath(out) if isinstance(out, str | os.PathLike) else None
+    if not isinstance(place, str) or not place or "\0" in place:
         raise RecipeError(Problem("M603", f"must be the folder to make, not {out!r}", "out"))
     check_device(options.device)
     return options
@@ -299,7 +301,7 @@ class SweepFolder:
             return {}
         try:
             found = json.loads(self._storage.read_bytes(self._table, 1 << 24))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             found = None
         if not isinstance(found, dict) or not all(isinstance(values, dict) for values in found.values()):
             raise RecipeError(Problem("W401", "exists and is no folder of a sweep", self._path, hint))
@@ -330,12 +332,17 @@ def beside(planned: Plan, storage: Storage = REAL) -> Companions:
 
 
 def budget_for(planned: Plan, options: Options, lanes: int = 1) -> Budget:
-    """Workers and memory that a merge of this plan, or of `lanes` like it, would use. Raises `ResourceError` (M601)."""
+    """Workers and memory that a merge of this plan, or of `lanes` like it, would use. Raises as `make_budget` does."""
+    on_gpu = options.device != "cpu"
+    # First, as making a GPU ready takes main memory, which is then held.
+    free = gpu.free_bytes(options.device) if on_gpu else 0
+    default = resident_bytes() + DEFAULT_MEMORY + (gpu.LIBRARIES if on_gpu else 0)
     return make_budget(
         planned,
         lanes=lanes,
-        memory=options.memory if options.memory is not None else resident_bytes() + DEFAULT_MEMORY,
+        memory=options.memory if options.memory is not None else default,
         threads=options.threads or os.cpu_count() or 1,
         device=options.device,
+        gpu_free=free,
         reference=options.reference,
     )

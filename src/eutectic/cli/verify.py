@@ -34,6 +34,7 @@ def verify(
                     "ok": not found.problems,
                     "stored": found.stored,
                     "derived": found.derived,
+                    "near": found.near,
                     "files": found.files,
                     "problems": [problem.as_json() for problem in found.problems],
                 }
@@ -42,6 +43,7 @@ def verify(
             screen.print_problems(found.problems)
         elif not quiet:
             again = f", {found.derived} merged again and equal" if found.derived else ""
+            again += f" ({found.near} of them but for the last digits of a GPU)" if found.near else ""
             screen.out().print(f"[green]verified[/] {found.stored} tensors and {found.files} files as written{again}")
         if found.problems:
             raise typer.Exit(1)

@@ -65,28 +65,23 @@ def bound_of(keep: int) -> int:
 
 def random_words(count: int, key: tuple[int, int, int, int], device: torch.device | str = "cpu") -> Tensor:
     """The 32-bit words of entries `0:count` as int64 in torch: the reference, and the path on a GPU."""
-    words = torch.zeros(count, dtype=torch.int64, device=device)
-    for place in range(4):
-        words = (words << 8) | _bytes(count, key, place, device)
-    return words
-
-
-def _bytes(count: int, key: tuple[int, int, int, int], place: int, device: torch.device | str) -> Tensor:
-    """One byte of each entry's word."""
     blocks = -(-count // ENTRIES_A_BLOCK)
     counter = torch.arange(blocks * COUNTERS_A_BLOCK, dtype=torch.int64, device=device)
+    place = torch.arange(4, dtype=torch.int64, device=device).reshape(4, 1)
     mask = 0xFFFFFFFF
-    x0, x1 = counter & mask, (counter >> 32) | (place << 30)
-    x2, x3 = torch.full_like(counter, key[2]), torch.full_like(counter, key[3])
+    x0, x1 = (counter & mask).expand(4, -1), (counter >> 32) | (place << 30)
+    x2, x3 = torch.full_like(x0, key[2]), torch.full_like(x0, key[3])
     k0, k1 = key[0], key[1]
     for _ in range(ROUNDS):
         # The 64-bit products wrap as signed integers; masks after the shift recover the unsigned halves.
         p0, p1 = x0 * _M0, x2 * _M1
         x0, x1, x2, x3 = ((p1 >> 32) & mask) ^ x1 ^ k0, p1 & mask, ((p0 >> 32) & mask) ^ x3 ^ k1, p0 & mask
         k0, k1 = (k0 + _W0) & mask, (k1 + _W1) & mask
-    octets = [(word >> shift) & 0xFF for word in (x0, x1, x2, x3) for shift in (0, 8, 16, 24)]
-    ordered = torch.stack(octets, dim=1).reshape(blocks, COUNTERS_A_BLOCK, 2, 8)
-    return ordered.transpose(1, 2).reshape(-1)[:count]
+    # Counter by counter the lowest byte first, two halves of eight; entries are numbered through the first halves.
+    halves = torch.stack([x0 | (x1 << 32), x2 | (x3 << 32)], dim=2).reshape(4, blocks, COUNTERS_A_BLOCK, 2)
+    ordered = halves.transpose(2, 3).reshape(4, 2 * len(counter))
+    octets = ordered.contiguous().view(torch.uint8)[:, :count].long()
+    return (octets << torch.tensor([24, 16, 8, 0], device=device).reshape(4, 1)).sum(dim=0)
 
 
 def drop(deltas: Tensor, density: float | Sequence[float], rng: Rng) -> Tensor:

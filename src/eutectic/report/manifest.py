@@ -26,6 +26,7 @@ def manifest_of(
     files: Mapping[str, str],
     notes: list[str],
     out: str,
+    gpu: str = "",
 ) -> bytes:
     """The manifest as JSON: the same bytes for the same merge, however often it was interrupted.
 
@@ -37,6 +38,7 @@ def manifest_of(
         shard_bytes: the limit that the files were made by.
         files: digest of every other file, by name.
         notes: what the user was told.
+        gpu: the name of the GPU that computed, if one did: what it sums may differ from a CPU's in the last digits.
         out: the output folder; relative paths of the recipe are written from it, so that `verify` finds the models.
     """
     body = {
@@ -58,6 +60,7 @@ def manifest_of(
         "tensors": {job.name: _tensor(plan, number, records[number]) for number, job in enumerate(plan.jobs)},
         "tied": dict(plan.ties),
         "dropped": [{"model": model, "tensor": name, "reason": why} for model, name, why in plan.dropped],
+        **({"gpu": gpu} if gpu else {}),
         "weights": weights,
         "files": dict(sorted(files.items())),
         "notes": notes,
@@ -69,7 +72,8 @@ def encoded(body: Mapping[str, Any]) -> bytes:
     """A manifest's bytes; it ends with the digest of all that stands before, so that any damage to it is found."""
     rest = {key: value for key, value in body.items() if key != SELF}
     digest = digest_of([block_digest(json.dumps(rest, sort_keys=True).encode())])
-    return (json.dumps({**rest, SELF: digest}, indent=1, ensure_ascii=False) + "\n").encode()
+    # What no UTF-8 can hold, as in a path of other bytes, is escaped as JSON escapes it.
+    return (json.dumps({**rest, SELF: digest}, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def _tensor(plan: Plan, number: int, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from eutectic.errors import Problem, ResourceError
 from eutectic.plan import Plan
-from eutectic.run import gpu
+from eutectic.run.gpu import LIBRARIES
 from eutectic.run.groups import HISTOGRAM_BYTES, Work, block_bytes, gpu_bytes, in_torch, is_whole
 
 MIB = 1 << 20
@@ -127,15 +127,22 @@ def lane_bytes(plan: Plan) -> int:
 
 
 def make_budget(
-    plan: Plan, *, memory: int, threads: int, device: str = "cpu", reference: bool = False, lanes: int = 1
+    plan: Plan,
+    *,
+    memory: int,
+    threads: int,
+    device: str = "cpu",
+    gpu_free: int = 0,
+    reference: bool = False,
+    lanes: int = 1,
 ) -> Budget:
-    """Divides the bound; `lanes` plans like this one are done at once.
+    """Divides the bound; `lanes` plans like this one are done at once, `gpu_free` is what a GPU has for them.
 
     Raises `ResourceError` (M601, on a GPU M604) when not even one worker fits.
     """
     uses_torch = any(in_torch(work) or any(_reading(work.plan)) for work in _works(plan, device, reference))
-    free = gpu.free_bytes(device) if device != "cpu" else 0
     floor = max(resident_bytes(), _BARE + (_TORCH if uses_torch else 0)) + _SLACK
+    floor += LIBRARIES if device != "cpu" else 0
     each = worker_bytes(plan, device, reference) + (lanes - 1) * lane_bytes(plan)
     left = memory - floor
     workers = min(threads, left // each if each else threads)
@@ -146,7 +153,7 @@ def make_budget(
         raise ResourceError(Problem("M601", message, "--memory", f"pass `--memory {least}MiB` or more{instead}"))
     passes = any(level.method.streamed is not None for level in plans_in(plan))
     hold = min(HOLD_BYTES, max(0, left - workers * each)) if passes else 0
-    workers, there = _on_gpu(Work(plan, device, reference), free, workers, lanes)
+    workers, there = _on_gpu(Work(plan, device, reference), gpu_free, workers, lanes)
     return Budget(workers, hold, floor + workers * each + min(hold, _largest_group(plan)), floor + each, there)
 
 

@@ -22,6 +22,8 @@ else:
 
 # Before it computes, a library for matrices takes some for itself.
 RESERVED = 512 << 20
+# Main memory that CUDA's libraries take once they compute, beyond what making the device ready takes.
+LIBRARIES = 640 << 20
 
 
 def free_bytes(device: str) -> int:
@@ -30,6 +32,11 @@ def free_bytes(device: str) -> int:
     # What torch holds of it and does not use is free for us.
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(0, int(free + idle) - RESERVED)
+
+
+def name_of(device: str) -> str:
+    """What the device calls itself."""
+    return str(torch.cuda.get_device_name(device))
 
 
 def pinned(nbytes: int) -> NDArray[np.uint8]:
@@ -58,6 +65,13 @@ def left_to_the_cpu(plan: Plan, device: str) -> list[str]:
 
 
 _local = threading.local()
+_loading = threading.Lock()
+
+
+def load_linear_algebra(device: str) -> None:
+    """Loads torch's library of decompositions, which several threads at once may not do."""
+    with _loading:
+        torch.linalg.cholesky_ex(torch.eye(1, device=device))
 
 
 @contextmanager

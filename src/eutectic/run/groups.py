@@ -21,6 +21,8 @@ from eutectic.run.reference import Reference
 SVC_SCRATCH = 24
 # Bytes that solving with Gram matrices takes an entry of one of them: float64 sums, their factor, or eigenvectors.
 GRAM_SCRATCH = 56
+# Bytes that the random words of an entry take while they are made on a GPU.
+RANDOM_SCRATCH = 96
 # What counting the magnitudes of one model takes.
 HISTOGRAM_BYTES = (1 << 17) * 8
 
@@ -266,10 +268,11 @@ def gpu_bytes(work: Work, number: int, workers: int, lanes: int) -> int:
     plan, job = work.plan, work.plan.jobs[number]
     if not on_gpu(work, number):
         return 0
-    block = min(job.spec.numel, BLOCK)
     stored = sum(dtypes.itemsize(plan.inputs[i].specs[name].dtype) for i, name in job.inputs)
-    if plan.method.elementwise or plan.method.statistics:
-        count = block if plan.method.elementwise else job.spec.numel
-        return workers * (count * stored + _beside_bytes(plan, job, count) + _torch_bytes(plan, job, count))
-    results = 2 * lanes * dtypes.itemsize(plan.working[number])
-    return job.spec.numel * (2 * stored + results) + _torch_bytes(plan, job, job.spec.numel)
+    gathered = not plan.method.elementwise and not plan.method.statistics
+    count = min(job.spec.numel, BLOCK) if plan.method.elementwise else job.spec.numel
+    # Random words are made as 64-bit integers.
+    computing = _torch_bytes(plan, job, count) * 5 // 4 + (count * RANDOM_SCRATCH if plan.method.random else 0)
+    if gathered:
+        return count * (2 * stored + 2 * lanes * dtypes.itemsize(plan.working[number])) + computing
+    return workers * (count * stored + _beside_bytes(plan, job, count) + computing)

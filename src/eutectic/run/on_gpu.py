@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from eutectic.kernels.streams import Block, Stream, StreamJob
 from eutectic.lazy import LazyModule
 from eutectic.methods import Method
-from eutectic.run.gpu import Computing, worker_stream
+from eutectic.run.gpu import Computing, load_linear_algebra, worker_stream
 from eutectic.run.reference import TorchForm, as_torch, floats_of
 
 if TYPE_CHECKING:
@@ -40,8 +40,10 @@ class OnGpu(TorchForm, Stream):
         super().__init__(method, jobs)
         self._device = device
         self._computing = Computing.on(device)
-        # A tensor beside those of the models may be as large as it likes, and is read with every block.
-        self._due = not method.elementwise and not method.statistics
+        if not method.streamed:
+            load_linear_algebra(device)
+        # Where statistics of another form are read, every block is a whole tensor.
+        self._gathers = self._due = not method.elementwise and not method.statistics
         self._guard = threading.Lock()
         self._gathered: dict[int, _Uploaded] = {}
         self._results: dict[int, torch.Tensor] = {}
@@ -56,8 +58,10 @@ class OnGpu(TorchForm, Stream):
             with self._guard:
                 if block.job not in self._gathered:
                     shape = (len(bits), self._jobs[block.job].numel)
-                    # Nothing is left to do on this thread's stream, so that others may write to its memory.
-                    self._gathered[block.job] = _Uploaded(torch.empty(shape, dtype=bits.dtype, device=self._device))
+                    held = torch.empty(shape, dtype=bits.dtype, device=self._device)
+                    # Others write to it from their own streams, which know nothing of what this one has still to do.
+                    torch.cuda.current_stream(self._device).synchronize()
+                    self._gathered[block.job] = _Uploaded(held)
             for row, own in zip(self._gathered[block.job].bits, bits, strict=True):
                 row[block.first : block.first + len(own)].copy_(own, non_blocking=True)
 
@@ -73,7 +77,7 @@ class OnGpu(TorchForm, Stream):
         self._gathered, self._due = dict(other._gathered), False
 
     def combine(self, block: Block, out: NDArray[Any]) -> None:
-        if not self._gathered and not self._results:
+        if not self._gathers:
             with worker_stream(self._device):
                 self._download(self._of_block(block), out)
             return
