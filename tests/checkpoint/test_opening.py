@@ -93,6 +93,8 @@ def test_other_kinds_of_model(here: Path) -> None:
     assert isinstance(source, MemorySource) and source.label == "Linear"
     assert open_source(source) is source
     assert open_source({"x": torch.zeros(1)}, label="base").label == "base"
+    with pytest.raises(CheckpointError, match=r"C204 a recipe is no model; `eutectic.merged` makes one of it"):
+        open_source({"merge_method": "linear", "models": ["a", "b"]})
     with pytest.raises(CheckpointError, match="C200 a int is no model"):
         open_source(3)
 

@@ -19,6 +19,7 @@ from eutectic.errors import CheckpointError, Problem
 # No hub id ends like a file of weights; a file that is not there is nothing to ask the network for.
 _FILE = re.compile(r"\.(safetensors|bin|pt|pth|gguf)$", re.IGNORECASE)
 _HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
+_MODELS = "a path, a hub id, a module, a mapping of tensors, or what `eutectic.merged` makes of a recipe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,12 @@ def open_source(ref: Any, *, label: str | None = None, folder: str | None = None
         return ref
     if isinstance(ref, str | os.PathLike):
         return _open_place(resolve(os.fspath(ref), folder), label, folder, storage)
+    if isinstance(ref, Mapping) and isinstance(ref.get("merge_method"), str):
+        raise CheckpointError(Problem("C204", "a recipe is no model", hint="`eutectic.merged` makes one of it"))
     if isinstance(ref, Mapping) or callable(getattr(ref, "state_dict", None)):
         return MemorySource(label or type(ref).__name__, ref)
     message = f"a {type(ref).__name__} is no model"
-    raise CheckpointError(Problem("C200", message, hint="give a path, a hub id, a module or a mapping of tensors"))
+    raise CheckpointError(Problem("C200", message, hint=f"give {_MODELS}"))
 
 
 def _open_place(place: Place, label: str | None, folder: str | None, storage: Storage) -> Source:
