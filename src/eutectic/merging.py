@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -41,7 +42,7 @@ class Options:
     bit of sums over a tensor, which `device` and `reference` add in another order.
 
     Attributes:
-        threads: workers, None for all cores; the memory bound may allow fewer.
+        threads: workers, None for all cores, or up to six beside a GPU; the memory bound may allow fewer.
         memory: bound on the process's resident memory, in bytes; None is 1 GiB beyond what it holds already.
         device: `cpu`, `cuda` or `cuda:N`.
         shard_bytes: largest output file, in bytes of tensors.
@@ -341,7 +342,7 @@ def budget_for(planned: Plan, options: Options, lanes: int = 1) -> Budget:
         planned,
         lanes=lanes,
         memory=options.memory if options.memory is not None else default,
-        threads=options.threads or os.cpu_count() or 1,
+        threads=options.threads or min(os.cpu_count() or 1, gpu.WORKERS if on_gpu else sys.maxsize),
         device=options.device,
         gpu_free=free,
         reference=options.reference,

@@ -22,6 +22,8 @@ else:
 
 # Before it computes, a library for matrices takes some for itself.
 RESERVED = 512 << 20
+# Workers that keep a GPU busy; more of them wait for each other.
+WORKERS = 6
 # Main memory that CUDA's libraries take once they compute, beyond what making the device ready takes.
 LIBRARIES = 640 << 20
 

@@ -40,7 +40,7 @@ class OnGpu(TorchForm, Stream):
         super().__init__(method, jobs)
         self._device = device
         self._computing = Computing.on(device)
-        if not method.streamed:
+        if any(not method.streams(job.parameters) for job in jobs):
             load_linear_algebra(device)
         # Where statistics of another form are read, every block is a whole tensor.
         self._gathers = self._due = not method.elementwise and not method.statistics
