@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from eutectic import methods, recipe
 from eutectic.errors import RecipeError
-from eutectic.report.pages import example
+from eutectic.report.pages import example, method_page, step_page
 
 NAMES = methods.names()
 IN_TWO_STEPS = [name for name in NAMES if methods.get(name).factors is not None]  # type: ignore[union-attr]
@@ -25,6 +26,33 @@ def test_the_example_is_a_valid_recipe(name: str) -> None:
     made = methods.get(name)
     assert made is not None
     assert recipe.load(example(made), methods=methods).method == name
+
+
+SECTIONS = ("What it does", "When to use it", "Parameters", "Differs from the paper", "Differs from mergekit", "Cost")
+
+
+def sections(page: str) -> list[str]:
+    return [found for found in re.findall(r"^\*\*(.+?)\.\*\*", page, re.MULTILINE) if found in SECTIONS]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_has_its_sections_in_order_and_names_every_parameter(name: str) -> None:
+    made = methods.get(name)
+    assert made is not None
+    page = method_page(made)
+    assert sections(page) == list(SECTIONS)
+    told = page[page.index("**Parameters.**") : page.index("**Differs")]
+    # `emr` and others may refer to the page of a relative.
+    if "as in" not in told.lower() and "As `" not in told:
+        assert not [param for param in made.params if f"`{param}`" not in told]
+
+
+@pytest.mark.parametrize("name", methods.steps())
+def test_the_page_of_a_step_has_its_sections_too(name: str) -> None:
+    step = methods.steps()[name]
+    page = step_page(step)
+    assert sections(page) == [section for section in SECTIONS if section != "Differs from mergekit"]
+    assert not [param for param in step.params if f"`{param}`" not in page]
 
 
 @pytest.mark.parametrize("name", IN_TWO_STEPS)

@@ -44,6 +44,8 @@ def cart(
     **Differs from the paper.** Weights are an extension. `rank` 0.08 and `lambda` 1 are starting points; tune both on
     held-out data.
 
+    **Differs from mergekit.** mergekit does not have it.
+
     **Cost.** K eigendecompositions of the smaller side of a matrix, in float64, as in `tsv_m`. A sweep over `lambda`
     computes them once.
     """

@@ -39,6 +39,8 @@ def iso_c(deltas: Tensor, *, weight: PerModel = 1.0, lambda_: float = 1.0, spect
     largest, and only those directions are levelled. The authors' code takes min(m, n) of both: where the sum has a
     lower rank it fills up with arbitrary directions and divides by their number.
 
+    **Differs from mergekit.** mergekit does not have it. FusionBench has the authors' code.
+
     **Mind what was stored.** A fine-tune in a checkpoint is θ₀ + τ rounded to the grid of θ₀, and the rounding noise
     has full rank: of LoRA fine-tunes merged into a 16-bit base, and of small changes in float32, every direction is
     resolved, and levelling lifts the noise with the rest. λ for such models is not that for exact low-rank changes;
@@ -73,6 +75,8 @@ def iso_cts(
 
     **Differs from the paper.** As `iso_c`: directions that are only rounding noise are left out, and so are those of a
     model that the common ones cover.
+
+    **Differs from mergekit.** mergekit does not have it. From FusionBench as `tsv_m`.
 
     **Cost.** K + 3 eigendecompositions of the smaller side of a matrix, in float64, as in `tsv_m`.
     """

@@ -51,6 +51,8 @@ def knots(
     the authors' code drops those below 1e-5 whatever the size of the deltas. Of each singular vector the largest entry
     is positive, so that the election of exact ties does not depend on a library's choice of sign.
 
+    **Differs from mergekit.** mergekit does not have it. FusionBench has the authors' code, with its bound of 1e-5.
+
     **Mind what was stored.** The basis has every direction that rounding θ₀ + τ to the checkpoint's dtype left in τ,
     and `density` counts those coordinates too: for LoRA fine-tunes that were merged into a 16-bit base take a smaller
     one.

@@ -43,6 +43,8 @@ def star(
     **Differs from the paper.** Weights and `lambda` are an extension. Full spectra, where the authors' code draws a
     randomised SVD of LoRA fine-tunes.
 
+    **Differs from mergekit.** mergekit does not have it.
+
     **Cost.** K eigendecompositions of the smaller side of a matrix, in float64, as in `tsv_m`. A sweep over `weight`
     and `lambda` computes them once.
     """

@@ -51,6 +51,9 @@ def tsv_m(deltas: Tensor, *, weight: PerModel = 1.0, lambda_: float = 1.0, spect
     noise and dropped. At least one direction a task stays, where more tasks than directions would leave none. The
     paper adds tensors that are no matrix as task arithmetic does; implementations average them, as here.
 
+    **Differs from mergekit.** mergekit does not have it. In FusionBench a model that left a matrix alone takes part
+    with the arbitrary singular vectors of zero; here it has none.
+
     **Cost.** K + 2 eigendecompositions of the smaller side of a matrix, in float64: about 0.2 s for 1024 × 1024 and 2 s
     for 2048 × 8192, each on one core. A sweep over `lambda` computes them once.
     """

@@ -41,6 +41,9 @@ def wudi(deltas: Tensor, *, weight: PerModel = 1.0, lambda_: float = 1.0, spectr
     the minimum, which is what keeps it from overfitting; here the minimum itself is taken. Weights are an extension.
     Directions whose eigenvalue in C is below 2⁻⁴⁴ of the largest are noise: there the sum of the task vectors stays.
 
+    **Differs from mergekit.** mergekit does not have it. FusionBench takes the paper's steps, and is 0/0 for a model
+    without a change, which takes no part here.
+
     **Cost.** One eigendecomposition of C in float64, of side n, the inputs of the layer (K m if that is less): about
     1.2 s for 2048, ten for 4096, minutes from 11,000 on, on one core. A sweep over `lambda` computes it once.
     """
@@ -73,6 +76,8 @@ def swudi(
 
     **Differs from the paper.** There is none; the formula is that of the authors' code. Weights are an extension.
 
+    **Differs from mergekit.** mergekit does not have it.
+
     **Cost.** As `wudi`.
     """
     merged = _stopped(deltas, weight=weight, filter=filter, time=time, rank=rank, spectral=spectral)
@@ -93,6 +98,8 @@ def aswudi(deltas: Tensor, *, weight: PerModel = 1.0, lambda_: float = 1.0, spec
     **Parameters.** As in `wudi`.
 
     **Differs from the paper.** There is none; the formula is that of the authors' code. Weights are an extension.
+
+    **Differs from mergekit.** mergekit does not have it.
 
     **Cost.** As `wudi`.
     """
