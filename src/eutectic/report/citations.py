@@ -49,18 +49,26 @@ ENTRIES: dict[str, Entry] = {
         2022,
     ),
     "arXiv:2109.01903": Entry(
-        "wortsman2021robust", "Wortsman, Mitchell and others", "Robust fine-tuning of zero-shot models", 2021
+        "wortsman2021robust",
+        "Wortsman, Mitchell and Ilharco, Gabriel and Kim, Jong Wook and Li, Mike and Kornblith, Simon and "
+        "Roelofs, Rebecca and Gontijo-Lopes, Raphael and Hajishirzi, Hannaneh and Farhadi, Ali and "
+        "Namkoong, Hongseok and Schmidt, Ludwig",
+        "Robust fine-tuning of zero-shot models",
+        2021,
     ),
     "arXiv:2203.05482": Entry(
         "wortsman2022soups",
-        "Wortsman, Mitchell and others",
+        "Wortsman, Mitchell and Ilharco, Gabriel and Gadre, Samir Yitzhak and Roelofs, Rebecca and "
+        "Gontijo-Lopes, Raphael and Morcos, Ari S. and Namkoong, Hongseok and Farhadi, Ali and Carmon, Yair "
+        "and Kornblith, Simon and Schmidt, Ludwig",
         "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference "
         "time",
         2022,
     ),
     "arXiv:2208.05592": Entry(
         "ilharco2022patching",
-        "Ilharco, Gabriel and others",
+        "Ilharco, Gabriel and Wortsman, Mitchell and Gadre, Samir Yitzhak and Song, Shuran and Hajishirzi, "
+        "Hannaneh and Kornblith, Simon and Farhadi, Ali and Schmidt, Ludwig",
         "Patching open-vocabulary models by interpolating weights",
         2022,
     ),
@@ -71,7 +79,11 @@ ENTRIES: dict[str, Entry] = {
         2022,
     ),
     "arXiv:2212.04089": Entry(
-        "ilharco2022editing", "Ilharco, Gabriel and others", "Editing Models with Task Arithmetic", 2022
+        "ilharco2022editing",
+        "Ilharco, Gabriel and Ribeiro, Marco Tulio and Wortsman, Mitchell and Gururangan, Suchin and "
+        "Schmidt, Ludwig and Hajishirzi, Hannaneh and Farhadi, Ali",
+        "Editing Models with Task Arithmetic",
+        2022,
     ),
     "arXiv:2306.01708": Entry(
         "yadav2023ties",
@@ -93,7 +105,8 @@ ENTRIES: dict[str, Entry] = {
     ),
     "arXiv:2403.13257": Entry(
         "goddard2024mergekit",
-        "Goddard, Charles and others",
+        "Goddard, Charles and Siriwardhana, Shamane and Ehghaghi, Malikeh and Meyers, Luke and Karpukhin, "
+        "Vlad and Benedict, Brian and McQuade, Mark and Solawetz, Jacob",
         "Arcee's {MergeKit}: A Toolkit for Merging Large Language Models",
         2024,
     ),
@@ -105,12 +118,16 @@ ENTRIES: dict[str, Entry] = {
     ),
     "arXiv:2405.07813": Entry(
         "wang2024localizing",
-        "Wang, Ke and others",
+        r"Wang, Ke and Dimitriadis, Nikolaos and Ortiz-Jim{\'e}nez, Guillermo and Fleuret, Fran{\c{c}}ois "
+        "and Frossard, Pascal",
         "Localizing Task Information for Improved Model Merging and Compression",
         2024,
     ),
     "arXiv:2405.17461": Entry(
-        "huang2024emr", "Huang, Chenyu and others", "{EMR}-Merging: Tuning-Free High-Performance Model Merging", 2024
+        "huang2024emr",
+        "Huang, Chenyu and Ye, Peng and Chen, Tao and He, Tong and Yue, Xiangyu and Ouyang, Wanli",
+        "{EMR}-Merging: Tuning-Free High-Performance Model Merging",
+        2024,
     ),
     "arXiv:2406.11617": Entry(
         "deep2024della",
@@ -120,52 +137,72 @@ ENTRIES: dict[str, Entry] = {
     ),
     "arXiv:2407.06322": Entry(
         "marczak2024magmax",
-        "Marczak, Daniel and others",
+        r"Marczak, Daniel and Twardowski, Bart{\l}omiej and Trzci{\'n}ski, Tomasz and Cygert, Sebastian",
         "{MagMax}: Leveraging Model Merging for Seamless Continual Learning",
         2024,
     ),
     "arXiv:2408.07990": Entry(
-        "wan2024fusechat", "Wan, Fanqi and others", "{FuseChat}: Knowledge Fusion of Chat Models", 2024
+        "wan2024fusechat",
+        "Wan, Fanqi and Zhong, Longguang and Yang, Ziyi and Chen, Ruijun and Quan, Xiaojun",
+        "{FuseChat}: Knowledge Fusion of Chat Models",
+        2024,
     ),
     "arXiv:2410.02396": Entry(
-        "du2024parameter", "Du, Guodong and others", "Parameter Competition Balancing for Model Merging", 2024
+        "du2024parameter",
+        "Du, Guodong and Lee, Junlin and Li, Jing and Jiang, Runhua and Guo, Yifei and Yu, Shuyang and Liu, "
+        "Hanting and Goh, Sim Kuan and Tang, Ho-Kin and He, Daojing and Zhang, Min",
+        "Parameter Competition Balancing for Model Merging",
+        2024,
     ),
     "arXiv:2410.17146": Entry(
         "wang2024lines",
-        "Wang, Ke and others",
+        r"Wang, Ke and Dimitriadis, Nikolaos and Favero, Alessandro and Ortiz-Jim{\'e}nez, Guillermo and "
+        r"Fleuret, Fran{\c{c}}ois and Frossard, Pascal",
         "{LiNeS}: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging",
         2024,
     ),
     "arXiv:2410.19735": Entry(
-        "stoica2024knots", "Stoica, George and others", "Model merging with {SVD} to tie the {K}nots", 2024
+        "stoica2024knots",
+        "Stoica, George and Ramesh, Pratik and Ecsedi, Boglarka and Choshen, Leshem and Hoffman, Judy",
+        "Model merging with {SVD} to tie the {K}nots",
+        2024,
     ),
     "arXiv:2412.00081": Entry(
         "gargiulo2024task",
-        "Gargiulo, Antonio Andrea and others",
+        "Gargiulo, Antonio Andrea and Crisostomi, Donato and Bucarelli, Maria Sofia and Scardapane, Simone "
+        r"and Silvestri, Fabrizio and Rodol{\`a}, Emanuele",
         "Task Singular Vectors: Reducing Task Interference in Model Merging",
         2024,
     ),
     "arXiv:2412.12153": Entry(
-        "choi2024revisiting", "Choi, Jiho and others", "Revisiting Weight Averaging for Model Merging", 2024
+        "choi2024revisiting",
+        "Choi, Jiho and Kim, Donggyun and Lee, Chanhyuk and Hong, Seunghoon",
+        "Revisiting Weight Averaging for Model Merging",
+        2024,
     ),
     "arXiv:2502.04959": Entry(
         "marczak2025isotropic",
-        "Marczak, Daniel and others",
+        r"Marczak, Daniel and Magistri, Simone and Cygert, Sebastian and Twardowski, Bart{\l}omiej and "
+        "Bagdanov, Andrew D. and van de Weijer, Joost",
         "No Task Left Behind: Isotropic Model Merging with Common and Task-Specific Subspaces",
         2025,
     ),
     "arXiv:2502.10339": Entry(
-        "lee2025star", "Lee, Yu-Ang and others", "{STAR}: Spectral Truncation and Rescale for Model Merging", 2025
+        "lee2025star",
+        "Lee, Yu-Ang and Ko, Ching-Yun and Pedapati, Tejaswini and Chung, I-Hsin and Yeh, Mi-Yen and Chen, Pin-Yu",
+        "{STAR}: Spectral Truncation and Rescale for Model Merging",
+        2025,
     ),
     "arXiv:2503.08099": Entry(
         "cheng2025whoever",
-        "Cheng, Runxi and others",
+        "Cheng, Runxi and Xiong, Feng and Wei, Yongxian and Zhu, Wanyun and Yuan, Chun",
         "Whoever Started the Interference Should End It: Guiding Data-Free Model Merging via Task Vectors",
         2025,
     ),
     "arXiv:2601.13572": Entry(
         "yuan2026behavior",
-        "Yuan, Xiangchi and others",
+        "Yuan, Xiangchi and Shi, Dachuan and Zhang, Chunhui and Liu, Zheyuan and Yao, Shenglong and "
+        "Vosoughi, Soroush and Lee, Wenke",
         "Behavior Knowledge Merge in Reinforced Agentic Models",
         2026,
     ),
