@@ -167,10 +167,11 @@ def test_a_lock_that_cannot_be_had_touches_nothing_of_a_running_merge(job):
     out, work = home / "busy", home / "busy.partial"
     (work / "data").mkdir(parents=True)
     (work / "data" / "model.safetensors").write_bytes(b"the other's work")
+    (work / "lock").touch()
     for number in (errno.EIO, errno.ENOSPC, errno.EMFILE):
         with pytest.raises(OutputError):
             merge(recipe, out, FaultStorage(0, fail(number), counted=("lock",)))
-        assert contents(work) == {"data/model.safetensors": b"the other's work"}
+        assert contents(work) == {"data/model.safetensors": b"the other's work", "lock": b""}
 
 
 def test_short_reads_and_writes_change_nothing(job, monkeypatch):

@@ -256,6 +256,19 @@ def test_a_work_folder_that_is_none_is_refused(job, work):
     assert partial.exists() or partial.is_symlink()
 
 
+@pytest.mark.parametrize("name", ["thesis.txt", "data/model.safetensors", "old/model.safetensors", "journal"])
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_work_folder_of_somebody_else_is_refused(job, name, replace):
+    recipe, home, _ = job
+    mine = home / "out.partial" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(RecipeError, match=r"W401 .*holds what no merge wrote.*move these files away yourself"):
+        merge(recipe, home / "out", replace=replace)
+    assert {path for path in (home / "out.partial").rglob("*") if path.is_file()} == {mine}
+    assert mine.read_text() == "mine" and not (home / "out").exists()
+
+
 def test_a_missing_parent_is_named(job):
     recipe, home, _ = job
     with pytest.raises(OutputError, match=r"W405 .*no/such/out: the folder .*no/such does not exist; make it first$"):
@@ -345,6 +358,7 @@ def test_an_old_folder_set_aside_is_kept_when_the_output_exists_again(job):
         folder.mkdir()
     (out / "config.json").write_text("{}")
     (work / "old" / "model.safetensors").write_text("mine")
+    (work / "lock").touch()
     with pytest.raises(OutputError, match=r"W405 .*was being replaced.*exists again; move one of the two away"):
         merge(recipe, out)
     assert (work / "old" / "model.safetensors").read_text() == "mine"

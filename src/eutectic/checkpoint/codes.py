@@ -146,8 +146,9 @@ CODES: dict[str, tuple[str, str]] = {
         "the output exists",
         "A merge never writes into an existing folder. Choose another name, or pass `--replace`: the old folder stays "
         "until the new one is complete, and is then removed; a folder that holds files which no merge wrote is never "
-        "replaced. The very same merge finds its own output and is done, if it was made from the very files that the "
-        "models have now (by path, size, time and inode) and its weights are all there. Models in memory never count.",
+        "replaced, and if OUT.partial is such a folder nothing is begun. The very same merge finds its own output and "
+        "is done, if it was made from the very files that the models have now (by path, size, time and inode) and its "
+        "weights are all there. Models in memory never count.",
     ),
     "W402": (
         "another run is writing this output",

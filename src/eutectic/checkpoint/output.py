@@ -19,7 +19,7 @@ from eutectic.checkpoint.existing import MANIFEST, REPLACE, STAMP, Existing, ref
 from eutectic.checkpoint.journal import Journal
 from eutectic.checkpoint.layout import Shard
 from eutectic.checkpoint.storage import REAL, Storage
-from eutectic.errors import EutecticError, OutputError, Problem, RecipeError
+from eutectic.errors import EutecticError, OutputError, Problem, RecipeError, listed
 from eutectic.kernels.digests import tensor_digest
 
 # What the name of the folder of unfinished work adds to the output's.
@@ -116,6 +116,7 @@ class Output:
                 raise NotADirectoryError(errno.ENOTDIR, "this is not a folder", self._work)
             lock = os.path.join(self._work, "lock")
             try:
+                self._refuse_strangers()
                 self._lock_fd = storage.lock(lock)
             except BlockingIOError:
                 raise OutputError(
@@ -132,6 +133,14 @@ class Output:
                     return
             storage.close(self._lock_fd)
             self._lock_fd = None
+
+    def _refuse_strangers(self) -> None:
+        """Every run makes its lock first and removes it last: files without one are somebody's own."""
+        names = self._storage.listdir(self._work)
+        if names and "lock" not in names:
+            message = f"{self._work}, where unfinished work goes, holds what no merge wrote ({listed(names)})"
+            hint = "choose another name, or move these files away yourself"
+            raise RecipeError(Problem("W401", message, self.path, hint))
 
     def _settle_replacement(self) -> None:
         """Ends a replacement that was killed between its two renames or before it cleaned up."""
