@@ -146,6 +146,37 @@ def test_a_method_that_starts_from_its_base(models):
         near(found[name].double().numpy() - base, (plain[name].double().numpy() - base) / 2)
 
 
+@pytest.mark.parametrize(("method", "parameters"), [("ties", {"density": 0.3}), ("ramplus_tl", {"epsilon": 0.01})])
+def test_steps_after_a_method_that_ranks_the_whole_model(models, method, parameters, tmp_path):
+    home, tensors = models
+    keys = {"parameters": {**parameters, "scope": "model"}}
+    plain = changes(merged(home, [], method, **keys), tensors["base"])
+    own = [changes(tensors[label], tensors["base"]) for label in ("one", "two")]
+    alpha = norm([own[0][name] + own[1][name] for name in plain]) / norm(plain.values()) / 2
+    scaled = {
+        name: change * (alpha + 0.5 * (int(name.split(".")[1]) / 2 if name.startswith("layers") else 0))
+        for name, change in plain.items()
+    }
+    guarded = {}
+    for name, change in scaled.items():
+        longest = max(norm([one[name]]) for one in own)
+        guarded[name] = change * min(1.0, 0.4 * longest / norm([change]) if change.any() else 1.0)
+    post = [{"lines": {"beta": 0.5}}, {"norm_guard": {"factor": 0.4}}]
+    found = changes(merged(home, post, method, **keys), tensors["base"])
+    for name, change in guarded.items():
+        near(found[name], change)
+
+    recipe = {"merge_method": method, "base_model": str(home / "base"), "post": post, **keys}
+    recipe["models"] = [str(home / "one"), str(home / "two")]
+    eutectic.merge(recipe, tmp_path / "out", options=Options(threads=3))
+    assert not eutectic.verify(tmp_path / "out").problems
+    stored = eutectic.open(str(tmp_path / "out"))
+    near(
+        changes({name: stored[name].double().numpy() for name in stored}, tensors["base"])["layers.1.w"],
+        found["layers.1.w"],
+    )
+
+
 POST = [
     {"lines": {"beta": 0.5}},
     "svc",
@@ -208,7 +239,7 @@ def test_steps_can_be_swept(models, tmp_path):
         (["norm_guard", "norm_guard"], {}, "R150 post: norm_guard stands twice"),
         ([{"svc": {"spectral": [{"filter": "emebd", "value": False}]}}], {}, "the filter 'emebd' matches no tensor"),
         (["norm_guard"], {"merge_method": "linear"}, "P312 post: linear merges models"),
-        (["norm_guard"], {"merge_method": "ties", "parameters": {"scope": "model"}}, "P312 post: steps after a method"),
+        (["svc"], {"merge_method": "ties", "parameters": {"scope": "model"}}, "P312 post: svc needs whole tensors"),
     ],
 )
 def test_mistakes(models, post, keys, message):

@@ -71,7 +71,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "P312": (
         "steps after a method that cannot be",
-        "What stands under `post` rescales the change from the base model, tensor by tensor: the method must work on "
-        "task vectors or start from the base, and rank each tensor by itself.",
+        "What stands under `post` rescales the change from the base model: the method must work on task vectors or "
+        "start from the base. `svc` needs whole tensors, which a method under `scope: model` does not have.",
     ),
 }

@@ -21,9 +21,11 @@ class Posts:
             message = f"{method.name} merges models, and the steps under `post` rescale the change from a base"
             hint = "use a method on task vectors, such as `task_arithmetic` with `normalize: true`"
             findings.say("P312", message, hint, "post")
-        if recipe.post and recipe.scope == "model":
-            hint = "use `scope: tensor` for the method; steps have a scope of their own"
-            findings.say("P312", "steps after a method that ranks the whole model are not supported", hint, "post")
+        whole = [step.name for step in recipe.post if POSTS[step.name].matrix]
+        if whole and recipe.scope == "model":
+            # The blocks of all tensors are ranked together, and none is in memory as a whole.
+            message = f"{whole[0]} needs whole tensors, which a method that ranks the whole model does not have"
+            findings.say("P312", message, "use `scope: tensor` for the method, or leave the step out", "post")
 
         measuring = [step.name for step in recipe.post if _measures(step)]
         if measuring:
