@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import sys
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import torch
 import eutectic
 from eutectic.api import Options
 from eutectic.errors import CheckpointError
+from eutectic.report.manifest import encoded
 from eutectic.testing import tiny_llama, write_safetensors
 from faults import FaultStorage, contents, family
 
@@ -107,12 +110,29 @@ def test_a_changed_digest_in_the_manifest_names_its_tensor(out):
 
 
 @pytest.mark.parametrize(
-    "damage", ["{}", "[]", "null", '{"tensors": {}}', '{"tensors": {"a": 1}}', "", "\xff", "{" * 9000]
+    "damage", ["{}", "[]", "null", '{"tensors": {}}', '{"tensors": {"a": 1}}', "", "\xff", "{" * 9000, "[" * 99999]
 )
 def test_a_manifest_that_is_none_is_refused(out, damage):
     (out / "eutectic.json").write_text(damage, encoding="latin-1")
     with pytest.raises(CheckpointError, match="V701"):
         eutectic.verify(out)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("found_from", 5), ("found_from", [5]), ("weights", {"model.safetensors": 5}), ("files", [])]
+)
+def test_a_forged_manifest_of_another_form_is_refused(out, key, value):
+    path = out / "eutectic.json"
+    path.write_bytes(encoded(json.loads(path.read_bytes()) | {key: value}))
+    with pytest.raises(CheckpointError, match=r"V701.*this is no manifest of a merge"):
+        eutectic.verify(out)
+
+
+def test_a_name_that_no_file_can_have_is_named(out):
+    path = out / "eutectic.json"
+    manifest = json.loads(path.read_bytes())
+    path.write_bytes(encoded(manifest | {"files": manifest["files"] | {"a\0b": "0"}}))
+    assert [problem.where for problem in problems(out)] == ["a\0b"]
 
 
 def test_missing_and_added_files_and_tensors_are_named(out):
@@ -157,6 +177,18 @@ def test_models_that_lived_in_memory_cannot_be_merged_again(tmp_path):
     eutectic.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
     assert {problem.code for problem in problems(tmp_path / "out")} == {"V704"}
     assert not problems(tmp_path / "out", stored_only=True)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take names in UTF-8 alone")
+def test_folders_whose_names_are_not_text(tmp_path, monkeypatch):
+    folder = os.path.join(os.fsencode(tmp_path), b"\xff")
+    os.mkdir(folder)
+    tiny_llama(os.fsdecode(os.path.join(folder, b"a")), seed=1)
+    tiny_llama(tmp_path / "b", seed=2)
+    monkeypatch.chdir(os.fsdecode(folder))
+    eutectic.merge({"merge_method": "linear", "models": ["a", "../b"]}, "../out")
+    monkeypatch.chdir(tmp_path)
+    assert not problems(tmp_path / "out")
 
 
 def test_relative_models_are_found_through_links_and_after_a_move(tmp_path, monkeypatch):
