@@ -10,6 +10,7 @@ import torch
 
 import eutectic
 from eutectic import methods
+from eutectic.errors import NumericError
 from eutectic.run.merged import MergedSource
 
 NAMES = [name for name in methods.names() if not methods.get(name).statistics]
@@ -66,6 +67,23 @@ def test_spreads_that_overflow_rank_first():
     broken = models(3)
     broken[0]["l.1.one"][:] = math.inf
     assert merged("sce", broken, select_topk=0.3)["l.1.one"].shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [
+        ("float16", "choose out_dtype: bfloat16 or float32, or smaller weights"),
+        ("bfloat16", "choose out_dtype: float32, or smaller weights"),
+        ("float32", "choose out_dtype: float64, or smaller weights"),
+        ("float64", "smaller weights"),
+    ],
+)
+def test_what_overflows_is_refused_with_what_would_hold_it(dtype, advice):
+    largest = torch.finfo(getattr(torch, dtype)).max
+    tensors = [{"x": torch.full((3,), largest, dtype=torch.float64)} for _ in range(2)]
+    recipe = {"merge_method": "linear", "models": tensors, "parameters": {"normalize": False}, "out_dtype": dtype}
+    with pytest.raises(NumericError, match=f"N502 x: 3 values do not fit {dtype}; {advice}$"):
+        eutectic.merged(recipe)["x"]
 
 
 def test_the_largest_float_as_a_threshold_is_no_warning():

@@ -33,6 +33,8 @@ else:
     fused = LazyModule("eutectic.kernels.fused")
     gpu = LazyModule("eutectic.run.gpu")
 
+# What holds larger numbers than a dtype.
+_WIDER = {"float16": "bfloat16 or float32", "bfloat16": "float32", "float32": "float64"}
 # Rows of a matrix that are compared with its columns at a time.
 _SIDE = 512
 
@@ -44,8 +46,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "N502": (
         "NaN or infinity produced",
-        "The inputs are finite but the result does not fit the output's dtype, as float16 ends at 65504. Choose "
-        "`out_dtype: bfloat16` or `float32`, or smaller weights.",
+        "The inputs are finite but the result does not fit the output's dtype, as float16 ends at 65504. Choose a "
+        "wider one, `out_dtype: bfloat16` or `float32`, or smaller weights.",
     ),
     "N503": (
         "integer buffers that differ",
@@ -115,7 +117,7 @@ class Loader:
         for lane in lanes:
             group.streams[lane].combine(held, out)
             if not sum(nonfinite) and not group.measures:
-                _check_result(job, out, "choose out_dtype: bfloat16 or float32, or smaller weights")
+                _check_result(job, out)
             yield Made(out, _digests(out), [digest for digest, _ in seen], nonfinite)
 
     def holdable(self, unit: Unit) -> int:
@@ -169,7 +171,7 @@ class Loader:
         if spec.dtype != job.spec.dtype:
             out = _converted(row, job.spec.dtype)
             if not nonfinite[0]:
-                _check_result(job, out, "choose out_dtype: bfloat16 or float32")
+                _check_result(job, out)
         digest = _digests(row)
         others = [digest] * len(job.inputs)  # equal, or refused by `check_copies`
         return Made(out, _digests(out), others, nonfinite * len(job.inputs))
@@ -299,9 +301,12 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // 64) * 64
 
 
-def _check_result(job: Job, out: NDArray[Any], hint: str) -> None:
+def _check_result(job: Job, out: NDArray[Any]) -> None:
     """Raises `NumericError` (N502) for results of finite inputs that are not finite."""
     if bad := count_nonfinite(out, job.spec.dtype):
+        wider = _WIDER.get(job.spec.dtype)
+        advice = [f"choose out_dtype: {wider}"] if wider else []
+        hint = ", or ".join([*advice, *(["smaller weights"] if job.action == "merge" else [])])
         raise NumericError(Problem("N502", f"{bad} values do not fit {job.spec.dtype}", job.name, hint))
 
 
