@@ -106,9 +106,15 @@ def _exists(text: str, context: Context) -> bool:
 
 
 def _note_absent(text: str, node: Node, context: Context, hint: str) -> None:
-    """Notes a path to nothing, which is no hub id either."""
-    if not _exists(text, context) and not _HUB.fullmatch(text):
-        context.faults.absent(node.place, text, hint)
+    """Notes a path to nothing, which is no hub id either; with a name beside it that is nearly the same, or a hint."""
+    if _exists(text, context) or _HUB.fullmatch(text):
+        return
+    parent, name = os.path.split(os.path.join(context.folder or "", os.path.expanduser(text)))
+    try:
+        near = did_you_mean(name, os.listdir(parent or os.curdir))
+    except (OSError, ValueError):
+        near = ""
+    context.faults.absent(node.place, text, near or hint)
 
 
 def _mapping(node: Node, context: Context) -> Model | None:
