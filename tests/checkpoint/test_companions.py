@@ -38,6 +38,7 @@ def test_what_belongs_to_a_model_is_copied_and_nothing_else(tmp_path):
         ".git/config.json",
         "checkpoint-5/config.json",
         "1_Pooling/deep/config.json",
+        "1_Pooling/LICENSE",
         "run.sh",
     }
     for name in wanted | others:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-from planning import llama, plan_of, ties_of
+import pytest
+from planning import llama, plan_of, refused, ties_of
+
+import eutectic.methods
+from eutectic.methods import registry
 
 Q = "model.layers.{}.self_attn.q_proj.weight"
 UP = "model.layers.{}.mlp.up_proj.weight"
@@ -83,3 +88,12 @@ def test_layer_range_of_the_whole_model_is_a_merge() -> None:
     sources = [{"model": label, "layer_range": [0, 3]} for label in "ab"]
     recipe = {"merge_method": "linear", "slices": [{"sources": sources}]}
     assert len(plan_of(recipe, llama("a"), llama("b")).jobs) == 9
+
+
+def test_a_method_without_a_streamed_form_cannot_rank_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = copy.copy(eutectic.methods.ties)
+    object.__setattr__(bare, "streamed", None)
+    monkeypatch.setitem(registry._METHODS, "ties", bare)
+    assert refused(ties_of("a", "b", parameters={"scope": "model"}), llama("a"), llama("b")) == [
+        "P306 parameters.scope: ties has no streamed form, which `scope: model` needs; use `scope: tensor`"
+    ]

@@ -100,10 +100,23 @@ def test_everything_wrong_with_the_artefacts_is_told_at_once() -> None:
     assert refused(asked(), *models(), grams("sa")) == ["C200 models[1].statistics: 'sb' does not exist"]
 
 
+def test_what_was_opened_is_closed_again_whatever_is_refused() -> None:
+    a, b = models()
+    said = refused(asked(), a, grams("sa"), grams("sb"))
+    assert said == ["C200 models[1]: 'b' does not exist"]
+    broken = grams("sb")
+    broken.text = b"[]"
+    said = refused(asked(), a, b, grams("sa"), broken)
+    assert said == [
+        "C261 models[1].statistics: statistics.json of 'sb' is no mapping; was it edited? collect the statistics again"
+    ]
+
+
 @pytest.mark.parametrize(
     ("about", "message"),
     [
         ({"kind": "grams"}, "has the kind 'grams', which is none of fisher, gram, activations"),
+        ({"format": 99}, "has the format 99, and this version reads 1"),
         ({"samples": None}, "has None samples"),
         ({"samples": True}, "has True samples"),
         ({"norm": -1}, "has the norm -1"),
@@ -156,6 +169,25 @@ TYPO = "are these the statistics of this model? `eutectic collect` makes them"
 def test_statistics_that_do_not_fit(first: Artefact, messages: list[str]) -> None:
     first.closed = 0
     assert refused(asked(), *models(), first, grams("sb")) == messages
+
+
+def test_a_bias_that_a_model_lacks() -> None:
+    less = Header("b", {name: spec for name, spec in MODEL.items() if name != "up.bias"})
+    said = refused(asked(), Header("a", MODEL), less, grams("sa"), grams("sb"))
+    assert said == [
+        f"P314 models[1].statistics: sb has up.bias, which b does not have; {TYPO}",
+        f"P314 up.weight: up.bias, which is solved with it, is not in every model; {TYPO}",
+        "P302 up.bias: is missing from b but is in a; set `missing: copy` to copy such tensors",
+    ]
+
+
+def test_tensors_without_fisher_information_are_averaged() -> None:
+    fisher = {name: spec for name, spec in FISHER.items() if name != "norm"}
+    pair = Artefact("sa", fisher, "fisher"), Artefact("sb", fisher, "fisher")
+    with plan_of(asked("fisher"), *models(), *pair) as plan:
+        (job,) = [job for job in plan.jobs if job.name == "norm"]
+    assert (job.beside, job.reason) == ((), "averaged: no Fisher")
+    assert plan.notes == ("averaged: no Fisher (norm)",)
 
 
 def test_a_bias_that_is_none() -> None:
