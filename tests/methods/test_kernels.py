@@ -248,6 +248,8 @@ def test_weights_that_sum_to_zero_cannot_be_normalised():
     assert divisor([1.0, -1.0], normalize=False) == 1.0
     with pytest.raises(RecipeError, match="sum to zero"):
         divisor([1.0, -1.0], normalize=True)
+    with pytest.raises(RecipeError, match="sum to infinity"):
+        divisor([1e308, 1e308], normalize=True)
 
 
 def test_a_vote_of_exactly_zero_elects_plus():

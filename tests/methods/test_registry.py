@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -84,6 +86,32 @@ def test_values_that_do_not_go_together(name: str, given: dict[str, Any], why: s
     assert made is not None
     with pytest.raises(RecipeError, match=why):
         made(torch.ones(2, 4), **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "why"),
+    [
+        ("ties", {"weight": np.float32(0.5)}, r"ties\.weight: must be a number, not np\.float32\(0\.5\)"),
+        ("ties", {"weight": torch.tensor(0.5)}, r"ties\.weight: must be a number, not tensor"),
+        ("ties", {"weight": None}, r"ties\.weight: must be a number, not None"),
+        ("ties", {"weight": [0.5, math.nan]}, r"ties\.weight: must be a finite number, not nan"),
+        ("ties", {"weight": [0.5]}, r"ties\.weight: has 1 values for 2 models"),
+        ("ties", {"weight": 10**400}, r"ties\.weight: must be a finite number"),
+        ("breadcrumbs", {"scope": "layer"}, r"breadcrumbs\.scope: must be one of tensor, row, model, not 'layer'"),
+        ("dare_linear", {"rng": 3}, r"dare_linear\.rng: must be an Rng, not 3"),
+    ],
+)
+def test_values_that_are_none(name: str, given: dict[str, Any], why: str) -> None:
+    made = methods.get(name)
+    assert made is not None
+    with pytest.raises(RecipeError, match=why):
+        made(torch.ones(2, 4), **given)
+
+
+def test_a_tensor_that_is_no_stack() -> None:
+    for wrong in (torch.tensor(1.0), [torch.ones(2)], torch.ones(2, 2, dtype=torch.int64)):
+        with pytest.raises(RecipeError, match=r"R142 ties: deltas must be a stacked tensor of floats"):
+            methods.ties(wrong, weight=[1.0, 1.0])
 
 
 def test_multislerp_may_sum_to_zero_without_normalising() -> None:

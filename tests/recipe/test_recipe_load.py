@@ -16,7 +16,7 @@ import pytest
 import eutectic.methods
 from eutectic.errors import RecipeError
 from eutectic.methods.registry import Param
-from eutectic.recipe import ModelEntry, Recipe, label_of, load, same_model
+from eutectic.recipe import ModelEntry, Recipe, label_of, load, load_sweep, same_model
 
 
 def read(source: Any, **options: Any) -> Recipe:
@@ -292,6 +292,8 @@ def test_weights_that_cancel_are_fine_without_normalize() -> None:
     text += "- {model: a, parameters: {weight: 1}}\n- {model: b, parameters: {weight: -1}}\n"
     assert read(text).parameters == {}
     assert "R127" in refused(text + "parameters: {normalize: true}\n")
+    huge = text.replace("weight: 1}", "weight: 1.0e+308}")
+    assert read(huge.replace("-1", "1.0e+308") + "parameters: {normalize: true}\n")
     gradient = text.replace("weight: 1}", "weight: [1, 2]}")
     assert read(gradient + "parameters: {normalize: true}\n")
     assert read("merge_method: linear\nmodels: [a, b]\nparameters: {weight: 0, normalize: [true, false]}\n")
@@ -594,3 +596,33 @@ models:
     ]
     # By themselves they are for whoever opens them.
     assert load(recipe.replace("wieght", "weight"), methods=eutectic.methods).models[0].statistics == "./gone"
+
+
+def test_a_wrong_value_of_a_sweep_has_its_own_line_and_column() -> None:
+    text = """merge_method: ties
+base_model: base
+models: [a, b]
+parameters:
+  density: {sweep: [0.1, 7]}
+  weight:
+  - {filter: mlp, value: {sweep: [x, 1]}}
+  - value: [y, 1]
+"""
+    with pytest.raises(RecipeError) as caught:
+        load_sweep(text, methods=eutectic.methods)
+    found = {(p.code, p.where, p.line, p.column) for p in caught.value.problems if p.code != "C200"}
+    assert found == {
+        ("R123", "parameters.density", 5, 26),
+        ("R123", "parameters.weight[0].value", 7, 33),
+        ("R123", "parameters.weight[1].value[0]", 8, 11),
+    }
+
+
+def test_statistics_of_a_base_that_is_listed_have_no_effect() -> None:
+    recipe = read({"merge_method": "ties", "base_model": "a", "models": [{"model": "a", "statistics": "s"}, "b"]})
+    assert recipe.notes == ("models[0].statistics has no effect: the base is not merged",)
+
+
+@pytest.mark.parametrize("source", [None, 5, b"r.yml", ["merge_method"]])
+def test_what_is_no_recipe_at_all(source: object) -> None:
+    assert refused(source).endswith("is no recipe; give a path, YAML text, a dict or a Recipe")

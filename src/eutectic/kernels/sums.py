@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,7 @@ def cancelled(weights: Sequence[float]) -> bool:
 
 
 def divisor(weights: Sequence[float], normalize: bool) -> float:
-    """Σ wᵢ, or 1 without normalisation. Raises `RecipeError` when the weights sum to zero (up to rounding)."""
+    """Σ wᵢ, or 1 without normalisation. Raises `RecipeError` for a sum of zero (up to rounding) or infinity."""
     if not normalize:
         return 1.0
     total = 0.0
@@ -70,6 +71,8 @@ def divisor(weights: Sequence[float], normalize: bool) -> float:
         total += weight
     if abs(total) <= negligible(weights):
         raise RecipeError(Problem("R142", "the weights sum to zero, so they cannot be normalised", "weight"))
+    if abs(total) == math.inf:
+        raise RecipeError(Problem("R142", "the weights sum to infinity, so they cannot be normalised", "weight"))
     return total
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from eutectic.errors import Problem, RecipeError
+from eutectic.kernels.random import Rng
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,6 @@ Statistics = Literal["", "fisher", "gram"]
 
 # (all parameters by recipe name, number of models) -> why they do not go together, or None.
 Refusal = Callable[[dict[str, Any], int], str | None]
-
 
 # In place of a number: what stands in the statistics of the whole model.
 GLOBAL = "global"
@@ -84,21 +84,27 @@ class Param:
         if isinstance(value, str) and value in self.choices:
             return None
         if self.kind == "choice":
-            known = any(
-                value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices
-            )
+            known = any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.choices)
             return None if known else f"must be {self.describe().removeprefix('one a model, ').split(', default')[0]}"
         if self.kind == "bool":
             return None if isinstance(value, bool) else "must be true or false"
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"must be {' or '.join(['a number', *map(str, self.choices)])}, not {value!r}"
-        if not math.isfinite(value):
-            return f"must be a finite number, not {value}"
+        if not abs(value) <= sys.float_info.max:
+            return f"must be a finite number, not {value if isinstance(value, float) else 'one beyond 1.8e308'}"
         if self.kind == "int" and value != int(value):
             return f"must be an integer, not {value}"
         if self.allowed is not None and value not in self.allowed:
             return f"must lie in {self.allowed.text}, not {value:g}"
         return None
+
+    def fault_of(self, value: Any, models: int) -> str | None:
+        """As `fault`, of one value or a sequence of one a model."""
+        if not self.per_model or isinstance(value, str) or not isinstance(value, Sequence):
+            return self.fault(value)
+        if len(value) != models:
+            return f"has {len(value)} values for {models} models"
+        return next((why for one in value if (why := self.fault(one))), None)
 
 
 @dataclass(eq=False)
@@ -167,7 +173,8 @@ class Method:
         once, at the end. Raises `RecipeError` (R142) for tensors or values that the method does not take, and
         `TypeError` for an unknown parameter, as any function.
         """
-        problems = [*self._tensor_faults(tensors), *self._value_faults(parameters, len(tensors))]
+        values = self._value_faults(parameters, len(tensors)) if getattr(tensors, "ndim", 0) else []
+        problems = [*self._tensor_faults(tensors), *values]
         if problems := problems or self._statistics_faults(tensors, statistics):
             raise RecipeError(problems)
         wide = tensors if str(tensors.dtype) == "torch.float64" else tensors.float()
@@ -201,17 +208,14 @@ class Method:
     def _value_faults(self, parameters: Mapping[str, Any], models: int) -> list[Problem]:
         found = []
         for keyword, value in parameters.items():
-            param = self.params.get(keyword.rstrip("_"))
-            if param is None:
-                continue
-            several = param.per_model and not isinstance(value, int | float | str)
-            if several and len(value) != models:
-                found.append(
-                    Problem("R142", f"has {len(value)} values for {models} models", f"{self.name}.{param.name}")
-                )
-                continue
-            faults = [fault for one in (value if several else [value]) if (fault := param.fault(one))]
-            found += [Problem("R142", fault, f"{self.name}.{param.name}") for fault in faults[:1]]
+            name, why = keyword.rstrip("_"), None
+            if (param := self.params.get(name)) is not None:
+                why = param.fault_of(value, models)
+            elif name == "scope" and self.scoped and value not in self.scopes:
+                why = f"must be one of {', '.join(self.scopes)}, not {value!r}"
+            elif name == "rng" and self.random and not isinstance(value, Rng):
+                why = f"must be an Rng, not {value!r}"
+            found += [Problem("R142", why, f"{self.name}.{name}")] if why else []
         if not found and (why := self.fault({k.rstrip("_"): v for k, v in parameters.items()}, models)):
             found.append(Problem("R142", why, self.name))
         return found

@@ -110,8 +110,10 @@ def weights(
     if normalize is not True or any(isinstance(share, str) or share is None for share in shares):
         return
     numbers = [float(share) for share in shares if share is not None]
-    # Relative, so that 0.1 + 0.2 - 0.3 counts as zero.
-    if abs(math.fsum(numbers)) <= 1e-9 * math.fsum(map(abs, numbers)):
+    # Relative, so that 0.1 + 0.2 - 0.3 counts as zero, and no sum overflows.
+    largest = max(map(abs, numbers)) or 1.0
+    parts = [number / largest for number in numbers]
+    if abs(math.fsum(parts)) <= 1e-9 * math.fsum(map(abs, parts)):
         written = ", ".join(f"{number:g}" for number in numbers)
         node = root.get("models") or root.get("slices") or root
         faults.add("R127", node.key_place, f"the weights {written} sum to zero", "set normalize: false or change them")
