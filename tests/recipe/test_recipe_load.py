@@ -613,8 +613,8 @@ parameters:
     found = {(p.code, p.where, p.line, p.column) for p in caught.value.problems if p.code != "C200"}
     assert found == {
         ("R123", "parameters.density", 5, 26),
-        ("R123", "parameters.weight[0].value", 7, 33),
-        ("R123", "parameters.weight[1].value[0]", 8, 11),
+        ("R123", "parameters.weight[0].value", 7, 35),
+        ("R123", "parameters.weight[1].value[0]", 8, 13),
     }
 
 

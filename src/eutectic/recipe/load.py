@@ -79,13 +79,15 @@ def load_sweep(
         raise sheet.session.faults.error()
     found, faults = [], Faults()
     for label, choices, document in variants_of(final, axes) if axes else ():
-        session = _Session(methods, faults)
+        # Faults of its own: a problem that an earlier merge has as well must stop this one too.
+        session = _Session(methods)
         documents = [document if one is final else one for one in sheet.documents]
         again = _Sheet(session, documents, sheet.file, sheet.folder)
         last = again.final()
         recipe = again.read(last, Node(last, last.data).place) if last is not None else None
         if recipe is not None:
             found.append(Variant(label, choices, recipe))
+        faults.extend(session.faults.error().problems)
         if len(label.encode()) > MAX_LABEL:
             hint = "sweep fewer parameters at once"
             faults.add("R128", final.place(axes[-1].trail), "the folders' names would be too long", hint)
