@@ -191,29 +191,35 @@ def learn(
         settings: how to run; by default 16 windows a batch, the paper's.
         memory: bound in bytes on resident memory; what the forward pass keeps comes on top. None: the machine's.
         log: a file for every step; by default `out` with `.learn.jsonl` for its ending, and none without `out`.
-        replace: write over `out` if it exists.
+        replace: write over `out` if it exists, and throw away kept steps of another search.
         on_step: called with each step.
 
     The merge is computed at each step as `merge` would. Its gradient goes back through the module and then, block by
-    block, through the method's plain torch form. The same call takes the same steps.
+    block, through the method's plain torch form. The same call takes the same steps, and with `out`, stopped, goes on
+    after the last: what they saw is kept beside `out` (`.learn.partial`), but for modules that a function makes.
 
     Differs from the paper: the step is chosen by held-out data, a step takes one batch of each data set (the code
     takes two), and a weight that reaches a bound can come back. The entropy of next-token distributions and
     cross-entropy are extensions.
 
-    Raises `RecipeError` (S804, S810 to S812), `ResourceError` (M601), `OutputError` (S809, W405), `NumericError` (E908)
-    and what `plan` and `evaluate` raise; all but E908 before a weight is read.
+    Raises `RecipeError` (S804, S810 to S812, W403), `ResourceError` (M601), `OutputError` (S809, W402, W405),
+    `NumericError` (E908) and what `plan` and `evaluate` raise; all but E908 before a weight is read.
     """
     chosen = search.LearnOptions(by, objective, steps, lr, init, clamp, held_out, patience)
-    changes = [overrides] if isinstance(overrides, str) else list(overrides)
+    changes = [overrides] if isinstance(overrides, str) else overrides
     loaded = recipe.load(source, overrides=changes, methods=methods)
-    if out is not None:
-        search.refuse_file(out, loaded, replace=replace)
-        log = _log_beside(out, log)
     given: dict[str, Any] = {"settings": settings, "memory": memory, "log": log, "on_step": on_step}
-    found = search.learn_coefficients(loaded, _open, data, chosen, **given)
-    if out is not None:
-        search.write_recipe(found, out)
+    if out is None:
+        return search.learn_coefficients(loaded, _open, data, chosen, **given)
+    search.refuse_file(out, loaded, replace=replace)
+    given["log"] = _log_beside(out, log)
+    with search.KeptSteps(f"{os.path.splitext(os.fspath(out))[0]}.learn.partial", replace=replace) as kept:
+        return _learned_into(out, search.learn_coefficients(loaded, _open, data, chosen, kept=kept, **given), kept)
+
+
+def _learned_into(out: str | os.PathLike[str], found: search.Learned, kept: search.KeptSteps) -> search.Learned:
+    search.write_recipe(found, out)
+    kept.forget()
     return found
 
 

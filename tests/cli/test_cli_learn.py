@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commanding import Run
+
+import eutectic
+from eutectic.errors import EutecticError
+from eutectic.search import LearnStep, coefficients
+from eutectic.testing import tiny_llama
 
 ARITHMETIC = "merge_method: task_arithmetic\nbase_model: base\nmodels: [a, b]\n"
 
@@ -58,6 +64,80 @@ def test_paths_start_from_the_new_recipes_folder(run: Run, here: Path, monkeypat
     monkeypatch.chdir(here / "runs")
     assert "model: ../recipes/a" in (here / "runs" / "out.yml").read_text()
     assert run("plan", "out.yml").exit_code == 0
+
+
+ASKED: dict[str, Any] = {"data": "dev.yml", "objective": "cross-entropy", "steps": 13, "lr": 0.05}
+
+
+def stopped_after(step: int, out: str = "out.yml", **options: Any) -> None:
+    """A search that is stopped by Ctrl-C when it has told of a step."""
+
+    def stop(told: LearnStep) -> None:
+        if told.number == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        eutectic.learn("ta.yml", out, on_step=stop, **{**ASKED, **options})
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What gradients are computed of, from now on."""
+    found: list[str] = []
+    whole = coefficients.loss_gradient
+
+    def counting(mixture: Any, losses: Any, kind: Any, run: Any, what: str) -> Any:
+        found.append(what)
+        return whole(mixture, losses, kind, run, what)
+
+    monkeypatch.setattr(coefficients, "loss_gradient", counting)
+    return found
+
+
+@pytest.mark.parametrize("by", ["task", "tensor"])
+@pytest.mark.parametrize("stop", [0, 6, 10, 12])
+def test_the_same_command_goes_on_and_leaves_the_same_bytes(
+    by: str, stop: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_after(stop, by=by)
+    assert not (here / "out.yml").exists()
+    (here / "out.learn.partial").open("ab").write(b"torn")
+    computed = counted(monkeypatch)
+    found = eutectic.learn("ta.yml", "out.yml", by=by, **ASKED)
+    assert (found.resumed, len(computed)) == (stop + 1, 13 - stop - 1)
+    assert not (here / "out.learn.partial").exists()
+    whole = eutectic.learn("ta.yml", "whole.yml", by=by, **ASKED)
+    assert whole.resumed == 0 and found.as_json() | {"resumed": 0} == whole.as_json()
+    for ending in (".yml", ".learn.jsonl"):
+        assert (here / f"out{ending}").read_bytes() == (here / f"whole{ending}").read_bytes()
+
+
+def test_steps_of_another_search_are_finished_or_thrown_away(run: Run, here: Path) -> None:
+    stopped_after(4)
+    another = r"W403 .*holds 5 steps of another search; run that command again"
+    with pytest.raises(EutecticError, match=another):
+        eutectic.learn("ta.yml", "out.yml", **{**ASKED, "lr": 0.1})
+    (here / "dev.jsonl").write_text((here / "dev.jsonl").read_text().replace("w5", "w6"))
+    with pytest.raises(EutecticError, match=another):
+        eutectic.learn("ta.yml", "out.yml", **ASKED)
+    assert eutectic.learn("ta.yml", "out.yml", replace=True, **ASKED).resumed == 0
+    stopped_after(4, replace=True)
+    told = run("learn", "ta.yml", "out.yml", "--data", "dev.yml", "--objective", "cross-entropy", "--steps", 13,
+               "--lr", 0.05, "--replace")  # fmt: skip
+    assert "5 steps are from the interrupted run" in told.stdout
+
+
+def test_a_model_that_changed_begins_anew(here: Path) -> None:
+    stopped_after(4)
+    tiny_llama(here / "a", base=here / "base", seed=2, layers=1)
+    assert eutectic.learn("ta.yml", "out.yml", **ASKED).resumed == 0
+
+
+def test_one_search_at_a_time(here: Path) -> None:
+    def again(step: LearnStep) -> None:
+        with pytest.raises(EutecticError, match=r"W402 .*another run is writing"):
+            eutectic.learn("ta.yml", "out.yml", **ASKED)
+
+    eutectic.learn("ta.yml", "out.yml", on_step=again, **{**ASKED, "steps": 1})
 
 
 @pytest.mark.parametrize(

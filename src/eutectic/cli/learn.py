@@ -86,7 +86,7 @@ def learn(
     quiet: options.Quiet = False,
 ) -> None:
     """Learn the weights of a recipe by gradient, and write the recipe with the numbers in it for `eutectic merge`."""
-    with screen.refusals(json):
+    with screen.refusals(json, "stopped; the same command goes on after the last step"):
         from eutectic import api
 
         if html is not None:
@@ -146,6 +146,8 @@ def _show(done: Learned, out: str) -> None:
     console.print()
     console.print(scoring.table(words.weights_head(done), words.weights_rows(done)))
     console.print(f"\n[bold]{screen.text(words.learning_in_words(done))}[/]", soft_wrap=True)
+    if done.resumed:
+        console.print(f"[dim]{done.resumed} steps are from the interrupted run[/]")
     for note in done.notes:
         console.print(f"[yellow]note[/] {screen.text(note)}", soft_wrap=True)
     console.print(f"{screen.text(out)}  [dim]eutectic merge runs it[/]", soft_wrap=True)

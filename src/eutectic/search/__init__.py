@@ -8,6 +8,7 @@ from eutectic.search.doors import choose_soup as choose_soup
 from eutectic.search.doors import learn_coefficients as learn_coefficients
 from eutectic.search.doors import tune_recipe as tune_recipe
 from eutectic.search.doors import variants_of as variants_of
+from eutectic.search.kept import KeptSteps as KeptSteps
 from eutectic.search.over import overrides_of as overrides_of
 from eutectic.search.soup import METHODS as METHODS
 from eutectic.search.soup import Choice as Choice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from eutectic.plan import Plan
 from eutectic.recipe import Recipe
 from eutectic.recipe.values import EVERYTHING, Entry, Setting
 from eutectic.run.merged import MergedSource
+from eutectic.run.refusals import sources_in
 from eutectic.search.gradients import by_part, loss_gradient, mean_loss, places_of
 from eutectic.search.ingredients import DIGITS, Weights
+from eutectic.search.kept import KeptSteps
 from eutectic.search.objectives import MEASURES
 from eutectic.search.pullback import METHODS, Pullback
 from eutectic.search.training_data import TrainingData
@@ -120,6 +122,7 @@ class Learned:
         steps: all of them, from the beginning.
         chosen: the number of the step whose weights these are.
         notes: what the user should know.
+        resumed: how many steps a run that was stopped had taken.
     """
 
     options: LearnOptions
@@ -130,6 +133,7 @@ class Learned:
     steps: tuple[LearnStep, ...]
     chosen: int
     notes: tuple[str, ...] = ()
+    resumed: int = 0
 
     def __repr__(self) -> str:
         weights = f"weights of {len(self.models)} models in {len(self.weights)} parts"
@@ -152,6 +156,7 @@ class Learned:
             "chosen": self.chosen,
             "steps": [step.as_json() for step in self.steps],
             "notes": list(self.notes),
+            "resumed": self.resumed,
         }
 
 
@@ -190,6 +195,7 @@ def learn_weights(
     options: LearnOptions,
     run: Settings,
     on_step: Callable[[LearnStep], None] | None = None,
+    kept: KeptSteps | None = None,
 ) -> Learned:
     """Adam on a recipe's weights.
 
@@ -201,6 +207,7 @@ def learn_weights(
         options: see `LearnOptions`.
         run: how to load and run the merges.
         on_step: called after each step, and with the beginning.
+        kept: where steps are kept as they are taken, and those of a run that was stopped are found.
 
     Yang and others, AdaMerging (arXiv:2310.02575), and its code. Differs from the paper: the step is chosen by
     data that are held out, and not the last; a batch of each data set goes into a step, where the code takes two;
@@ -211,7 +218,12 @@ def learn_weights(
     """
     values = beginning(plan, parts, options)
     steps: list[LearnStep] = []
-    climb = _Descent(plan, parts, data, kind, options, run, values)
+    kept = kept or KeptSteps()
+    if (loaded := run.loader.identity(MergedSource(plan))) is not None:
+        asked = [asdict(options), run.device.partition(":")[0], run.batch, run.limit, run.seed, kind, loaded]
+        stamps = [source.stamp() for source in sources_in(plan)]
+        kept.open([plan.fingerprint, asked, [one.digest() for one in data]], stamps)
+    climb = _Descent(plan, parts, data, kind, options, run, values, kept)
     for step in climb:
         steps.append(step)
         if on_step:
@@ -229,6 +241,7 @@ def learn_weights(
         tuple(steps),
         chosen.number,
         climb.notes,
+        len(kept.found),
     )
 
 
@@ -287,7 +300,9 @@ class _Descent:
         options: LearnOptions,
         run: Settings,
         values: torch.Tensor,
+        kept: KeptSteps,
     ) -> None:
+        self._kept = kept
         self._plan, self._parts, self._data, self._kind = plan, parts, data, kind
         self._options, self._run = options, run
         self._values = values.requires_grad_()
@@ -305,12 +320,18 @@ class _Descent:
             weights = self._weights()
             merge = MergedSource(reweighted(self._plan, self._parts, weights), f"the merge of step {number}")
             look = last or number % EVERY == 0
-            held_out = self._held_out(merge) if look and options.held_out else None
+            known = self._kept.found[number] if number < len(self._kept.found) else None
+            held_out = None
+            if look and options.held_out:
+                held_out = self._held_out(merge) if known is None else known["held_out"]
             if held_out is not None:
                 waited = 0 if held_out < best else waited + 1
                 best = min(best, held_out)
                 last = last or waited >= options.patience
-            loss = None if last else self._moved(merge, [next(one) for one in batches], number)
+            loss = None
+            if not last:
+                losses = [next(one) for one in batches]
+                loss = self._moved(known or self._seen(merge, losses, number, held_out), number)
             yield LearnStep(number, loss, held_out, weights if look else None)
             if last:
                 return
@@ -323,21 +344,29 @@ class _Descent:
         found = [mean_loss(merge, one.held_out, self._kind, self._run, f"held-out {one.name}") for one in self._data]
         return math.fsum(found) / len(found)
 
-    def _moved(self, merge: MergedSource, losses: Sequence[Any], number: int) -> float:
-        """Takes a step, and returns the loss before it."""
+    def _seen(self, merge: MergedSource, losses: Sequence[Any], number: int, held_out: float | None) -> dict[str, Any]:
+        """What a step needs: the loss before it and the gradient; kept."""
         loss, gradient = loss_gradient(merge, losses, self._kind, self._run, f"step {number + 1}")
         by_tensor = self._pullback(merge, gradient)
-        if number == 0:
-            self.notes = _without_gradient(self._parts, by_tensor)
+        notes = _without_gradient(self._parts, by_tensor) if number == 0 else ()
         slope = by_part(self._plan, self._parts, by_tensor)
         if not bool(torch.isfinite(slope).all()):
             message = f"the gradient of step {number + 1} is not finite with {merge.label}"
             raise NumericError(Problem("E908", message, "learn", "a smaller lr, or look at the models"))
-        self._values.grad = slope
+        found = {"loss": loss, "slope": slope.tolist(), "held_out": held_out, "notes": list(notes)}
+        self._kept.keep(found)
+        return found
+
+    def _moved(self, seen: Mapping[str, Any], number: int) -> float:
+        """Takes a step, and returns the loss before it."""
+        if number == 0:
+            self.notes = tuple(seen["notes"])
+        self._values.grad = torch.tensor(seen["slope"], dtype=self._values.dtype)
         self._adam.step()
         if self._options.clamp:
             with torch.no_grad():
                 self._values.clamp_(0.0, 1.0)
+        loss: float = seen["loss"]
         return loss
 
 

@@ -24,6 +24,7 @@ from eutectic.search.coefficients import Learned, LearnOptions, LearnStep, learn
 from eutectic.search.gradients import refuse_memory
 from eutectic.search.ingredients import Pot, parts_of
 from eutectic.search.keep import constraints_of
+from eutectic.search.kept import KeptSteps
 from eutectic.search.log import Log
 from eutectic.search.objectives import MEASURES, kind_of
 from eutectic.search.scoring import Scorer
@@ -143,6 +144,7 @@ def learn_coefficients(
     memory: int | None = None,
     log: str | os.PathLike[str] | None = None,
     on_step: Callable[[LearnStep], None] | None = None,
+    kept: KeptSteps | None = None,
 ) -> Learned:
     """Learns the weights of a recipe.
 
@@ -155,6 +157,7 @@ def learn_coefficients(
         memory: bound on resident memory, activations not counted; None: that of the machine.
         log: a file for every step, one JSON object a line.
         on_step: called with each step.
+        kept: steps of a run that was stopped, and where they are kept.
 
     Raises `EutecticError`; what can be known before a weight is read, before one is.
     """
@@ -182,7 +185,7 @@ def learn_coefficients(
                 if on_step is not None:
                     on_step(step)
 
-            return learn_weights(plan, parts, read, kinds.pop(), options, run, told)
+            return learn_weights(plan, parts, read, kinds.pop(), options, run, told, kept)
     finally:
         run.loader.forget()
         plan.close()

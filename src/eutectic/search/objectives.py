@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from eutectic.checkpoint import Source
 from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate import Classification, Perplexity, Settings, Task
+from eutectic.evaluate.content import digest_of_json
 from eutectic.evaluate.language import Language, Row
 from eutectic.evaluate.loading import Kind
 from eutectic.lazy import LazyModule
+from eutectic.statistics.batches import Batch
 from eutectic.statistics.text import IGNORED, batches_of
 
 if TYPE_CHECKING:
@@ -99,6 +101,11 @@ class ClassLoss:
         labels = None if self.labels is None else to(torch.as_tensor(self.labels))
         return self.measure(getattr(found, "logits", found), labels)
 
+    def digest(self) -> str:
+        """Of everything in the batch."""
+        labels = None if self.labels is None else torch.as_tensor(self.labels)
+        return Batch([self.inputs, labels], 0, None).digest()
+
     @property
     def count(self) -> int:
         """Items in the batch."""
@@ -128,6 +135,10 @@ class TextLoss:
         wanted = batch.pop("targets").to(device)
         found = module(**{key: value.to(device) for key, value in batch.items()}, use_cache=False).logits
         return self.measure(found.flatten(0, 1).float(), wanted.flatten())
+
+    def digest(self) -> str:
+        """Of the windows."""
+        return digest_of_json([[list(row.tokens), row.first] for row in self.rows])
 
     @property
     def count(self) -> int:

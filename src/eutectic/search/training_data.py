@@ -12,6 +12,7 @@ import numpy as np
 from eutectic.checkpoint import Source
 from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate import Classification, Perplexity, Settings, Task
+from eutectic.evaluate.content import digest_of_json
 from eutectic.evaluate.doors import tasks_of
 from eutectic.evaluate.taskfile import KINDS
 from eutectic.lazy import LazyModule
@@ -40,6 +41,11 @@ class TrainingData:
     training: Sequence[BatchLoss]
     held_out: Sequence[BatchLoss]
     batch: int
+
+    def digest(self) -> str:
+        """Of all of it, in order."""
+        parts = [[one.digest() for one in part] for part in (self.training, self.held_out)]
+        return digest_of_json([self.name, self.batch, *parts])
 
     def batches(self, random: np.random.Generator) -> Iterator[BatchLoss]:
         """Batches without end; each pass goes through all of them, in an order that `random` draws."""
