@@ -127,6 +127,10 @@ def matrices(name: str, one: torch.Tensor, units: int) -> Moves:
         (orders(kv=[1, 0]), "q: units leave the unit of kv that they are within"),
         (orders(q=[2, 3, 0, 1]), "q: units leave the unit of kv that they are within"),
         (scales("kv", 1, 2), "kv: the scale is of a group whose units have none"),
+        (
+            Moves({}, {"any": torch.ones(3)}),
+            "any: the scale is float32 [3], and must be float64 [3]",
+        ),
         (scales("any", 1, 0, 2), "any: the scale is zero or not finite for some units"),
         (scales("any", 1, float("nan"), 2), "any: the scale is zero or not finite for some units"),
         (scales("any", 1, 1e-320, 2), "any: the scale is zero or not finite for some units, or its inverse is not"),
@@ -196,6 +200,7 @@ Edit = Callable[[dict[str, Any]], object]
         (lambda body: body["tensors"].update({"orders/kv": "0" * 32}), "is of other tensors .*: orders/kv"),
         (lambda body: body.pop("reference"), "lacks the labels and digests"),
         (lambda body: body["model"].update(digests=["v"]), "lacks the labels and digests"),
+        (lambda body: body["model"].update(label=3), "lacks the labels and digests"),
         (lambda body: body.update(distance=[1]), "lacks the labels and digests"),
         (lambda body: body.update(changes={"kv": 3}), "lacks the labels and digests"),
         (lambda body: body["symmetries"]["groups"].update(kv=[2, "", 3]), "has no table under"),

@@ -144,6 +144,15 @@ def test_read_errors_name_model_file_and_tensor(tmp_path: Path) -> None:
     assert problem.message == "this file of model 'm' cannot be read: Stale file handle"
 
 
+def test_a_small_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    save_file(tensors("a"), tmp_path / "model.safetensors")
+    (tmp_path / "statistics.json").mkdir()
+    source = open_folder(str(tmp_path), "m")
+    assert source.beside("alignment.json") is None
+    with pytest.raises(CheckpointError, match=r"C221 .*statistics.json: this file of model 'm' cannot be read"):
+        source.beside("statistics.json")
+
+
 def rewrite(path: Path) -> None:
     data = path.read_bytes()
     os.utime(path, ns=(1, 1))

@@ -39,6 +39,29 @@ def test_a_plan_prints_as_a_line() -> None:
     assert repr(plan) == "<Plan ties of base, a, b: 9 tensors, 656 bytes>"
 
 
+def test_a_donor_that_is_not_merged_is_closed_with_the_others() -> None:
+    base, a, b = llama("base"), llama("a"), llama("b")
+    with plan_of(linear("a", "b", base_model="base"), base, a, b) as plan:
+        assert plan.donor.label == "base" and "base" not in [item.label for item in plan.inputs]
+    assert (base.closed, a.closed, b.closed) == (1, 1, 1)
+
+
+def test_what_is_ranked_together_is_computed_in_one_dtype() -> None:
+    wide = {"specs": {"model.norm.weight": ("float64", 4)}}
+    plan = plan_of(ties_of("a", "b"), llama("a", **wide), llama("b"))
+    assert sorted(set(plan.working)) == ["float32", "float64"] and plan.working.count("float64") == 1
+    plan = plan_of(ties_of("a", "b", parameters={"scope": "model"}), llama("a", **wide), llama("b"))
+    assert set(plan.working) == {"float64"}
+
+
+def test_files_beside_a_nested_recipe_are_those_of_its_donor() -> None:
+    a = llama("a")
+    a.beside = {"config.json": b"{}"}.get  # type: ignore[assignment]
+    inner = {"merge_method": "slerp", "base_model": "a", "models": ["b"], "parameters": {"t": 0.5}}
+    (item,) = plan_of(linear(inner), a, llama("b")).inputs
+    assert item.beside("config.json") == b"{}" and item.beside("tokenizer.json") is None
+
+
 def test_roles() -> None:
     plan = plan_of(ties_of("base", "b", "a"), llama("base"), llama("a"), llama("b"))
     assert [(item.label, item.role) for item in plan.inputs] == [("base", "base"), ("a", "model"), ("b", "model")]

@@ -1,0 +1,44 @@
+"""The numbers of tokens, from whichever file of a tokenizer says them, and how two vocabularies differ."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from eutectic.checkpoint.vocabulary import moved_tokens, tokens_of
+
+TABLE = {"a": 0, "b": 1, "c": 2}
+
+
+def in_tokenizer(vocab: object, added: object = None) -> dict[str, bytes]:
+    return {"tokenizer.json": json.dumps({"model": {"vocab": vocab}, "added_tokens": added}).encode()}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        in_tokenizer({"a": 0, "b": 1}, [{"content": "c", "id": 2}, {"content": 7, "id": 3}, "d"]),
+        in_tokenizer([["a", -1.0], ["b", -2.0], ["c", -3.5]]),
+        {"vocab.json": b'{"a": 0, "b": 1, "x": "2"}', "added_tokens.json": b'{"c": 2}'},
+        {"vocab.json": b'{"a": 0, "b": 1, "c": 2}'},
+        {"vocab.txt": b"a\nb\nc\n"},
+        {"tokenizer.json": b"{", "vocab.txt": b"a\nb\nc\n"},
+        {"tokenizer.json": b"[" * 100_000, "vocab.txt": b"a\nb\nc\n"},
+    ],
+)
+def test_every_kind_of_file_is_read(files: dict[str, bytes]) -> None:
+    assert tokens_of(files) == TABLE
+
+
+@pytest.mark.parametrize("files", [{}, {"vocab.json": b"3"}, in_tokenizer(None), {"tokenizer.json": b"null"}])
+def test_what_says_nothing(files: dict[str, bytes]) -> None:
+    assert tokens_of(files) == {}
+
+
+def test_how_vocabularies_differ() -> None:
+    many = {str(i): i for i in range(200)}
+    assert moved_tokens(many, many | {"new": 200}) == (0, 1, False)
+    assert moved_tokens(many, many | {"0": 1, "1": 0}) == (2, 0, False)
+    assert moved_tokens(many, many | {"0": 2, "1": 0, "2": 1}) == (3, 0, True)
+    assert moved_tokens(TABLE, {"x": 0}) == (0, 4, True)
