@@ -198,9 +198,30 @@ def test_shapes_that_differ_are_all_told(llama: Llama) -> None:
     said = "\n".join(found.verdict.reasons)
     assert "model.layers.*.mlp.gate_proj.weight (2 tensors): a [64, 32], b [48, 32]" in said
     assert "model.layers.*.mlp.down_proj.weight (2 tensors): a [32, 64], b [32, 48]" in said
-    assert "missing from a: model.layers.2.input_layernorm.weight" in said
+    assert "the numbers of layers differ: model.layers: a 2, b 3" in said
     assert any("num_hidden_layers: a 2, b 3" in line for line in found.verdict.cautions)
     assert found.whole is None
+
+
+def test_models_of_different_depths_are_no_relatives(llama: Llama, tmp_path: Path) -> None:
+    """Most tensors are common and near; the layers that one lacks are told in a line, not one by one."""
+    deep = llama("deep", seed=1, layers=4)
+    cut = {name: tensor for name, tensor in eutectic.open(deep).items() if ".layers.3." not in name}
+    (tmp_path / "cut").mkdir()
+    write_safetensors(tmp_path / "cut" / "model.safetensors", cut)
+    verdict = eutectic.compare([deep, tmp_path / "cut"]).verdict
+    assert verdict.answer == "not mergeable"
+    assert verdict.reasons == ("the numbers of layers differ: model.layers: deep 4, cut 3",)
+    assert not any("missing" in line for line in verdict.cautions)
+
+
+def test_a_head_of_several_layers_may_be_missing() -> None:
+    body = {f"encoder.{n}.w": torch.randn(8, 8, generator=torch.Generator().manual_seed(n)) for n in range(3)}
+    head = {f"classifier.{n}.w": torch.ones(2, 2) for n in (0, 2)}
+    verdict = eutectic.compare([body | head, {name: t + 0.01 for name, t in body.items()}]).verdict
+    assert verdict.answer == "merge directly"
+    told = "missing from dict#2: classifier.*.w (2 tensors) (`missing: copy` in a recipe copies them)"
+    assert told in verdict.cautions
 
 
 def test_heads_cut_another_way(llama: Llama) -> None:
@@ -261,7 +282,9 @@ def test_tied_heads_and_missing_tensors(llama: Llama) -> None:
     b = llama("b", "base", seed=3, noise=1e-3, extra={"score.weight": torch.ones(2, 32)})
     found = eutectic.compare([a, b], base=base)
     assert found.verdict.answer == "merge directly"
-    assert "missing from a, base: score.weight" in found.verdict.cautions
+    assert any(
+        line.startswith("missing from a, base: score.weight (`missing: copy`") for line in found.verdict.cautions
+    )
     names = [tensor.name for tensor in found.structure.matched]
     assert "model.embed_tokens.weight" in names and "lm_head.weight" not in names
 

@@ -11,7 +11,7 @@ from eutectic.adviser.model import Matched, Structure
 from eutectic.checkpoint import Source, Spec
 from eutectic.checkpoint.vocabulary import moved_tokens
 from eutectic.errors import listed
-from eutectic.names import counted, numberless
+from eutectic.names import Depths, counted, layer_of, numberless
 
 # With less than this share of the entries in every model, what a merge would copy is most of the model.
 COMMON_SHARE = 0.5
@@ -21,6 +21,9 @@ QUANTISED_SHARE = 0.5
 CUTS = ("num_attention_heads", "num_key_value_heads", "head_dim", "n_head", "num_heads", "num_local_experts")
 # Keys that say nothing about what the weights mean.
 SILENT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "vocab_size")
+
+# What a recipe can do about tensors that some models lack.
+_COPIED = " (`missing: copy` in a recipe copies them)"
 
 # Spec of each model under a name, None where it has none.
 _Row = tuple[Spec | None, ...]
@@ -45,7 +48,8 @@ def structure_of(sources: Sequence[Source], labels: Sequence[str]) -> Structure:
         rows[name] = tuple(specs)
         if (matched := _matched(name, stored, rows[name])) is not None:
             found.matched.append(matched)
-    _look_at_tensors(found, rows, labels)
+    beyond = _look_at_layers(found, named, labels)
+    _look_at_tensors(found, {name: row for name, row in rows.items() if name not in beyond}, labels)
     _look_beside(found, [beside(source) for source in sources], labels)
     return found
 
@@ -61,6 +65,21 @@ def _matched(name: str, stored: tuple[str | None, ...], row: _Row) -> Matched | 
         return None
     names = tuple(at for at in stored if at is not None)
     return Matched(name, names, specs[0].shape, tuple(spec.dtype for spec in specs), specs[0].numel)
+
+
+def _look_at_layers(found: Structure, named: Sequence[Mapping[str, str]], labels: Sequence[str]) -> set[str]:
+    """Tells of stacks of which some models have more layers; returns the tensors of the layers that are too many."""
+    counts = [Depths.of(names).layers for names in named]
+    least: dict[str, int] = {}
+    for stack in counts[0]:
+        each = [layers.get(stack, 0) for layers in counts]
+        # A stack that a model lacks altogether is a part of its own, as a head is.
+        if min(each) > 1 and len(set(each)) > 1:
+            least[stack] = min(each)
+            told = ", ".join(f"{label} {count}" for label, count in zip(labels, each, strict=True))
+            found.faults.append(f"the numbers of layers differ: {stack or 'layers'}: {told}")
+    places = {name: layer_of(name) for names in named for name in names}
+    return {name for name, at in places.items() if at is not None and at[1] >= least.get(at[0], at[1] + 1)}
 
 
 def _look_at_tensors(found: Structure, rows: Mapping[str, _Row], labels: Sequence[str]) -> None:
@@ -85,7 +104,7 @@ def _look_at_tensors(found: Structure, rows: Mapping[str, _Row], labels: Sequenc
     if gone and not shapes and common < COMMON_SHARE * entries:
         found.faults += [f"most of the weights are not in every model; {it}" for it in missing]
     else:
-        (found.faults if shapes else found.cautions).extend(missing)
+        (found.faults if shapes else found.cautions).extend(missing if shapes else [f"{it}{_COPIED}" for it in missing])
     _look_for_integers(found, rows, entries)
 
 
