@@ -18,73 +18,15 @@ from eutectic import methods
 from eutectic.api import Options
 from eutectic.errors import InterruptedMergeError, ResourceError
 from eutectic.run import gpu
-from eutectic.testing import tiny_llama, write_statistics
+from every_method import assert_near, models, recipe
 from faults import contents
 
 pytestmark = pytest.mark.gpu
 
-# These add up whole tensors, decompose matrices or iterate; all others compute each entry by itself, or only count.
-SUMMING = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "arcee_fusion", "ram", "ramplus_tl"}
-SUMMING |= {"consensus_ta", "pcb", "emr", "magmax"}
-DECOMPOSING = {"tsv_m", "iso_c", "iso_cts", "star", "cart", "wudi", "swudi", "aswudi", "knots", "regmean"}
-GIVEN: dict[str, dict[str, Any]] = {
-    "slerp": {"t": 0.3},
-    "nearswap": {"t": 0.001},
-    "wise_ft": {"alpha": 0.3},
-    "knots": {"density": 0.5},
-    "ties": {"density": 0.4},
-    "dare_linear": {"density": 0.4},
-    "dare_ties": {"density": 0.4},
-    "della": {"density": 0.5},
-}
-
 
 @pytest.fixture(scope="module", params=["bfloat16", "float32"])
 def home(request: Any, tmp_path_factory: Any) -> Path:
-    """A base and three fine-tunes; the embedding has more entries than one block."""
-    place = tmp_path_factory.mktemp(request.param)
-    sizes = {"hidden": 96, "layers": 1, "heads": 4, "kv_heads": 2, "intermediate": 160, "vocab": 11000}
-    base = tiny_llama(place / "base", seed=1, dtype=request.param, **sizes)
-    for i in range(3):
-        tiny_llama(place / f"m{i}", base=base, seed=10 + i, dtype=request.param, noise=0.002 * (i + 1))
-    return place
-
-
-def recipe(home: Path, name: str) -> dict[str, Any]:
-    """A recipe of this method with as many models as it takes."""
-    method = methods.get(name)
-    least, most = method.models
-    count = max(least, 3 if most is None else min(3, most))
-    models = [str(home / f"m{i}") for i in range(count)]
-    asked: dict[str, Any] = {"merge_method": name, "models": models, "parameters": GIVEN.get(name, {}), "seed": 3}
-    if method.base in ("required", "first"):
-        asked["base_model"] = str(home / "base") if method.base == "required" else models[0]
-    if "weight" in method.params and method.params["weight"].per_model:
-        asked["models"] = [{"model": m, "parameters": {"weight": 0.3 + 0.2 * i}} for i, m in enumerate(models)]
-    if method.statistics:
-        asked["models"] = [{"model": m, "statistics": with_statistics(m, method.statistics)} for m in models]
-    return asked
-
-
-def with_statistics(model: str, kind: str) -> str:
-    """Where statistics of a model stand; made if they are not there."""
-    place = Path(f"{model}-{kind}")
-    if not place.exists():
-        generator = torch.Generator().manual_seed(len(model))
-        source = eutectic.open(model)
-        values = {}
-        for name in source:
-            tensor = source[name]
-            if kind == "fisher":
-                values[name] = torch.rand(tensor.shape, generator=generator)
-            elif tensor.dim() == 2 and "proj" in name:
-                inputs = torch.randn(300, tensor.shape[1], generator=generator)
-                values[name] = inputs.T @ inputs / 300
-        about: dict[str, Any] = {} if kind == "fisher" else {"counts": dict.fromkeys(values, 300)}
-        if kind == "gram":
-            about["layers"] = {n.removesuffix(".weight"): {"kind": "linear", "weight": n, "bias": None} for n in values}
-        write_statistics(place, kind, values, of={n: source[n] for n in source}, **about)
-    return str(place)
+    return models(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def both(asked: dict[str, Any], out: Path, **options: Any) -> tuple[Any, Any]:
@@ -96,23 +38,7 @@ def both(asked: dict[str, Any], out: Path, **options: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("name", methods.names())
 def test_a_gpu_merges_like_the_cpu(home: Path, tmp_path: Path, name: str) -> None:
-    cpu, cuda = both(recipe(home, name), tmp_path)
-    base = eutectic.open(str(home / "base"))
-    differ = {}
-    for tensor in cpu:
-        one, two = cpu[tensor], cuda[tensor]
-        if name in DECOMPOSING:
-            change = float((one.double() - base[tensor].double()).abs().max())
-            eps = float(torch.finfo(one.dtype).eps)
-            torch.testing.assert_close(one.double(), two.double(), rtol=2 * eps, atol=1e-4 * change)
-        elif name in SUMMING:
-            torch.testing.assert_close(
-                one, two, rtol=2 * torch.finfo(one.dtype).eps, atol=1e-6 * float(one.abs().max())
-            )
-        elif not torch.equal(one, two):
-            differ[tensor] = int((one != two).sum())
-    # The same masks and kept sets, and no operation that is not rounded as on the CPU.
-    assert not differ
+    assert_near(name, home, *both(recipe(home, name), tmp_path))
 
 
 @pytest.mark.parametrize("name", ["ties", "dare_ties", "iso_c"])
@@ -184,15 +110,15 @@ def test_too_little_memory_is_refused_before_anything_is_written(
 
 def test_memory_that_somebody_else_takes_meanwhile(home: Path, tmp_path: Path) -> None:
     asked = recipe(home, "iso_c")
-    taken = torch.cuda.memory_reserved()
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction((32 << 20) / torch.cuda.get_device_properties(0).total_memory)
+    left = torch.cuda.memory_reserved() + (12 << 20)
+    torch.cuda.set_per_process_memory_fraction(left / torch.cuda.get_device_properties(0).total_memory)
     try:
         with pytest.raises(ResourceError, match=r"M604 .*cuda has no room left"):
             eutectic.merge(asked, tmp_path / "out", options=Options(device="cuda", threads=1))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert taken >= 0 and (tmp_path / "out.partial").exists()
+    assert (tmp_path / "out.partial").exists()
     eutectic.merge(asked, tmp_path / "out", options=Options(device="cuda"))
     eutectic.merge(asked, tmp_path / "other", options=Options(device="cuda"))
     assert contents(tmp_path / "out") == contents(tmp_path / "other")

@@ -22,6 +22,8 @@ else:
 
 # Before it computes, a library for matrices takes some for itself.
 RESERVED = 512 << 20
+# What a library for matrices takes for each stream that it works on.
+WORKSPACE = 32 << 20
 # Workers that keep a GPU busy; more of them wait for each other.
 WORKERS = 6
 # Main memory that CUDA's libraries take once they compute, beyond what making the device ready takes.
@@ -72,7 +74,7 @@ _loading = threading.Lock()
 
 def load_linear_algebra(device: str) -> None:
     """Loads torch's library of decompositions, which several threads at once may not do."""
-    with _loading:
+    with _loading, _room(device):
         torch.linalg.cholesky_ex(torch.eye(1, device=device))
 
 
@@ -88,6 +90,13 @@ def worker_stream(device: str) -> Iterator[None]:
     with torch.cuda.stream(streams[device]), _room(device):
         yield
         streams[device].synchronize()
+
+
+def shared(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Memory that any thread may write to, each from its own stream, which knows nothing of what others have to do."""
+    held = torch.empty(shape, dtype=dtype, device=device)
+    torch.cuda.current_stream(device).synchronize()
+    return held
 
 
 class Computing:

@@ -12,7 +12,7 @@ from eutectic.kernels.random import Rng
 from eutectic.kernels.streams import Block, Stream, StreamJob
 from eutectic.methods import POSTS
 from eutectic.plan import Job, Plan
-from eutectic.run.gpu import pinned_size
+from eutectic.run.gpu import WORKSPACE, pinned_size
 from eutectic.run.on_gpu import OnGpu
 from eutectic.run.post import PostProcessed, Tally
 from eutectic.run.reference import Reference
@@ -273,6 +273,7 @@ def gpu_bytes(work: Work, number: int, workers: int, lanes: int) -> int:
     count = min(job.spec.numel, BLOCK) if plan.method.elementwise else job.spec.numel
     # Random words are made as 64-bit integers.
     computing = _torch_bytes(plan, job, count) * 5 // 4 + (count * RANDOM_SCRATCH if plan.method.random else 0)
+    computing += WORKSPACE if not plan.method.elementwise else 0
     if gathered:
         return count * (2 * stored + 2 * lanes * dtypes.itemsize(plan.working[number])) + computing
     return workers * (count * stored + _beside_bytes(plan, job, count) + computing)

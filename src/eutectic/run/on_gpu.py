@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from eutectic.kernels.streams import Block, Stream, StreamJob
 from eutectic.lazy import LazyModule
 from eutectic.methods import Method
-from eutectic.run.gpu import Computing, load_linear_algebra, worker_stream
+from eutectic.run import gpu
 from eutectic.run.reference import TorchForm, as_torch, floats_of
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ class OnGpu(TorchForm, Stream):
     def __init__(self, method: Method, jobs: Sequence[StreamJob], device: str) -> None:
         super().__init__(method, jobs)
         self._device = device
-        self._computing = Computing.on(device)
+        self._computing = gpu.Computing.on(device)
         if any(not method.streams(job.parameters) for job in jobs):
-            load_linear_algebra(device)
+            gpu.load_linear_algebra(device)
         # Where statistics of another form are read, every block is a whole tensor.
         self._gathers = self._due = not method.elementwise and not method.statistics
         self._guard = threading.Lock()
@@ -54,14 +54,11 @@ class OnGpu(TorchForm, Stream):
 
     def reduce(self, block: Block) -> None:
         bits = as_torch(block.bits)
-        with worker_stream(self._device):
+        with gpu.worker_stream(self._device):
             with self._guard:
                 if block.job not in self._gathered:
                     shape = (len(bits), self._jobs[block.job].numel)
-                    held = torch.empty(shape, dtype=bits.dtype, device=self._device)
-                    # Others write to it from their own streams, which know nothing of what this one has still to do.
-                    torch.cuda.current_stream(self._device).synchronize()
-                    self._gathered[block.job] = _Uploaded(held)
+                    self._gathered[block.job] = _Uploaded(gpu.shared(shape, bits.dtype, self._device))
             for row, own in zip(self._gathered[block.job].bits, bits, strict=True):
                 row[block.first : block.first + len(own)].copy_(own, non_blocking=True)
 
@@ -78,7 +75,7 @@ class OnGpu(TorchForm, Stream):
 
     def combine(self, block: Block, out: NDArray[Any]) -> None:
         if not self._gathers:
-            with worker_stream(self._device):
+            with gpu.worker_stream(self._device):
                 self._download(self._of_block(block), out)
             return
         with self._computing.alone():
@@ -89,7 +86,7 @@ class OnGpu(TorchForm, Stream):
                     stacked = floats_of(held.bits, block.floats)
                     held.cache["tensors"] = self.tensors(stacked, self._jobs[block.job].shape, [], block.job)
                 self._results[block.job] = self.made(block.job, held.cache)
-        with worker_stream(self._device):
+        with gpu.worker_stream(self._device):
             self._download(self._results[block.job][block.first : block.first + len(out)], out)
 
     def _of_block(self, block: Block) -> torch.Tensor:
