@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import eutectic
-from eutectic.api import Options
+from eutectic.api import Options, verify_bytes
 from eutectic.errors import CheckpointError
 from eutectic.report.manifest import encoded
 from eutectic.testing import tiny_llama, write_safetensors
@@ -170,6 +170,50 @@ def test_a_changed_and_a_missing_model(tmp_path):
     shutil.rmtree(model)
     assert {problem.code for problem in problems(tmp_path / "out")} == {"V704"}
     assert not problems(tmp_path / "out", stored_only=True)
+
+
+def test_a_sample_is_merged_again_and_everything_is_compared(out):
+    steps = []
+    found = eutectic.verify(out, sample=3, progress=steps.append)
+    manifest = json.loads((out / "eutectic.json").read_text())
+    assert (found.stored, found.derived, found.problems) == (len(manifest["tensors"]), 3, [])
+    assert sum(steps[: found.stored]) == verify_bytes(out, stored_only=True) == verify_bytes(out) // 2
+    assert eutectic.verify(out, sample=10**6).derived == found.stored
+
+
+def test_a_header_of_another_size_is_named(out):
+    path = sorted(out.glob("*.safetensors"))[0]
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    path.write_bytes((size + 8).to_bytes(8, "little") + raw[8 : 8 + size] + b" " * 8 + raw[8 + size :])
+    assert [(p.where, p.message) for p in problems(out)] == [(path.name, "has another size or header than was written")]
+
+
+def test_a_manifest_of_other_dtypes_is_told_from_the_weights(out):
+    path = out / "eutectic.json"
+    manifest = json.loads(path.read_bytes())
+    name, entry = next(iter(manifest["tensors"].items()))
+    entry["dtype"] = "float64"
+    path.write_bytes(encoded(manifest))
+    (found,) = problems(out)
+    assert found.where == name and found.message.endswith(f"the manifest says float64 {entry['shape']}")
+
+
+def test_models_of_other_tensors_give_other_tensors(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_safetensors(tmp_path / name / "model.safetensors", {"w": torch.ones(2), "v": torch.ones(2)})
+    recipe = {"merge_method": "linear", "models": [str(tmp_path / "a"), str(tmp_path / "b")]}
+    eutectic.merge(recipe, tmp_path / "out")
+    for name in ("a", "b"):
+        write_safetensors(tmp_path / name / "model.safetensors", {"w": torch.ones(2).half(), "u": torch.ones(2)})
+    found = problems(tmp_path / "out")
+    assert [(problem.code, problem.where) for problem in found] == [
+        *[("V703", name) for name in ("w", "u")],
+        ("V703", str(tmp_path / "out")),
+    ]
+    write_safetensors(tmp_path / "b" / "model.safetensors", {"w": torch.ones(3)})
+    assert {problem.code for problem in problems(tmp_path / "out")} == {"V704"}
 
 
 def test_models_that_lived_in_memory_cannot_be_merged_again(tmp_path):
