@@ -274,6 +274,20 @@ def test_the_minimum_that_is_named_is_enough(home: Path, tmp_path: Path) -> None
     assert done.budget.threads == 1
 
 
+def test_a_model_by_two_names_is_listed_twice(home: Path, tmp_path: Path) -> None:
+    a, b = str(home / "a"), str(home / "b")
+    link, file = tmp_path / "link", f"{a}/model.safetensors"
+    link.symlink_to(b)
+    with pytest.raises(RecipeError) as caught:
+        eutectic.plan({"merge_method": "linear", "models": [a, b, {"model": file}, link]})
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"R133 models[2]: {file!r} is the model {a!r} by another name; list it once",
+        f"R133 models[3]: {str(link)!r} is the model {b!r} by another name; list it once",
+    ]
+    with pytest.raises(RecipeError, match=r"R133 .* is the model .* by another name"):
+        eutectic.plan({"merge_method": "ties", "base_model": a, "models": [file, b]})
+
+
 def test_tokenizer_source(home: Path, tmp_path: Path) -> None:
     for name in ("x", "y"):
         tiny_llama(tmp_path / name, seed=5, layers=1, hidden=16, intermediate=16)

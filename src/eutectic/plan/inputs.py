@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -91,6 +92,7 @@ def open_inputs(
             opened.append(_Opened(model, entry, found, beside))
         elif beside is not None:
             beside[0].close()
+    requests += _repeated(opened, recipe)
     if requests or problems:
         for item in opened:
             item.close()
@@ -109,6 +111,23 @@ def open_inputs(
             statistics = PlanInput(next(names), "statistics", source=source, place=model.place, about=about)
         inputs.append(Input(model, item.entry, statistics))
     return inputs
+
+
+def _repeated(opened: Sequence[_Opened], recipe: Recipe) -> list[Problem]:
+    """Models that are the same files by two names: through links, or a folder and the file in it."""
+    seen: dict[frozenset[str], str] = {}
+    problems = []
+    for item in opened:
+        files = item.found.files() if isinstance(item.found, Source) else None
+        key = frozenset(map(os.path.realpath, files or ()))
+        if not key:
+            continue
+        name = label_of(item.model)
+        if (other := seen.setdefault(key, name)) != name:
+            message = f"{name!r} is the model {other!r} by another name"
+            found = Problem("R133", message, hint="list it once")
+            problems.append(_placed(found, item.entry, recipe, "model"))
+    return problems
 
 
 def _aligned(model: Source, entry: ModelEntry, recipe: Recipe, opener: Opener) -> Source:

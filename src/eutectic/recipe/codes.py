@@ -123,9 +123,9 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "R133": (
         "same model twice",
-        "One model is listed twice. Its copies would share one random mask and count as one vote twice; list it once "
-        "and give it a larger weight. Statistics stand beside one model, the one that they were measured of; so does "
-        "an alignment.",
+        "One model is listed twice, by one name or by two: a link, or a folder and the file in it. Its copies would "
+        "count as one vote twice; list it once and give it a larger weight. Statistics stand beside one model, the "
+        "one that they were measured of; so does an alignment.",
     ),
     "R134": (
         "layer range not understood",
