@@ -87,7 +87,8 @@ def load_sweep(
         recipe = again.read(last, Node(last, last.data).place) if last is not None else None
         if recipe is not None:
             found.append(Variant(label, choices, recipe))
-        faults.extend(session.faults.error().problems)
+        # Models that are absent are no problem by themselves: who opens them will tell.
+        faults.extend(session.faults.error().problems if session.faults else ())
         if len(label.encode()) > MAX_LABEL:
             hint = "sweep fewer parameters at once"
             faults.add("R128", final.place(axes[-1].trail), "the folders' names would be too long", hint)
