@@ -143,12 +143,6 @@ def _sparse(bits, origin, level):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def scaled(delta: Any, by: Any) -> Any:
-    """The delta times `by`; zero by zero, whatever it is."""
-    return delta * by if by != 0 else type(delta)(0)
-
-
-@inlined
 def agreeing(part: Any, toward: Any) -> Any:
     """The weighted delta if its sign is the elected one, else zero."""
     return part if part * toward > 0 else 0.0
@@ -165,7 +159,7 @@ def weighted_entry(rows: Any, weights: Any, i: Any) -> Any:
 
 
 def delta_sum(origin: Any, rows: Any, weights: Any, level: Any, factor: Any, made: Any, i: Any, t: Any) -> Any:
-    """Σ wₖ δₖ at entry i; `made[k, t]` multiplies δₖ, or is δₖ where `level` is None; `made` None leaves it."""
+    """Σ wₖ δₖ at entry i; where `level` is None, `made[k, t]` is δₖ."""
 
 
 def elected_sum(
@@ -187,7 +181,6 @@ def divided(total: Any, divisor: Any) -> Any:
 _NAMES = {
     "value_of": value_of,
     "sparse": sparse,
-    "scaled": scaled,
     "agreeing": agreeing,
     "agreeing_weight": agreeing_weight,
 }
@@ -199,10 +192,8 @@ def unrolled(arguments: str, term: str, rows: Any, names: dict[str, Any] = _NAME
     return eval(f"lambda {arguments}: {terms}", names)
 
 
-def _part(level: Any, made: Any) -> str:
+def _part(level: Any) -> str:
     delta = "made[@, t]" if isinstance(level, types.NoneType) else "sparse(rows[@][i], origin, level[@])"
-    if isinstance(made, types.Array) and not isinstance(level, types.NoneType):
-        delta = f"scaled({delta}, made[@, t])"
     return f"{delta} * factor[@] * weights[@]"
 
 
@@ -216,17 +207,17 @@ _SHARED = "origin, rows, weights, level, factor, made, i, t"
 
 @overload(delta_sum)
 def _delta_sum(origin, rows, weights, level, factor, made, i, t):  # type: ignore[no-untyped-def]
-    return unrolled(_SHARED, _part(level, made), rows)
+    return unrolled(_SHARED, _part(level), rows)
 
 
 @overload(elected_sum)
 def _elected_sum(origin, rows, weights, level, factor, made, i, t, toward):  # type: ignore[no-untyped-def]
-    return unrolled(f"{_SHARED}, toward", f"agreeing({_part(level, made)}, toward)", rows)
+    return unrolled(f"{_SHARED}, toward", f"agreeing({_part(level)}, toward)", rows)
 
 
 @overload(elected_share)
 def _elected_share(origin, rows, weights, level, factor, made, i, t, toward):  # type: ignore[no-untyped-def]
-    return unrolled(f"{_SHARED}, toward", f"agreeing_weight({_part(level, made)}, toward, weights[@])", rows)
+    return unrolled(f"{_SHARED}, toward", f"agreeing_weight({_part(level)}, toward, weights[@])", rows)
 
 
 @overload(divided)

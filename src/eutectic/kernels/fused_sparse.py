@@ -13,12 +13,8 @@ from eutectic.kernels.fused import (
     TILE,
     agreeing,
     agreeing_weight,
-    as_word,
     compiled,
-    consensus,
     inlined,
-    philox,
-    scaled,
     scores,
     store,
     unrolled,
@@ -180,78 +176,3 @@ def combine_selected(base: Any, rows: Any, weights: Any, level: Any, out: Any) -
     """
     # Not written out here: only within a call does the loop vectorise.
     _selected(base, rows, weights, level, 0, len(out), out)
-
-
-# DELLA: entries are kept at random, the more likely the higher they rank in their row
-
-
-@compiled
-def sortable(base: Any, row: Any, length: int, keys: Any) -> None:
-    """The bits of |x - base| above `length` - 1 - the index in its row: sorting gives the order, equals by index."""
-    for first in range(0, len(keys), length):
-        for t in range(length):
-            i = np.uint64(first) + np.uint64(t)
-            size = abs(value_of(row[i]) - value_of(base[i]))
-            keys[i] = (np.uint64(as_word(size)) << np.uint64(32)) | np.uint64(length - 1 - t)
-
-
-@compiled
-def multiples(ranked: Any, bounds: Any, first: int, key: Any, divides: bool, out: Any) -> None:
-    """What each delta is multiplied by: 0 where it is dropped, else 1, or the inverse of its probability if `divides`.
-
-    `ranked (rows, n)` is sorted as by `sortable`, `bounds (n)` the probability of each rank in parts of 2¹⁶; `first` is
-    the flat index of entry 0.
-    """
-    length = ranked.shape[1]
-    bound = np.empty(len(out), np.uint32)
-    for r in range(len(ranked)):
-        last = np.uint64(r * length + length - 1)
-        for j in range(length):
-            bound[last - (ranked[r, j] & np.uint64(0xFFFFFFFF))] = bounds[j]
-    # Random words come in whole groups of 256 entries.
-    ahead = first % 256
-    count = (ahead + len(out) + 255) // 256 * 256
-    words = np.empty((2, count // 8), np.uint64)
-    for place in range(2):
-        philox(first - ahead, count, key, place, words[place])
-    high, low = words[0].view(np.uint8), words[1].view(np.uint8)
-    for t in range(len(out)):
-        i = np.uint64(t)
-        at = np.uint64(ahead) + i
-        word = (np.uint32(high[at]) << np.uint32(8)) | np.uint32(low[at])
-        whole = type(out[0])(65536) / type(out[0])(bound[i]) if divides else type(out[0])(1)
-        out[i] = whole if word < bound[i] else type(out[0])(0)
-
-
-@compiled
-def multiplied_sums(base: Any, rows: Any, by: Any, sums: Any) -> None:
-    """Adds to `sums[K, 2]` Σ|xₖ - base| and Σ|(xₖ - base) · by[K]|, over sixteen fixed lanes."""
-    for k in range(len(rows)):
-        row, factor = rows[k], by[k]
-        lanes = np.zeros((2, LANES), np.float64)
-        for start in range(0, len(base), LANES):
-            for j in range(min(LANES, len(base) - start)):
-                i = np.uint64(start) + np.uint64(j)
-                delta = value_of(row[i]) - value_of(base[i])
-                lanes[0, j] += abs(delta)
-                lanes[1, j] += abs(scaled(delta, factor[i]))
-        sums[k, 0] += lanes[0].sum()
-        sums[k, 1] += lanes[1].sum()
-
-
-@compiled
-def combine_multiplied(
-    base: Any,
-    rows: Any,
-    weights: Any,
-    divisor: Any,
-    scale: float,
-    level: Any,
-    factor: Any,
-    by: Any,
-    normalize: bool,
-    tiny: float,
-    out: Any,
-) -> None:
-    """As `fused.combine_deltas`, of deltas that are first multiplied by `by[K]`, where zero drops them."""
-    consensus(base, rows, weights, divisor, scale, level, factor, by, normalize, tiny, 0, len(out), out)

@@ -19,30 +19,44 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from eutectic.kernels import fused_sparse
+    from eutectic.kernels import fused_ranked
 else:
     torch = LazyModule("torch")
-    fused_sparse = LazyModule("eutectic.kernels.fused_sparse")
+    fused_ranked = LazyModule("eutectic.kernels.fused_ranked")
 
 Rescale = bool | Literal["l1"]
 # Probabilities are whole parts of this, so that 1 / p is exactly what makes the drop unbiased.
 PARTS = 1 << 16
-# Entries that are ranked at a time, if rows are shorter: they stay in the second-level cache.
-RANKED = 1 << 16
+# Entries that are ranked at a time, if rows are shorter.
+RANKED = 1 << 17
+# Entries of the longest rows of which all pairs are compared.
+PAIRED = 32
+# Widths that a row of 16-bit floats is cut into, at least and at most.
+COARSE, FINE = 1 << 8, 1 << 12
 
 
-@lru_cache(maxsize=64)
 def keep_bounds(length: int, density: float, epsilon: float) -> NDArray[np.uint32]:
-    """The probability, in `PARTS`, of keeping the smallest to the largest entry of a row.
+    """The probability, in `PARTS`, of keeping an entry of a row, `(2 · length,)`, by its place from 1 on.
 
-    From `density - epsilon` to `density + epsilon` in equal steps; a window that does not fit between 0 and 1 is
-    narrowed around the density until it does. A row of one entry has the density itself.
+    The place is how many of the row are smaller + how many are not larger: 1 for the smallest, 2 · length - 1 for the
+    largest, where no others are equal. From `density - epsilon` to `density + epsilon` in equal steps; a window that
+    does not fit between 0 and 1 is narrowed around the density until it does. All of a row of equal entries have the
+    density itself.
     """
     width = min(epsilon, density, 1.0 - density)
-    steps = np.arange(length, dtype=np.float64) / (length - 1) if length > 1 else np.full(length, 0.5)
-    bounds = np.rint(((density - width) + 2.0 * width * steps) * PARTS).astype(np.uint32)
-    bounds.flags.writeable = False
-    return bounds
+    places = np.maximum(np.arange(2 * length, dtype=np.float64) - 1, 0)
+    steps = places / (2 * length - 2) if length > 1 else np.full(2, 0.5)
+    return np.rint(((density - width) + 2.0 * width * steps) * PARTS).astype(np.uint32)
+
+
+@lru_cache(maxsize=32)
+def _inverse(length: int, density: float, epsilon: float, wide: bool) -> NDArray[Any]:
+    """1 / p by place, infinite where p is zero."""
+    floats: type[Any] = np.float64 if wide else np.float32
+    with np.errstate(divide="ignore"):
+        inverse: NDArray[Any] = floats(PARTS) / keep_bounds(length, density, epsilon).astype(floats)
+    inverse.flags.writeable = False
+    return inverse
 
 
 def row_length(shape: Sequence[int]) -> int:
@@ -55,16 +69,19 @@ def keep_by_rank(
 ) -> Tensor:
     """Keeps entries with the probability that their rank in the row has (`keep_bounds`), `(K, *shape)` in and out.
 
-    `rescale` true divides by the probability, `l1` restores each model's L1 norm. Of equal magnitudes the first by
-    flat index rank as the larger.
+    `rescale` true divides by the probability, `l1` restores each model's L1 norm. Equal magnitudes share the mean of
+    their ranks, and so one probability.
     """
     shares = one_a_model(density, len(deltas)), one_a_model(epsilon, len(deltas))
     kept = []
     for model, (delta, share, window) in enumerate(zip(deltas, *shares, strict=True)):
         rows = delta.reshape(-1, row_length(delta.shape))
-        order = torch.argsort(rows.abs(), dim=-1, descending=True, stable=True)
+        # By their bits, in which NaN is the largest.
+        sizes = rows.abs().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[delta.itemsize])
+        rising = sizes.sort(dim=-1).values
+        place = torch.searchsorted(rising, sizes) + torch.searchsorted(rising, sizes, right=True)
         bounds = torch.from_numpy(keep_bounds(rows.shape[1], share, window).astype(np.int64)).to(delta.device)
-        bound = torch.empty_like(order).scatter_(-1, order, bounds.flip(0).expand_as(order))
+        bound = bounds[place]
         words = random_words(delta.numel(), rng.key(model), delta.device).reshape(rows.shape)
         value = rows * (PARTS / bound.to(delta.dtype)) if rescale is True else rows
         kept.append(torch.where(words >> 16 < bound, value, torch.zeros_like(rows)).reshape(delta.shape))
@@ -88,7 +105,7 @@ class Della(Stream):
         windows = zip(one_a_model(given["density"], models), one_a_model(given["epsilon"], models), strict=True)
         self._windows = list(windows)
         rng: Rng = given["rng"]
-        self._keys = [uint32_key(rng.key(model)) for model in range(models)]
+        self._keys = np.array([uint32_key(rng.key(model)) for model in range(models)])
         self._divides = given["rescale"] is True
         self._norms_due = bool(given["rescale"] == "l1")
         self._factor = [1.0] * models
@@ -100,24 +117,24 @@ class Della(Stream):
 
     def reduce(self, block: Block) -> None:
         sums = np.zeros((len(self._keys), 2))
-        for part, multiples in self._ranked(block):
+        for part, inverse, skipped in self._ranked(block):
             models = tuple(row[part] for row in block.models)
-            fused_sparse.multiplied_sums(block.base[part], models, multiples, sums)
+            drop = (inverse, skipped, block.first + part.start, self._keys, self._divides)
+            fused_ranked.ranked_sums(block.base[part], models, *drop, sums)
         self._sums[block.index] = sums
 
     def fold(self) -> None:
         total = np.zeros((len(self._keys), 2))
         for index in sorted(self._sums):
             total = total + self._sums[index]
-        self._factor = [float(full / kept) if kept else 1.0 for full, kept in total]
+        self._factor = [float(full) / float(kept) if kept else 1.0 for full, kept in total]
         self._sums.clear()
         self._norms_due = False
 
     def shares(self, other: Stream) -> bool:
         if not self.pending or not isinstance(other, Della) or not other.pending:
             return False
-        same = all(np.array_equal(a, b) for a, b in zip(self._keys, other._keys, strict=True))
-        return same and self._windows == other._windows
+        return np.array_equal(self._keys, other._keys) and self._windows == other._windows
 
     def take(self, other: Stream) -> None:
         assert isinstance(other, Della)
@@ -125,49 +142,71 @@ class Della(Stream):
 
     def combine(self, block: Block, out: Bits) -> None:
         factor = tuple(block.floats(value) for value in self._factor)
-        level = (block.floats(0),) * len(factor)
-        for part, multiples in self._ranked(block):
+        for part, inverse, skipped in self._ranked(block):
             models = tuple(row[part] for row in block.models)
-            shared = (self._weights, self._divisor, self._scale, level, factor, multiples)
-            fused_sparse.combine_multiplied(block.base[part], models, *shared, *self._ending, out[part])
+            drop = (inverse, skipped, block.first + part.start, self._keys, self._divides)
+            shared = (self._weights, self._divisor, self._scale, factor)
+            fused_ranked.combine_ranked(block.base[part], models, *shared, *drop, *self._ending, out[part])
 
-    def _ranked(self, block: Block) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Ranges of the block, each with what its deltas are multiplied by, `(K, n)`: zero where they are dropped."""
+    def _ranked(self, block: Block) -> Iterator[tuple[slice, NDArray[Any], int]]:
+        """Ranges of the block, each with 1 / p of whole rows, `(K, m)`, and how many of these come before it.
+
+        The array is valid until the next range.
+        """
         around = block.bits if block.around is None else block.around
-        start, own = block.first - block.before, len(block.base)
-        step = self._length * max(1, RANKED // self._length)
-        for first in range(0, around.shape[1], step):
-            rows = tuple(around[:, first : first + step])
-            multiples = self._multiples(rows, start + first, block.floats)
-            low, high = max(first - block.before, 0), min(first + len(rows[0]) - block.before, own)
-            skipped = low - (first - block.before)
-            if high - low < len(rows[0]):
-                multiples = np.ascontiguousarray(multiples[:, skipped : skipped + high - low])
-            yield slice(low, high), multiples
-
-    def _multiples(self, rows: tuple[Bits, ...], first: int, floats: type[Any]) -> NDArray[Any]:
-        multiples = np.empty((len(rows) - 1, len(rows[0])), floats)
-        for model, (row, window) in enumerate(zip(rows[1:], self._windows, strict=True)):
-            ranked = _ranked_rows(rows[0], row, self._length, floats)
-            bounds = keep_bounds(self._length, *window)
-            fused_sparse.multiples(ranked, bounds, first, self._keys[model], self._divides, multiples[model])
-        return multiples
+        entries = around.shape[1]
+        step = min(self._length * max(1, RANKED // self._length), entries)
+        inverse = np.empty((len(self._windows), step), block.floats)
+        for first in range(0, entries, step or 1):
+            rows = around[:, first : first + step]
+            for row, window, out in zip(rows[1:], self._windows, inverse, strict=True):
+                by_place = _inverse(self._length, *window, out.itemsize == 8)
+                _look_up(rows[0], row, self._length, by_place, out[: len(row)])
+            start, stop = first - block.before, first - block.before + rows.shape[1]
+            low, high = max(start, 0), min(stop, len(block.base))
+            yield slice(low, high), inverse, low - start
 
 
-def _ranked_rows(base: Bits, row: Bits, length: int, floats: type[Any]) -> NDArray[Any]:
-    """For each row of `length` entries, from the smallest to the largest, in its low 32 bits `length` - 1 - index.
-
-    Of equals the first by index come last.
-    """
-    if floats is np.float64:
+def _look_up(base: Bits, row: Bits, length: int, inverse: NDArray[Any], out: NDArray[Any]) -> None:
+    """Writes `inverse` of each entry's place in its row of `length` to `out (n,)`."""
+    if length <= PAIRED:
+        size = np.empty(length, out.dtype)
+        words = size.view(np.int64 if out.itemsize == 8 else np.int32)
+        fused_ranked.rank_by_pairs(base, row, words, size, inverse, out)
+    elif out.itemsize == 8:
         with np.errstate(invalid="ignore"):
-            sizes = np.abs(row - base).reshape(-1, length)
-        # By their bits, in which NaN is the largest, as below and in torch.
-        falling = np.argsort(~sizes.view(np.uint64), axis=1, kind="stable")
-        return (length - 1 - falling[:, ::-1]).astype(np.uint64)
+            sizes = np.abs(row - base).view(np.uint64)
+        for first in range(0, len(row), length):
+            own = sizes[first : first + length]
+            rising = np.sort(own)
+            place = np.searchsorted(rising, own, "left") + np.searchsorted(rising, own, "right")
+            out[first : first + length] = inverse[place]
+    else:
+        _look_up_binned(base, row, length, inverse.view(np.uint32), out.view(np.uint32))
+
+
+def _look_up_binned(base: Bits, row: Bits, length: int, inverse: NDArray[np.uint32], out: NDArray[np.uint32]) -> None:
+    """As `_look_up`, of floats as the words that they are stored as."""
+    bits = (length - 1).bit_length()
     keys = np.empty(len(row), np.uint64)
-    fused_sparse.sortable(base, row, length, keys)
-    ranked: NDArray[Any] = keys.reshape(-1, length)
-    # As floats, which the keys order like, numpy sorts them a fifth faster.
-    ranked.view(np.float64).sort(axis=1)
+    if row.itemsize == 2:
+        widths = min(max(1 << (length.bit_length() - 2), COARSE), FINE)
+        counts = np.empty(2 * widths, np.uint16 if length < 1 << 16 else np.uint32)
+        found = fused_ranked.rank_by_counts(base, row, length, bits, counts, inverse, out, keys)
+    else:
+        ranked = _sorted_bins(base, row, length, bits)
+        found = fused_ranked.rank_by_sorting(base, row, length, bits, ranked, inverse, out, keys)
+    if found:
+        keys[:found].sort()
+        fused_ranked.settle(keys[:found], length, bits, inverse, out)
+
+
+def _sorted_bins(base: Bits, row: Bits, length: int, bits: int) -> NDArray[Any]:
+    """For each row of float32 its bins, rising, above `bits` of the index."""
+    short = bits <= 14
+    ranked: NDArray[Any] = np.empty(len(row), np.uint32 if short else np.uint64)
+    # As many as there is room for; more than 2²⁴, or 2²⁹ in a longer key, are none that float32 tells apart.
+    fused_ranked.binned(base, row, length, bits, 1 << (min(31 - bits, 24) if short else 29), ranked)
+    # Long keys are no NaN as floats, which order like them, and numpy sorts those a fifth faster.
+    (ranked if short else ranked.view(np.float64)).reshape(-1, length).sort(axis=1)
     return ranked
