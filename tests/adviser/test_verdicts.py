@@ -180,6 +180,14 @@ def test_models_that_are_one_have_nothing_to_merge(base: float | None) -> None:
     assert (verdict.methods, verdict.cautions) == ((), ("they are one model: a merge of them is that model",))
 
 
+def test_opposite_changes_cancel() -> None:
+    base, change = (torch.randn(30, 30, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    tuned = [{"w": base + by * change} for by in (0.01, -0.02, 0.03)]
+    verdict = eutectic.compare(tuned, base={"w": base}).verdict
+    told = "dict and dict#2, dict#2 and dict#3 changed in opposite directions: added up they cancel"
+    assert any(line.startswith(told) for line in verdict.cautions)
+
+
 def test_what_is_not_defined_is_not_told() -> None:
     """Models whose matrices stayed those of the base have changes without a direction."""
     base = {"w": torch.ones(4, 4), "b": torch.ones(4)}

@@ -156,6 +156,13 @@ def _cautions(found: Comparison, sums: Sums) -> list[str]:
     if same := [label for k, label in each if not sums.changed[k]]:
         verb, adds = ("equals", "it adds") if len(same) == 1 else ("equal", "they add")
         said.append(f"{listed(same)} {verb} the base in every matrix: {adds} nothing")
+    against = [
+        f"{found.models[a]} and {found.models[b]}" for a, b in found.pairs() if (sums.cosine(a, b) or 0) <= -ALIKE
+    ]
+    if against:
+        said.append(
+            f"{listed(against)} changed in opposite directions: added up they cancel; is one meant to be undone?"
+        )
     first = 0 if found.base.label is None else 1  # the row of the first model
     pairs = [(a, b) for a, b in found.pairs() if sums.distance(first + a, first + b) == 0]
     twins = [f"{found.models[a]} and {found.models[b]}" for a, b in pairs]
