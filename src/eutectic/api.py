@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from eutectic.adviser import compare as compare
     from eutectic.alignment import Alignment as Alignment
     from eutectic.alignment import align as align
+    from eutectic.alignment import align_all as align_all
     from eutectic.alignment import prove as prove
     from eutectic.choosing import Soup as Soup
     from eutectic.choosing import Tuned as Tuned
@@ -72,7 +73,7 @@ if TYPE_CHECKING:
 # Doors to rooms that a merge does not enter: opened at first use, so that a merge starts sooner.
 _ROOMS = {
     "eutectic.adviser": ("Comparison", "compare"),
-    "eutectic.alignment": ("Alignment", "align", "prove"),
+    "eutectic.alignment": ("Alignment", "align", "align_all", "prove"),
     "eutectic.choosing": ("Soup", "Tuned", "Watch", "learn", "soup", "tune"),
     "eutectic.codes": ("CODES",),
     "eutectic.connectivity": ("Connection", "connect"),

@@ -74,6 +74,21 @@ def test_a_proof(run: Run, here: Path) -> None:
     assert found["holds"] and found["error"] < found["tolerance"]
 
 
+def test_several_models_have_a_folder_each(run: Run, here: Path) -> None:
+    result = run("align", "base", "apart", "a", "--out", "perms")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith("matched by  universe; declared for llama")
+    assert "`aligned: perms/MODEL` beside each model in a recipe" in result.stdout
+    recipe = "merge_method: linear\nmodels:\n- base\n" + "".join(
+        f"- {{model: {name}, aligned: perms/{name}}}\n" for name in ("apart", "a")
+    )
+    (here / "all.yml").write_text(recipe)
+    assert run("merge", "all.yml", "merged", "-q").exit_code == 0 and run("verify", "merged").exit_code == 0
+    found = json.loads(run("align", "base", "apart", "a", "--out", "perms", "--json").stdout)
+    assert (found["path"], list(found["alignments"])) == ("perms", ["apart", "a"])
+    assert found["alignments"]["apart"]["method"] == "universe"
+
+
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [
@@ -86,6 +101,11 @@ def test_a_proof(run: Run, here: Path) -> None:
         ("align base a --method activations --data text.jsonl --restarts 2", 2, "G116 restarts: activations uses no"),
         ("align base a --method activations", 2, "G116 data: activations needs data"),
         ("align base a --data text.jsonl", 2, "G116 data: weights uses no data"),
+        ("align base a --method mean", 2, "M603 --method: mean takes three models or more, not 2"),
+        ("align base a b --method weights", 2, "M603 --method: weights takes two models, not 3"),
+        ("align base a b --restarts 2", 2, "M603 --restarts: has no effect with more than two models"),
+        ("align base a b --out no/where", 1, "W405 no/where: the folder"),
+        ("align --check base --method mean", 2, "M603 --method: has no effect with --check"),
         ("align base gone", 1, "C200 'gone' does not exist"),
         ("align base a --out b", 2, "W401 b: exists and holds what does not belong to alignment.json (config.json, "),
         ("align base a --out b --replace", 2, "W401 b: exists and holds what does not belong"),

@@ -18,6 +18,7 @@ from eutectic.alignment.proof import Check as Check
 from eutectic.alignment.proof import check as check
 from eutectic.alignment.renormalisation import Repaired as Repaired
 from eutectic.alignment.renormalisation import repair as repair
+from eutectic.alignment.several import align_all as align_all
 from eutectic.alignment.sinkhorn import match_sinkhorn as match_sinkhorn
 from eutectic.alignment.straight_through import match_straight_through as match_straight_through
 from eutectic.alignment.tracing import traced as traced

@@ -13,18 +13,19 @@ from eutectic.alignment.activations import match_activations
 from eutectic.alignment.common import Common, common, still, without
 from eutectic.alignment.comparing import Pair
 from eutectic.alignment.costs import Cost, predict
-from eutectic.alignment.finding import BY_NAMES, symmetries_of
+from eutectic.alignment.finding import symmetries_of
+from eutectic.alignment.found import digests_of, same_request, there, unproved, worth
 from eutectic.alignment.matching import match_weights
 from eutectic.alignment.model import Match
 from eutectic.alignment.orthogonal import match_orthogonal
 from eutectic.alignment.proof import Check, check
 from eutectic.alignment.sinkhorn import match_sinkhorn
 from eutectic.alignment.straight_through import match_straight_through
-from eutectic.checkpoint import Alignment, Named, Source, open_source, read_alignment
+from eutectic.checkpoint import Alignment, Named, Source
 from eutectic.checkpoint.alignment import ABOUT
 from eutectic.checkpoint.existing import REPLACE, refuse_place
 from eutectic.checkpoint.symmetry import Moves, Symmetries
-from eutectic.errors import CheckpointError, Problem, RecipeError, did_you_mean
+from eutectic.errors import Problem, RecipeError, did_you_mean
 from eutectic.evaluate import LiveSource, Loader, Settings
 from eutectic.evaluate.opening import opened, refuse_several
 from eutectic.lazy import LazyModule
@@ -52,8 +53,6 @@ _TAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "activations": (("data",), ()),
 }
 MEMORY = 1 << 30
-# Below this share of the squared distance, an alignment is told to be worth little.
-LITTLE = 0.01
 # Tokens of a sequence that symmetries are proved with, and pixels of a side where a model takes images of any size.
 _TOKENS, _PIXELS = 16, 64
 
@@ -177,15 +176,15 @@ def _aligned(a: Source, b: Source, ask: _Request, out: str | os.PathLike[str] | 
     given = _given(ask, a)
     both = _common(a, b, ask, given)
     labels = unique_labels([a.label, b.label])
-    stays, moves = (Named(label, _digests(one)) for label, one in zip(labels, (a, b), strict=True))
+    stays, moves = (Named(label, digests_of(one)) for label, one in zip(labels, (a, b), strict=True))
     settings: dict[str, Any] = {"seed": ask.seed, "restarts": ask.restarts, "sweeps": ask.sweeps}
     if given is not None:
         settings = {"seed": ask.seed, "data": given.identity, "steps": ask.steps}
     empty = Alignment(both.moved, Moves(), stays, moves, ask.method, settings)
-    if out is not None and (there := _there(out, replace)) is not None:
+    if out is not None and (standing := there(out, replace)) is not None:
         # Functions cannot be told apart.
-        if ask.loss is None and _same_request(there, empty):
-            return there
+        if ask.loss is None and same_request(standing, empty):
+            return standing
         if not replace:
             raise RecipeError(Problem("W401", "exists", os.fspath(out), REPLACE))
     match, table = _matched(a, b, both, ask, given)
@@ -196,7 +195,7 @@ def _aligned(a: Source, b: Source, ask: _Request, out: str | os.PathLike[str] | 
         objective=(match.start, *match.objective),
         distance=(match.before, match.after),
         changes={name: asdict(change) for name, change in match.changes.items()},
-        notes=(*both.notes, *_unproved(table), *(given.notes if given else ()), *match.notes, *_worth(match, table)),
+        notes=(*both.notes, *unproved(table), *(given.notes if given else ()), *match.notes, *worth(match, table)),
     )
 
 
@@ -209,12 +208,6 @@ def _common(a: Source, b: Source, ask: _Request, given: Given | None) -> Common:
     found = common(a, b, of_a, of_b)
     Pair(found.a, found.b, found.symmetries, memory=0)
     return found
-
-
-def _same_request(one: Alignment, other: Alignment) -> bool:
-    """Whether both are what one method finds of the same models. Of rotations the table is known only after."""
-    own = () if one.method == "orthogonal" else ("symmetries",)
-    return all(getattr(one, key) == getattr(other, key) for key in ("method", "settings", "reference", "model", *own))
 
 
 def prove(
@@ -282,25 +275,6 @@ def _table(source: Source, ask: _Request, given: Given | None) -> Symmetries:
     return symmetries_of(source, module=ask.module() if ask.module else None, inputs=inputs)
 
 
-def _digests(source: Source) -> dict[str, str]:
-    return {name: source.digest(name) for name in source.specs}
-
-
-def _there(out: str | os.PathLike[str], replace: bool) -> Alignment | None:
-    """The alignment that stands where one is to be written; None for nothing. Raises `RecipeError` (W401)."""
-    path = os.fspath(out)
-    if not os.path.exists(path) or (os.path.isdir(path) and not os.listdir(path)):
-        return None
-    try:
-        with open_source(path) as source:
-            return read_alignment(source)
-    except CheckpointError as error:
-        if replace and os.path.isdir(path):
-            return None
-        message = "exists, and holds no alignment that can be read"
-        raise RecipeError(Problem("W401", message, path, "choose another name")) from error
-
-
 def _matched(a: Source, b: Source, both: Common, ask: _Request, given: Given | None) -> tuple[Match, Symmetries]:
     """What the method finds, and the table of the second model that its moves are of."""
     if given is None:
@@ -353,25 +327,6 @@ def _module(source: Source, ask: _Request, given: Given) -> Iterator[nn.Module]:
     loader = Loader(ask.module, ask.tokenizer)
     with loader.module(source, given.kind, device=ask.options.device, dtype=ask.options.dtype) as made:
         yield made
-
-
-def _unproved(table: Symmetries) -> Iterator[str]:
-    if table.origin.endswith(BY_NAMES):
-        yield (
-            "which units are alike is told by names and shapes alone, which show no skip connection: in Python, live "
-            "modules with `inputs` are proved or traced"
-        )
-
-
-def _worth(match: Match, table: Symmetries) -> Iterator[str]:
-    """What a merge has to expect of the moves."""
-    moves = match.moves
-    if not (table.groups or table.gauges):
-        yield "nothing can move: no units of the model may change places"
-    elif not (moves.orders or moves.scales or moves.matrices):
-        yield "nothing moves: the models stand alike already, as fine-tunes of one base do"
-    elif match.gain < LITTLE:
-        yield f"the moves take away {match.gain:.1%} of the squared distance: a merge has little to gain from them"
 
 
 def _inputs_for(module: Any, seed: int) -> dict[str, Any]:

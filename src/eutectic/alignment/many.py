@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from eutectic.alignment.balance import balanced
 from eutectic.alignment.comparing import Pair, compared
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 else:
     torch = LazyModule("torch")
+
+Made = TypeVar("Made")
 
 METHODS = ("universe", "mean")
 # Turns of all models at the latest, and sweeps of one model's turn.
@@ -70,8 +72,9 @@ def align_many(
     Raises `RecipeError` G181 for fewer than two models, G182 for another method, and what `match_weights` raises for
     models that differ.
     """
-    _check(models, method)
-    pairs = _pairs(models, symmetries, memory)
+    check_request(models, method)
+    pairs = pairs_of(models, symmetries, memory)
+    _check_finite(pairs)
     together = _Together.of(models, symmetries, memory)
     start, tell = together.total, progress or (lambda turn, done, of: None)
     if method == "universe":
@@ -89,7 +92,8 @@ def align_many(
     return tuple(found)
 
 
-def _check(models: Sequence[Source], method: str) -> None:
+def check_request(models: Sequence[Any], method: str) -> None:
+    """Raises `RecipeError`: G181 for fewer than two models, G182 for another method."""
     problems = []
     if len(models) < 2:
         problems.append(Problem("G181", f"two models or more can be aligned, not {len(models)}", "models"))
@@ -100,19 +104,27 @@ def _check(models: Sequence[Source], method: str) -> None:
         raise RecipeError(problems)
 
 
-def _pairs(models: Sequence[Source], symmetries: Symmetries, memory: int) -> list[Pair]:
-    """The first model with each other one. Raises what is wrong with any of them."""
-    pairs, problems, kind = [], dict[Problem, None](), EutecticError
-    for model in models[1:]:
+def pairs_of(models: Sequence[Source], symmetries: Symmetries, memory: int) -> list[Pair]:
+    """The first model with each other one. Reads nothing. Raises what is wrong with any of them."""
+    return _each([partial(Pair, models[0], model, symmetries, memory // len(models)) for model in models[1:]])
+
+
+def _check_finite(pairs: Sequence[Pair]) -> None:
+    _each([pair.check_finite for pair in pairs])
+
+
+def _each(calls: Sequence[Callable[[], Made]]) -> list[Made]:
+    """What some calls return. Raises what any of them raise, together."""
+    made, problems, kind = [], dict[Problem, None](), EutecticError
+    for call in calls:
         try:
-            pairs.append(Pair(models[0], model, symmetries, memory // len(models)))
-            pairs[-1].check_finite()
+            made.append(call())
         except EutecticError as error:
             problems |= dict.fromkeys(error.problems)
             kind = type(error)
     if problems:
         raise kind(problems)
-    return pairs
+    return made
 
 
 class _Mean(Source):

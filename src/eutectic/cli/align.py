@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,20 +24,32 @@ class Method(StrEnum):
     weights = "weights"
     orthogonal = "orthogonal"
     activations = "activations"
+    universe = "universe"
+    mean = "mean"
 
 
-A = Annotated[str | None, typer.Argument(help="The model that stays.", metavar="A", show_default=False)]
-B = Annotated[
-    str | None, typer.Argument(help="The model that moves, of the same architecture.", metavar="B", show_default=False)
+# Those for three models or more.
+MANY = (Method.universe, Method.mean)
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="The model that stays, and those that move, of the same architecture.",
+        metavar="A B...",
+        show_default=False,
+    ),
 ]
-Out = Annotated[str | None, typer.Option(help="Folder to write the alignment to.", metavar="PERM")]
+Out = Annotated[
+    str | None, typer.Option(help="Folder for the alignment; of several models, for one folder each.", metavar="PERM")
+]
 Checked = Annotated[
     str | None, typer.Option(help="Prove the symmetries of this model instead, in float64.", metavar="MODEL")
 ]
 How = Annotated[
-    Method,
+    Method | None,
     typer.Option(
-        help="How units are matched. orthogonal: by weights, the residual stream may turn; activations: with --data."
+        help="How units are matched. orthogonal: by weights, the residual stream may turn; activations: with --data; "
+        "universe and mean: three models or more, together.",
+        show_default="weights, or universe",
     ),
 ]
 Data = Annotated[
@@ -50,11 +62,10 @@ Replace = Annotated[bool, typer.Option("--replace", help="Replace PERM if it exi
 
 
 def align(
-    a: A = None,
-    b: B = None,
+    models: Models = None,
     out: Out = None,
     check: Checked = None,
-    method: How = Method.weights,
+    method: How = None,
     data: Data = None,
     samples: collect.Samples = None,
     field: collect.Field = "text",
@@ -73,41 +84,87 @@ def align(
         from eutectic import api
         from eutectic.statistics import Options
 
+        named = models or []
+        few = {"restarts": restarts, "data": data, "samples": samples, "length": length}
         if check is not None:
-            if a is not None:
+            if named:
                 raise RecipeError(Problem("M603", "proves one model and aligns none", "--check", "leave A and B out"))
-            _refuse(
-                "with --check", out=out, replace=replace, restarts=restarts, data=data, samples=samples, length=length
-            )
+            _refuse("with --check", out=out, replace=replace, method=method, **few)
             _prove(check, seed, json=json, quiet=quiet)
             return
-        if a is None or b is None:
-            hint = "or `eutectic align --check MODEL`"
-            raise RecipeError(Problem("M603", "two models are needed: A, which stays, and B", "A B", hint))
-        if data is None:
-            _refuse("without --data", samples=samples, length=length)
+        how = _checked(len(named), method)
         if out is None:
             _refuse("without --out", replace=replace)
         api.check_device(device)
+        common: dict[str, Any] = {"method": how, "seed": seed, "memory": values.size(memory, "--memory")}
+        common |= {"out": out, "replace": replace}
+        if len(named) > 2:
+            _refuse("with more than two models", **few)
+            _align_all(named, common, json=json, quiet=quiet)
+            return
+        if data is None:
+            _refuse("without --data", samples=samples, length=length)
         with _status(quiet=json or quiet) as tell:
             found = api.align(
-                a,
-                b,
-                method=method.value,
-                data=data,
-                seed=seed,
+                *named,
                 restarts=restarts,
-                memory=values.size(memory, "--memory"),
+                data=data,
                 options=Options(samples=samples, field=field, length=length, batch=batch, seed=seed, device=device),
                 tell=tell,
                 on_plan=lambda cost: None if json or quiet else _show_cost(cost),
-                out=out,
-                replace=replace,
+                **common,
             )
         if json:
             screen.print_json({"path": out, **found.as_json()})
         elif not quiet:
             _show(found, out)
+
+
+def _checked(count: int, method: Method | None) -> str:
+    """The method for so many models. Raises `RecipeError` (M603)."""
+    if count < 2:
+        hint = "or `eutectic align --check MODEL`"
+        raise RecipeError(Problem("M603", "two models are needed: A, which stays, and B", "A B", hint))
+    if method is None:
+        return (Method.weights if count == 2 else Method.universe).value
+    if (method in MANY) != (count > 2):
+        known = ", ".join(one for one in Method if (one in MANY) == (count > 2))
+        takes = "three models or more" if method in MANY else "two models"
+        raise RecipeError(
+            Problem("M603", f"{method.value} takes {takes}, not {count}", "--method", f"choose of {known}")
+        )
+    return method.value
+
+
+def _align_all(models: list[str], common: dict[str, Any], *, json: bool, quiet: bool) -> None:
+    """Several models to the first, together."""
+    from eutectic import api
+
+    out = common["out"]
+    with _status(quiet=json or quiet) as tell:
+        found = api.align_all(models, tell=tell, **common)
+    if json:
+        screen.print_json({"path": out, "alignments": {name: one.as_json() for name, one in found.items()}})
+    elif not quiet:
+        _show_all(found, out)
+
+
+def _show_all(found: dict[str, Alignment], out: str | None) -> None:
+    console = screen.out()
+    first = next(iter(found.values()))
+    console.print(f"[dim]matched by[/]  {screen.text(f'{first.method}; {first.symmetries.origin}')}", soft_wrap=True)
+    console.print(f"[dim]stays     [/]  {screen.text(first.reference.label)}", soft_wrap=True)
+    console.print()
+    rows = []
+    for name, one in found.items():
+        units, moved = (sum(change[key] for change in one.changes.values()) for key in ("units", "moved"))
+        before, after = one.distance
+        rows.append((name, f"{moved:,.0f} of {units:,.0f}", f"{before:.4g}", f"{after:.4g}", f"{one.gain:.1%}"))
+    console.print(scoring.table(("model", "units moved", "distance² before", "after", "less"), rows))
+    for note in dict.fromkeys(f"{name}: {note}" for name, one in found.items() for note in one.notes):
+        console.print(f"[dim]note:[/] {screen.text(note)}", soft_wrap=True)
+    if out is not None:
+        console.print(f"{screen.text(out)}  [dim]`aligned: {screen.text(out)}/MODEL` beside each model in a recipe[/]")
 
 
 def _refuse(so: str, **given: object) -> None:

@@ -1,0 +1,61 @@
+"""An alignment that stands where one is to be written, and what is said of one that was found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from eutectic.alignment.finding import BY_NAMES
+from eutectic.alignment.model import Match
+from eutectic.checkpoint import Alignment, Source, open_source, read_alignment
+from eutectic.checkpoint.symmetry import Symmetries
+from eutectic.errors import CheckpointError, Problem, RecipeError
+
+# Below this share of the squared distance, an alignment is told to be worth little.
+LITTLE = 0.01
+
+
+def digests_of(source: Source) -> dict[str, str]:
+    """Tensor → digest of its stored bytes. Reads every weight."""
+    return {name: source.digest(name) for name in source.specs}
+
+
+def there(out: str | os.PathLike[str], replace: bool) -> Alignment | None:
+    """The alignment that stands where one is to be written; None for nothing. Raises `RecipeError` (W401)."""
+    path = os.fspath(out)
+    if not os.path.exists(path) or (os.path.isdir(path) and not os.listdir(path)):
+        return None
+    try:
+        with open_source(path) as source:
+            return read_alignment(source)
+    except CheckpointError as error:
+        if replace and os.path.isdir(path):
+            return None
+        message = "exists, and holds no alignment that can be read"
+        raise RecipeError(Problem("W401", message, path, "choose another name")) from error
+
+
+def same_request(one: Alignment, other: Alignment) -> bool:
+    """Whether both are what one method finds of the same models. Of rotations the table is known only after."""
+    own = () if one.method == "orthogonal" else ("symmetries",)
+    return all(getattr(one, key) == getattr(other, key) for key in ("method", "settings", "reference", "model", *own))
+
+
+def unproved(table: Symmetries) -> Iterator[str]:
+    """A note of a table that nothing has proved."""
+    if table.origin.endswith(BY_NAMES):
+        yield (
+            "which units are alike is told by names and shapes alone, which show no skip connection: in Python, live "
+            "modules with `inputs` are proved or traced"
+        )
+
+
+def worth(match: Match, table: Symmetries) -> Iterator[str]:
+    """What a merge has to expect of the moves."""
+    moves = match.moves
+    if not (table.groups or table.gauges):
+        yield "nothing can move: no units of the model may change places"
+    elif not (moves.orders or moves.scales or moves.matrices):
+        yield "nothing moves: the models stand alike already, as fine-tunes of one base do"
+    elif match.gain < LITTLE:
+        yield f"the moves take away {match.gain:.1%} of the squared distance: a merge has little to gain from them"
