@@ -37,11 +37,12 @@ class _Raw:
     height: int = 1
 
 
-def compose(text: str, file: str = "") -> list[Document]:
+def compose(text: str, file: str = "", faults: Faults | None = None) -> list[Document]:
     """The non-empty documents of a YAML stream.
 
     Raises `RecipeError` with every problem of the text: syntax errors, duplicate keys, tags, keys that are not text,
-    numbers that are not finite, more than 100 aliases, 100,000 values or 50 levels.
+    numbers that are not finite, more than 100 aliases, 100,000 values or 50 levels. Where `faults` are given, problems
+    that leave the rest of the text readable go there, and what is read is returned.
     """
     if len(text) > MAX_CHARACTERS:
         message = f"the recipe has {len(text)} characters, the most is {MAX_CHARACTERS}"
@@ -52,15 +53,19 @@ def compose(text: str, file: str = "") -> list[Document]:
         line, column = _position(text, found.start())
         raise RecipeError(Problem("R102", message, file=file, line=line, column=column))
     composer = _Composer(text, file)
-    documents: list[Document] = []
+    documents: list[Document] | None = None
     try:
         documents = composer.documents()
     except _GiveUpError:
         pass
     except yaml.MarkedYAMLError as error:
         composer.syntax(error)
-    if composer.faults:
-        raise composer.faults.error()
+    problems = composer.faults.error().problems
+    # An alias of nothing may stand for anything: what is missing without it is not known.
+    if documents is None or (problems and faults is None) or any(problem.code == "R102" for problem in problems):
+        raise RecipeError(problems)
+    if faults is not None:
+        faults.spoilt(problems)
     return documents
 
 

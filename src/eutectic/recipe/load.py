@@ -127,9 +127,9 @@ def _kept(recipe: Recipe, fresh: Recipe) -> Recipe:
 
 def _from_text(source: str, session: _Session) -> _Sheet:
     if "\n" in source and not os.path.isfile(source):
-        return _Sheet(session, compose(source))
+        return _Sheet(session, compose(source, faults=session.faults))
     text = read_text(source, Place("", None, None, ""))
-    return _Sheet(session, compose(text, source), source, os.path.dirname(source) or os.curdir)
+    return _Sheet(session, compose(text, source, session.faults), source, os.path.dirname(source) or os.curdir)
 
 
 def read_text(path: str, place: Place) -> str:
@@ -304,7 +304,7 @@ class _Sheet:
     def opened(self, path: str, place: Place) -> _Sheet | None:
         """The sheet of a file that is named at `place`; None after a problem."""
         try:
-            documents = compose(read_text(path, place), path)
+            documents = compose(read_text(path, place), path, self.session.faults)
         except RecipeError as error:
             self.session.faults.extend(error.problems)
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,13 +119,20 @@ class Faults:
     def __init__(self) -> None:
         self._problems: dict[Problem, None] = {}
         self._absent: dict[Problem, None] = {}
+        self._spoilt: set[tuple[str, int | None, int | None]] = set()
 
     def __len__(self) -> int:
         return len(self._problems)
 
     def add(self, code: str, place: Place, message: str, hint: str = "") -> None:
         """Notes a problem that stands at `place`. Raises `RecipeError` when there are too many to go on."""
-        self.extend([Problem(code, message, place.path, hint, place.file, place.line, place.column)])
+        if place.line is None or (place.file, place.line, place.column) not in self._spoilt:
+            self.extend([Problem(code, message, place.path, hint, place.file, place.line, place.column)])
+
+    def spoilt(self, problems: Sequence[Problem]) -> None:
+        """Notes problems of the text. What is said later of the same places is not noted: nothing was read there."""
+        self._spoilt |= {(problem.file, problem.line, problem.column) for problem in problems}
+        self.extend(problems)
 
     def absent(self, place: Place, name: str, hint: str) -> None:
         """Notes that nothing has this name. No problem by itself, as who opens it will tell; told beside others."""
