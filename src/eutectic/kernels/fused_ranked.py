@@ -7,7 +7,8 @@ while rows are ranked, as the word that a float32 is stored as.
 A row is cut into bins of equal width. The width is a power of two, so its multiples are represented exactly: they have
 an even bin each, and what lies before the next one has the odd bin between. All of an even bin are equal. Where several
 share an odd bin they are *open*: those are listed with all their bits, sorted, and settled. Deltas of 16-bit floats are
-multiples of few widths, and few are open; float32 takes more bins than can be counted.
+multiples of few widths, and few are open; float32 takes more bins
+than can be counted, and in these some are equal.
 """
 
 from __future__ import annotations
@@ -222,13 +223,14 @@ def rank_by_counts(base: Any, row: Any, length: int, bits: int, counts: Any, inv
 
 @compiled
 def binned(base: Any, row: Any, length: int, bits: int, count: int, keys: Any) -> None:
-    """Writes each entry's bin above `bits` of its index in its row to `keys (n)`, which then are sorted by rows."""
+    """Writes how many whole widths each entry has above `bits` of its index to `keys (n)`, to be sorted by rows."""
     bins = np.empty(length, np.uint32)
     for first in range(0, len(keys), length):
         part = slice(first, first + length)
         bins_of(base[part], row[part], span_of(base[part], row[part]), count, bins)
         for t in range(length):
-            keys[np.uint64(first) + np.uint64(t)] = (type(keys[0])(bins[np.uint64(t)]) << bits) | type(keys[0])(t)
+            whole = type(keys[0])(bins[np.uint64(t)] >> np.uint32(1))
+            keys[np.uint64(first) + np.uint64(t)] = (whole << bits) | type(keys[0])(t)
 
 
 @compiled
@@ -240,7 +242,7 @@ def as_if_different(ranked: Any, mask: Any, inverse: Any, out: Any) -> None:
 
 @compiled
 def as_before(ranked: Any, shift: Any, flags: Any) -> None:
-    """Which have the bin of the one before."""
+    """Which have as many whole widths as the one before."""
     for j in range(len(ranked) - 1):
         at = np.uint64(j)
         flags[at + np.uint64(1)] = np.uint8(ranked[at] >> shift == ranked[at + np.uint64(1)] >> shift)
@@ -251,7 +253,7 @@ def rank_by_sorting(base: Any, row: Any, length: int, bits: int, ranked: Any, in
     """As `rank_by_counts`, of what `binned` wrote, each row of it sorted."""
     flags = np.zeros((length + 7) // 8 * 8, np.uint8)
     eights = flags.view(np.uint64)
-    shift, mask, one = type(ranked[0])(bits), type(ranked[0])((1 << bits) - 1), type(ranked[0])(1)
+    shift, mask = type(ranked[0])(bits), type(ranked[0])((1 << bits) - 1)
     found = 0
     for number in range(len(out) // length):
         part = slice(number * length, (number + 1) * length)
@@ -268,7 +270,9 @@ def rank_by_sorting(base: Any, row: Any, length: int, bits: int, ranked: Any, in
                 start, stop = j - 1, j + 1
                 while stop < length and flags[stop]:
                     stop += 1
-                opens = (rising[j] >> shift) & one
+                least, opens = size_of(origin, own, np.uint64(rising[start] & mask)), False
+                for at in range(j, stop):
+                    opens |= size_of(origin, own, np.uint64(rising[at] & mask)) != least
                 word = np.uint32(start + stop) if opens else inverse[start + stop]
                 for at in range(start, stop):
                     kept[rising[at] & mask] = word

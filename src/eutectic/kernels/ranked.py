@@ -202,11 +202,11 @@ def _look_up_binned(base: Bits, row: Bits, length: int, inverse: NDArray[np.uint
 
 
 def _sorted_bins(base: Bits, row: Bits, length: int, bits: int) -> NDArray[Any]:
-    """For each row of float32 its bins, rising, above `bits` of the index."""
+    """For each row of float32 how many widths its entries have, rising, above `bits` of the index."""
     short = bits <= 14
     ranked: NDArray[Any] = np.empty(len(row), np.uint32 if short else np.uint64)
     # As many as there is room for; more than 2²⁴, or 2²⁹ in a longer key, are none that float32 tells apart.
-    fused_ranked.binned(base, row, length, bits, 1 << (min(31 - bits, 24) if short else 29), ranked)
+    fused_ranked.binned(base, row, length, bits, 1 << (min(32 - bits, 24) if short else 29), ranked)
     # Long keys are no NaN as floats, which order like them, and numpy sorts those a fifth faster.
     (ranked if short else ranked.view(np.float64)).reshape(-1, length).sort(axis=1)
     return ranked
