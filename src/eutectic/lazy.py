@@ -11,4 +11,7 @@ class LazyModule(ModuleType):
     """Stands for a module; the first attribute asked of it imports the real one."""
 
     def __getattr__(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(self.__name__), attribute)
+        real = self.__dict__.get("_real")
+        if real is None:
+            real = self.__dict__["_real"] = importlib.import_module(self.__name__)
+        return getattr(real, attribute)

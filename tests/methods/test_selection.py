@@ -47,7 +47,7 @@ def expect(deltas: NDArray[Any], ranks: list[int], chosen: Selection) -> None:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"BLOCK": SIZE, "SMALLEST": 4 * SIZE, "ONE_IN": 8, "LARGEST": 1024, "KEPT": 2048}.items():
+    for name, value in {"BLOCK": SIZE, "SMALLEST": 4 * SIZE, "AIM": 1024, "MOST": 8, "KEPT": 2048}.items():
         monkeypatch.setattr(selection, name, value)
 
 
@@ -146,14 +146,23 @@ def test_a_wrong_guess_costs_passes_and_nothing_else(factor: float) -> None:
     assert chosen.equal is None
 
 
-@pytest.mark.parametrize(("wide", "passes"), [(False, 2), (True, 4)])
-def test_without_a_guess(wide: bool, passes: int) -> None:
-    numel = 3 * SIZE if not wide else 20 * SIZE
-    deltas = np.random.default_rng(3).normal(size=(2, numel)).astype(np.float64 if wide else np.float32)
-    ranks = [1, numel]
-    chosen, stages = select(deltas, ranks, wide=wide)
+def test_without_a_guess() -> None:
+    deltas = np.random.default_rng(3).normal(size=(2, 20 * SIZE))
+    ranks = [1, 20 * SIZE]
+    chosen, stages = select(deltas, ranks, wide=True)
     expect(deltas, ranks, chosen)
-    assert stages == ["level"] * passes
+    assert stages == ["level"] * 4
+
+
+@pytest.mark.parametrize("numel", [1, 7, SIZE, 3 * SIZE + 5])
+def test_a_small_group_is_kept_whole(numel: int) -> None:
+    deltas = np.random.default_rng(3).integers(-9, 9, (3, numel)).astype(np.float32)
+    deltas[2] = np.nan
+    ranks = [1, numel, numel]
+    chosen, stages = select(deltas, ranks)
+    expect(deltas[:2], ranks[:2], chosen)
+    assert stages == ["near"]
+    assert np.isnan(chosen.threshold[2])
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-45, 3e38, 1.0])

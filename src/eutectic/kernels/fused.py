@@ -122,11 +122,16 @@ def _store(out, i, value):  # type: ignore[no-untyped-def]
 
 
 def sparse(bits: Any, origin: Any, level: Any) -> Any:
-    """The delta, or zero if its magnitude is below `level`, or outside of it if it is a pair (NaN is neither)."""
+    """The delta, or zero if its magnitude is below `level`, or outside of it if it is a pair (NaN is neither).
+
+    A `level` of `()` leaves every delta as it is.
+    """
 
 
 @overload(sparse)
 def _sparse(bits, origin, level):  # type: ignore[no-untyped-def]
+    if isinstance(level, types.BaseTuple) and not len(level):
+        return lambda bits, origin, level: value_of(bits) - origin
     if isinstance(level, types.BaseTuple):
 
         def between(bits, origin, level):  # type: ignore[no-untyped-def]
@@ -154,23 +159,43 @@ def agreeing_weight(part: Any, toward: Any, weight: Any) -> Any:
     return weight if part * toward > 0 else 0.0
 
 
+def level_of(level: Any, k: Any) -> Any:
+    """The level of one model; `()` where there is none. Compiled code only."""
+
+
+@overload(level_of)
+def _level_of(level, k):  # type: ignore[no-untyped-def]
+    return (lambda level, k: level[k]) if len(level) else (lambda level, k: level)
+
+
+def deltas_of(level: Any, made: Any, deltas: Any) -> Any:
+    """`made` where it is the deltas themselves, as `level` is None. Compiled code only."""
+
+
+@overload(deltas_of)
+def _deltas_of(level, made, deltas):  # type: ignore[no-untyped-def]
+    if isinstance(level, types.NoneType):
+        return lambda level, made, deltas: made
+    return lambda level, made, deltas: deltas
+
+
 def weighted_entry(rows: Any, weights: Any, i: Any) -> Any:
     """Σ wₖ xₖ at entry i. Compiled code only, like those below."""
 
 
 def delta_sum(origin: Any, rows: Any, weights: Any, level: Any, factor: Any, made: Any, i: Any, t: Any) -> Any:
-    """Σ wₖ δₖ at entry i; where `level` is None, `made[k, t]` is δₖ."""
+    """Σ wₖ fₖ δₖ at entry i; where `level` is None, `made[k, t]` is δₖ.
+
+    `weights`, `level` and `factor` have one of each a model. `()` stands for ones, or for no level at all: to multiply
+    by one takes as long as by any number.
+    """
 
 
-def elected_sum(
-    origin: Any, rows: Any, weights: Any, level: Any, factor: Any, made: Any, i: Any, t: Any, toward: Any
-) -> Any:
-    """Σ wₖ δₖ over those with the elected sign."""
+def elected_sum(made: Any, rows: Any, weights: Any, factor: Any, t: Any, toward: Any) -> Any:
+    """Σ wₖ fₖ δₖ over those with the elected sign, δₖ being `made[k, t]`."""
 
 
-def elected_share(
-    origin: Any, rows: Any, weights: Any, level: Any, factor: Any, made: Any, i: Any, t: Any, toward: Any
-) -> Any:
+def elected_share(made: Any, rows: Any, weights: Any, factor: Any, t: Any, toward: Any) -> Any:
     """Σ wₖ over those with the elected sign."""
 
 
@@ -192,9 +217,17 @@ def unrolled(arguments: str, term: str, rows: Any, names: dict[str, Any] = _NAME
     return eval(f"lambda {arguments}: {terms}", names)
 
 
-def _part(level: Any) -> str:
-    delta = "made[@, t]" if isinstance(level, types.NoneType) else "sparse(rows[@][i], origin, level[@])"
-    return f"{delta} * factor[@] * weights[@]"
+def _each(values: Any, name: str, absent: str) -> str:
+    """How the value of one model is written out."""
+    return f"{name}[@]" if len(values) else absent
+
+
+def _part(weights: Any, level: Any, factor: Any) -> str:
+    made = isinstance(level, types.NoneType)
+    delta = "made[@, t]" if made else f"sparse(rows[@][i], origin, {_each(level, 'level', '()')})"
+    if len(factor):
+        delta = f"{delta} * factor[@]"
+    return f"{delta} * {_each(weights, 'weights', '1.0')}"
 
 
 @overload(weighted_entry)
@@ -202,22 +235,24 @@ def _weighted_entry(rows, weights, i):  # type: ignore[no-untyped-def]
     return unrolled("rows, weights, i", "value_of(rows[@][i]) * weights[@]", rows)
 
 
-_SHARED = "origin, rows, weights, level, factor, made, i, t"
-
-
 @overload(delta_sum)
 def _delta_sum(origin, rows, weights, level, factor, made, i, t):  # type: ignore[no-untyped-def]
-    return unrolled(_SHARED, _part(level), rows)
+    arguments = "origin, rows, weights, level, factor, made, i, t"
+    return unrolled(arguments, _part(weights, level, factor), rows)
+
+
+_SHARED = "made, rows, weights, factor, t, toward"
 
 
 @overload(elected_sum)
-def _elected_sum(origin, rows, weights, level, factor, made, i, t, toward):  # type: ignore[no-untyped-def]
-    return unrolled(f"{_SHARED}, toward", f"agreeing({_part(level)}, toward)", rows)
+def _elected_sum(made, rows, weights, factor, t, toward):  # type: ignore[no-untyped-def]
+    return unrolled(_SHARED, f"agreeing({_part(weights, types.none, factor)}, toward)", rows)
 
 
 @overload(elected_share)
-def _elected_share(origin, rows, weights, level, factor, made, i, t, toward):  # type: ignore[no-untyped-def]
-    return unrolled(f"{_SHARED}, toward", f"agreeing_weight({_part(level)}, toward, weights[@])", rows)
+def _elected_share(made, rows, weights, factor, t, toward):  # type: ignore[no-untyped-def]
+    part, weight = _part(weights, types.none, factor), _each(weights, "weights", "1.0")
+    return unrolled(_SHARED, f"agreeing_weight({part}, toward, {weight})", rows)
 
 
 @overload(divided)
@@ -324,6 +359,60 @@ def combine_weights(rows: Any, weights: Any, divisor: Any, out: Any) -> None:
 
 
 @compiled
+def _trimmed(base: Any, row: Any, start: int, level: Any, out: Any) -> None:
+    """Writes the deltas of the entries from `start` on as `level` leaves them."""
+    for t in range(len(out)):
+        i = np.uint64(start) + np.uint64(t)
+        out[t] = sparse(row[i], value_of(base[i]), level)
+
+
+@compiled
+def _elected(deltas: Any, rows: Any, weights: Any, factor: Any, scale: float, least: float, out: Any) -> None:
+    """scale · Σ wₖ fₖ δₖ / Σ wₖ of those with the elected sign, undivided where |Σ wₖ| is at most `least`."""
+    for t in range(len(out)):
+        i = np.uint64(t)
+        toward = 1.0 if delta_sum(None, rows, weights, None, factor, deltas, i, i) >= 0 else -1.0
+        share = elected_share(deltas, rows, weights, factor, i, toward)
+        total = elected_sum(deltas, rows, weights, factor, i, toward)
+        out[i] = total / (1.0 if abs(share) <= least else share) * scale
+
+
+@compiled
+def _changed(base: Any, changes: Any, start: int, out: Any) -> None:
+    """Stores the base plus the changes of the entries from `start` on."""
+    for t in range(len(changes)):
+        i = np.uint64(start) + np.uint64(t)
+        origin, change = value_of(base[i]), changes[np.uint64(t)]
+        # Where nothing changes the base stays bit for bit: adding zero would turn -0.0 into 0.0.
+        store(out, i, origin if change == 0 else origin + change)
+
+
+@compiled
+def _summed(
+    base: Any,
+    rows: Any,
+    weights: Any,
+    divisor: Any,
+    scale: float,
+    level: Any,
+    factor: Any,
+    made: Any,
+    start: int,
+    count: int,
+    out: Any,
+) -> None:
+    """The consensus that is no election: the weighted sum over the divisor."""
+    for t in range(count):
+        # Unsigned, so that no index is checked for being negative and the loop vectorises.
+        i = np.uint64(start) + np.uint64(t)
+        origin = value_of(base[i])
+        total = divided(delta_sum(origin, rows, weights, level, factor, made, i, t), divisor)
+        change = type(origin)(total * scale)
+        # As in `_changed`.
+        store(out, i, origin if change == 0 else origin + change)
+
+
+@compiled
 def consensus(
     base: Any,
     rows: Any,
@@ -339,21 +428,21 @@ def consensus(
     count: int,
     out: Any,
 ) -> None:
-    for t in range(count):
-        # Unsigned, so that no index is checked for being negative and the loop vectorises.
-        i = np.uint64(start) + np.uint64(t)
-        origin = value_of(base[i])
-        total = delta_sum(origin, rows, weights, level, factor, made, i, t)
-        if divisor is None:
-            toward = 1.0 if total >= 0 else -1.0
-            share = elected_share(origin, rows, weights, level, factor, made, i, t, toward)
-            total = elected_sum(origin, rows, weights, level, factor, made, i, t, toward)
-            total = total / (1.0 if not normalize or abs(share) <= tiny else share)
-        else:
-            total = divided(total, divisor)
-        change = type(origin)(total * scale)
-        # Where nothing changes the base stays bit for bit: adding zero would turn -0.0 into 0.0.
-        store(out, i, origin if change == 0 else origin + change)
+    """See `combine_deltas`. Where `level` is None, `made` has the deltas; they are of one tile."""
+    if divisor is not None:
+        _summed(base, rows, weights, divisor, scale, level, factor, made, start, count, out)
+        return
+    # An election in one loop needs more registers than there are: deltas and changes of a tile stay in the cache.
+    floats = type(value_of(base[0]))
+    deltas, changes = np.empty((len(rows), TILE), floats), np.empty(TILE, floats)
+    least = tiny if normalize else np.inf
+    for first in range(start, start + count, TILE):
+        tile = changes[: min(TILE, start + count - first)]
+        if level is not None:
+            for k in range(len(rows)):
+                _trimmed(base, rows[k], first, level_of(level, k), deltas[k, : len(tile)])
+        _elected(deltas_of(level, made, deltas), rows, weights, factor, scale, least, tile)
+        _changed(base, tile, first, out)
 
 
 @compiled
@@ -533,11 +622,12 @@ def count_near(
             equal[place] += same
         if low == high:
             continue
-        # In loops of their own, or none of them would vectorise.
+        # In loops of their own, or none of them would vectorise; most often there is one frequent pattern or none.
+        first = heavy[0] if len(heavy) else np.int32(-1)
         for t in range(count):
             word = words[np.uint64(t)]
-            flags[np.uint64(t)] = np.uint8((word >= low) & (word <= high))
-        for place in range(len(heavy)):
+            flags[np.uint64(t)] = np.uint8((word >= low) & (word <= high) & (word != first))
+        for place in range(1, len(heavy)):
             for t in range(count):
                 flags[np.uint64(t)] &= np.uint8(words[np.uint64(t)] != heavy[place])
         flags[count:] = 0

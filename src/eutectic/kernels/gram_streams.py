@@ -34,8 +34,7 @@ class Combination(Stream):
         elif len(block.rows) == len(shares):
             fused.combine_weights(block.rows, shares, (), out)
         else:
-            none, one = (block.floats(0),) * len(shares), (block.floats(1),) * len(shares)
-            fused.combine_deltas(block.base, block.models, shares, (), 1.0, none, one, False, 0.0, out)
+            fused.combine_deltas(block.base, block.models, shares, (), 1.0, (), (), False, 0.0, out)
 
 
 class GramCombination(Combination):

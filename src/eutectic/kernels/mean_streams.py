@@ -29,6 +29,5 @@ class TaskMean(Stream):
             fused.convert(block.base, out)
             return
         rows, weights = (tuple(part) for part in zip(*pairs, strict=True))
-        none, one = (block.floats(0),) * len(rows), (block.floats(1),) * len(rows)
         scale = self._scale[block.job]
-        fused.combine_deltas(block.base, rows, weights, float(len(rows)), scale, none, one, False, 0.0, out)
+        fused.combine_deltas(block.base, rows, weights, float(len(rows)), scale, (), (), False, 0.0, out)

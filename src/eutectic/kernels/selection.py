@@ -7,7 +7,7 @@ For float32 one pass is usually enough. A sample says between which two patterns
 everything counts those beyond and keeps those between, of which the k-th largest is then picked. The few patterns that
 are frequent there, as deltas of 16-bit floats are quantised, are counted and not kept. Where still too many lie between
 to be kept, a count in equal steps narrows it down first. If the sample misled, the counts by 16 bits are made after
-all. The result is the same.
+all. Of few entries all are kept, and there is no sample. The result is the same.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ else:
 BINS = 1 << 16
 # Blocks to sample from, at least, where there are that many.
 SAMPLED = 4
-# Smaller groups are counted at once; of the others one entry in `ONE_IN` is sampled, up to `LARGEST`.
-SMALLEST, ONE_IN, LARGEST = 1 << 17, 32, 1 << 16
+# Smaller groups are kept whole; of the others some `AIM` entries are sampled, within one in `MOST` and one in `LEAST`.
+SMALLEST, AIM, MOST, LEAST = 1 << 17, 1 << 15, 32, 384
 # Standard deviations of a sample's rank that are allowed for on either side.
 DEVIATIONS = 3
 # Frequent patterns that are counted and not kept, at most.
@@ -78,8 +78,8 @@ class Selection:
         self._levels = 4 if wide else 2
         self._sizes = sizes
         self._numel = sum(sizes)
-        self._stage = "sample" if not wide and self._numel > SMALLEST else "level"
-        self._one_in = max(ONE_IN, self._numel // LARGEST)
+        self._stage = "level" if wide or not self._numel else "sample" if self._numel > SMALLEST else "near"
+        self._one_in = max(MOST, min(self._numel // AIM, LEAST))
         self._block_step = max(1, self._numel // BLOCK // SAMPLED)
         self._restart()
         self._near: dict[tuple[int, int], list[_Near]] = {}
@@ -234,16 +234,17 @@ class Selection:
                 self._stage = "narrow"
                 return
             left = rank - sum(block.beyond for block in blocks)
-            heavy = np.sum([block.heavy for block in blocks], axis=0)
-            picked = _kth(left, inside, self._heavy[model], heavy)
+            heavy = np.array([block.heavy for block in blocks])
+            picked = _kth(left, inside, self._heavy[model], heavy.sum(axis=0))
             if picked is None:
                 self._count_all()
                 return
             pattern, self.rank[model] = picked
             patterns.append(pattern)
-            is_heavy = self._heavy[model] == pattern
-            equal.append([int(np.count_nonzero(b.patterns == pattern) + b.heavy[is_heavy].sum()) for b in blocks])
-        self.equal = {place: np.array(of, np.int64) for place, of in zip(near, zip(*equal, strict=True), strict=True)}
+            whose = np.repeat(np.arange(len(blocks)), [len(block.patterns) for block in blocks])
+            kept = np.bincount(whose[inside == pattern], minlength=len(blocks))
+            equal.append(kept + heavy[:, self._heavy[model] == pattern].sum(axis=1))
+        self.equal = dict(zip(near, np.stack(equal, axis=1), strict=True))
         self._finish(patterns)
 
     def _count_all(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eutectic.errors import Problem, RecipeError
 from eutectic.lazy import LazyModule
@@ -79,3 +79,9 @@ def divisor(weights: Sequence[float], normalize: bool) -> float:
 def for_kernels(by: float) -> float | tuple[()]:
     """A divisor as compiled kernels take it: `()` for one, as dividing costs them as much as the sum."""
     return () if by == 1.0 else by
+
+
+def factors_for_kernels(by: Iterable[Any]) -> tuple[Any, ...]:
+    """Factors, one a model, as compiled kernels take them: `()` for ones, which they need not multiply by."""
+    factors = tuple(by)
+    return () if all(factor == 1.0 for factor in factors) else factors

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from eutectic.kernels.cuts import Cut, least_kept, most_left
 from eutectic.kernels.random import Rng, bound_of, keep_threshold, uint32_key
 from eutectic.kernels.streams import Bits, Block, Stream, StreamJob
-from eutectic.kernels.sums import divisor, for_kernels, negligible, one_a_model
+from eutectic.kernels.sums import divisor, factors_for_kernels, for_kernels, negligible, one_a_model
 from eutectic.kernels.trim import kept_count, outlier_count
 from eutectic.lazy import LazyModule
 
@@ -126,7 +126,7 @@ class TaskVectors(Stream):
 
     def combine(self, block: Block, out: Bits) -> None:
         task = self._tasks[block.job]
-        factor = tuple(block.floats(value) for value in task.factor)
+        factor = factors_for_kernels(block.floats(value) for value in task.factor)
         shared = (task.weights, task.divisor, task.scale)
         if self._drops:
             fused.combine_dropped(
@@ -143,8 +143,7 @@ class TaskVectors(Stream):
                 out,
             )
         elif not self._cuts:
-            zero = (block.floats(0),) * self._models
-            fused.combine_deltas(block.base, block.models, *shared, zero, factor, task.normalize, task.tiny, out)
+            fused.combine_deltas(block.base, block.models, *shared, (), factor, task.normalize, task.tiny, out)
         else:
             for start, stop, level in self._stretches(block):
                 models = tuple(row[start:stop] for row in block.models)
@@ -188,7 +187,7 @@ def _task(job: StreamJob, elect: bool) -> _Task:
     keep = [keep_threshold(share) for share in densities]
     normalize = bool(given["normalize"])
     return _Task(
-        weights=tuple(shares),
+        weights=factors_for_kernels(shares),
         # Under an election the divisor is the weight of those who agree, entry by entry.
         divisor=None if elect else for_kernels(divisor(shares, normalize)),
         scale=float(given["lambda_"]),

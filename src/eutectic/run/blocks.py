@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -313,16 +314,20 @@ def _check_result(job: Job, out: NDArray[Any]) -> None:
 def count_nonfinite(bits: NDArray[Any], dtype: str) -> int:
     """How many stored values are NaN or infinite."""
     words = bits.view(dtypes.BY_NAME[dtype].bits)
-    width = 8 * words.itemsize
-    exponent = EXPONENT[dtype]
-    lanes = range(0, 64, width)
-    whole = len(words) - len(words) % len(lanes)
-    mask = sum(exponent << lane for lane in lanes)
-    step = sum((1 << width - 1) - exponent << lane for lane in lanes)
-    signs = sum(1 << width - 1 << lane for lane in lanes)
-    found = int(fused.carries(words[:whole].view(np.uint64), np.uint64(mask), np.uint64(step)))
-    rest = words[whole:] if not found & signs else words
-    return int(fused.count_masked(rest, words.dtype.type(exponent)))
+    mask, step, signs = _carrying(dtype)
+    whole = len(words) - len(words) % (8 // words.itemsize)
+    found = int(fused.carries(words[:whole].view(np.uint64), mask, step))
+    rest = words if found & signs else words[whole:]
+    return int(fused.count_masked(rest, words.dtype.type(EXPONENT[dtype]))) if len(rest) else 0
+
+
+@cache
+def _carrying(dtype: str) -> tuple[np.uint64, np.uint64, int]:
+    """What `fused.carries` takes for a dtype, and the bits that tell what it has found."""
+    width, exponent = 8 * dtypes.itemsize(dtype), EXPONENT[dtype]
+    lanes, sign = range(0, 64, width), 1 << width - 1
+    mask, step = sum(exponent << lane for lane in lanes), sum(sign - exponent << lane for lane in lanes)
+    return np.uint64(mask), np.uint64(step), sum(sign << lane for lane in lanes)
 
 
 def count_negative(bits: NDArray[Any], dtype: str) -> int:

@@ -22,8 +22,9 @@ _TORCH = 260 * MIB
 # Journal records, Python objects and allocator slack beyond the buffers that are counted.
 _SLACK = 48 * MIB
 
-# Blocks held between passes save reading them again; beyond this, touching fresh memory costs more than the reading.
-HOLD_BYTES = 256 * MIB
+# Blocks held between passes save reading them again, but touching fresh memory costs more than reading it once from the
+# page cache: what is held is used for several tensors, and is no more than the largest but `LARGER` of them take.
+HOLD_BYTES, LARGER = 256 * MIB, 2
 
 CODES: dict[str, tuple[str, str]] = {
     "M601": (
@@ -151,10 +152,9 @@ def make_budget(
         why, instead = _for_whole_tensors(plan, device, reference)
         message = f"the merge needs {least} MiB at least{why}, the bound is {memory // MIB} MiB"
         raise ResourceError(Problem("M601", message, "--memory", f"pass `--memory {least}MiB` or more{instead}"))
-    passes = any(level.method.streamed is not None for level in plans_in(plan))
-    hold = min(HOLD_BYTES, max(0, left - workers * each)) if passes else 0
+    hold = min(_worth_holding(plan), max(0, left - workers * each))
     workers, there = _on_gpu(Work(plan, device, reference), gpu_free, workers, lanes)
-    return Budget(workers, hold, floor + workers * each + min(hold, _largest_group(plan)), floor + each, there)
+    return Budget(workers, hold, floor + workers * each + hold, floor + each, there)
 
 
 def _on_gpu(work: Work, free: int, workers: int, lanes: int) -> tuple[int, int]:
@@ -174,9 +174,14 @@ def _on_gpu(work: Work, free: int, workers: int, lanes: int) -> tuple[int, int]:
         workers //= 2
 
 
-def _largest_group(plan: Plan) -> int:
-    """Input bytes of the largest group: more than this is never held."""
-    sizes = []
-    for jobs in plan.groups():
-        sizes.append(sum(plan.inputs[i].specs[name].nbytes for job in jobs for i, name in plan.jobs[job].reads))
-    return max(sizes, default=0)
+def _worth_holding(plan: Plan) -> int:
+    """Bytes of input that are held between passes, where there is more than one."""
+    if all(level.method.streamed is None for level in plans_in(plan)):
+        return 0
+    sizes = sorted(
+        sum(plan.inputs[i].specs[name].nbytes for job in jobs for i, name in plan.jobs[job].reads)
+        for jobs in plan.groups()
+    )
+    # Models that are computed as they are read, recipes and views, are not in the page cache.
+    computed = any(_reading(plan)) or any(item.plan is not None for item in plan.inputs)
+    return min(HOLD_BYTES, sizes[-1 if computed else max(-1 - LARGER, -len(sizes))]) if sizes else 0
