@@ -118,7 +118,8 @@ def _repeated(opened: Sequence[_Opened], recipe: Recipe) -> list[Problem]:
     seen: dict[frozenset[str], str] = {}
     problems = []
     for item in opened:
-        files = item.found.files() if isinstance(item.found, Source) else None
+        # Views of one model that were opened by hand (as it is, and aligned) are not the same.
+        files = item.found.files() if isinstance(item.model, str) and isinstance(item.found, Source) else None
         key = frozenset(map(os.path.realpath, files or ()))
         if not key:
             continue
