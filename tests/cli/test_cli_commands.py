@@ -118,7 +118,7 @@ def test_plan_as_json(run: Run) -> None:
     found = parsed(run("plan", "dare.yml", "--json", "--seed", 5, "--threads", 1))
     assert found.keys() == {
         *("method", "fingerprint", "seed", "inputs", "bytes_in", "bytes_out", "threads", "peak_bytes", "tensors"),
-        "least_bytes",
+        *("least_bytes", "gpu_bytes"),
         *("tied", "dropped", "notes", "problems"),
     }
     assert (found["method"], found["seed"], found["threads"], found["problems"]) == ("dare_linear", 5, 1, [])
@@ -175,7 +175,7 @@ def test_quiet_still_says_what_is_wrong(run: Run) -> None:
 def test_verify_as_json(run: Run, here: Path) -> None:
     run("merge", "r.yml", "out", "-q")
     found = parsed(run("verify", "out", "--json"))
-    assert found == {"path": "out", "ok": True, "stored": 12, "derived": 12, "files": 4, "problems": []}
+    assert found == {"path": "out", "ok": True, "stored": 12, "derived": 12, "near": 0, "files": 4, "problems": []}
     assert parsed(run("verify", "out", "--json", "--stored-only"))["derived"] == 0
     assert parsed(run("verify", "out", "--json", "--sample", 3))["derived"] == 3
 
