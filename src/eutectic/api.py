@@ -353,6 +353,7 @@ def explain(code: str) -> tuple[str, str]:
     """Title and explanation of a problem's code. Raises `RecipeError` (X902) for an unknown one."""
     from eutectic.codes import CODES
 
-    if (found := CODES.get(code.upper())) is None:
-        raise RecipeError(Problem("X902", f"there is no code {code!r}", hint=did_you_mean(code.upper(), CODES)))
+    wanted = str(code).upper()
+    if (found := CODES.get(wanted)) is None:
+        raise RecipeError(Problem("X902", f"there is no code {code!r}", hint=did_you_mean(wanted, CODES)))
     return found

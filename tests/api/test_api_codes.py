@@ -41,3 +41,5 @@ def test_an_explanation_reads_well(code: str) -> None:
 def test_no_such_code() -> None:
     with pytest.raises(RecipeError, match=r"^X902 there is no code 'R1'"):
         eutectic.explain("R1")
+    with pytest.raises(RecipeError, match=r"^X902 there is no code 101"):
+        eutectic.explain(101)  # type: ignore[arg-type]
