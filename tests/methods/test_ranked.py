@@ -73,6 +73,16 @@ def test_places_are_those_of_mean_ranks(length, dtype):
         assert (places(base, row, length) == places_oracle(base, row, length)).all(), name
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("length", [64, 300, 2048])
+def test_places_where_deltas_are_multiples_of_no_common_width(length, dtype):
+    """Models without a common base, in rows enough for narrower bins; in the last ones most are in one bin."""
+    random = np.random.default_rng(5)
+    base, row = (stored(random.standard_normal(40 * length), dtype) for _ in range(2))
+    row[-5 * length :: length] = stored([2.0**14], dtype)
+    assert (places(base, row, length) == places_oracle(base, row, length)).all()
+
+
 @given(data=st.data(), length=st.sampled_from([3, 40, 130]), dtype=st.sampled_from(["bfloat16", "float16", "float32"]))
 @settings(max_examples=60, deadline=None)
 def test_places_of_any_bits(data, length, dtype):

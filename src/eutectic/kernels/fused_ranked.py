@@ -38,6 +38,8 @@ SPAN, SAMPLED = np.float32(5), 32
 LOWEST, HIGHEST = 40, 214
 # Open entries of a row that are sorted at once; more are left to numpy.
 FEW = 64
+# Where more than one entry in so many is open, of at least so many, the widths of the rows to come are halved.
+COARSE, TRIED = 32, 4096
 
 
 @inlined
@@ -193,20 +195,23 @@ def settle_few(keys: Any, found: int, more: int, length: int, bits: int, inverse
 
 
 @compiled
-def rank_by_counts(base: Any, row: Any, length: int, bits: int, counts: Any, inverse: Any, out: Any, keys: Any) -> int:
+def rank_by_counts(
+    base: Any, row: Any, length: int, bits: int, count: int, counts: Any, few: int, inverse: Any, out: Any, keys: Any
+) -> int:
     """Writes 1 / p of every entry to `out (n)` and the keys of open ones to `keys`; returns how many.
 
-    A row has `length` entries, whose index takes `bits`. `counts` is scratch, two for each width that a row is cut
-    into. `out` has the place of an open entry as if all of its bin were equal.
+    A row has `length` entries, whose index takes `bits`. The first is cut into `count` widths, others into twice as
+    many where that is too coarse; `counts` is scratch, two for each width, as far as it goes. `out` has the
+    place of an open entry as if all of its bin were equal. It gives up where they are more than `few`.
     """
     bins = np.empty(length, np.uint16)
     table = np.empty(len(counts), np.uint32)
     flags = np.zeros((length + 7) // 8 * 8, np.uint8)
-    found = 0
+    found, opened, passed = 0, 0, 0
     for number in range(len(out) // length):
         part = slice(number * length, (number + 1) * length)
         origin, own, kept = base[part], row[part], out[part]
-        bins_of(origin, own, span_of(origin, own), len(counts) // 2, bins)
+        bins_of(origin, own, span_of(origin, own), count, bins)
         used = 2 * (int(largest(bins)) // 2 + 1)
         counts[:used] = 0
         tally(bins, counts)
@@ -214,7 +219,13 @@ def rank_by_counts(base: Any, row: Any, length: int, bits: int, counts: Any, inv
         looked_up(bins, table, kept)
         if some:
             more = list_open(origin, own, number, bits, flags, kept, keys, found)
+            opened += more - found
             found = settle_few(keys, found, more, length, bits, inverse, out)
+        if found > few:
+            break
+        passed += length
+        if passed >= TRIED and opened * COARSE > passed and 4 * count <= len(counts):
+            count, opened, passed = 2 * count, 0, 0
     return found
 
 

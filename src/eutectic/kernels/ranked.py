@@ -31,8 +31,10 @@ PARTS = 1 << 16
 RANKED = 1 << 17
 # Entries of the longest rows of which all pairs are compared.
 PAIRED = 32
-# Widths that a row of 16-bit floats is cut into, at least and at most.
+# Widths that a row of 16-bit floats is cut into, at least and at most; eight times as many where they are too coarse.
 COARSE, FINE = 1 << 8, 1 << 12
+# Where more than one entry in so many would have to be listed, rows are sorted.
+FEW_IN = 16
 
 
 def keep_bounds(length: int, density: float, epsilon: float) -> NDArray[np.uint32]:
@@ -188,12 +190,13 @@ def _look_up(base: Bits, row: Bits, length: int, inverse: NDArray[Any], out: NDA
 def _look_up_binned(base: Bits, row: Bits, length: int, inverse: NDArray[np.uint32], out: NDArray[np.uint32]) -> None:
     """As `_look_up`, of floats as the words that they are stored as."""
     bits = (length - 1).bit_length()
-    keys = np.empty(len(row), np.uint64)
+    keys, few = np.empty(len(row), np.uint64), len(row) // FEW_IN
+    found = len(row)
     if row.itemsize == 2:
         widths = min(max(1 << (length.bit_length() - 2), COARSE), FINE)
-        counts = np.empty(2 * widths, np.uint16 if length < 1 << 16 else np.uint32)
-        found = fused_ranked.rank_by_counts(base, row, length, bits, counts, inverse, out, keys)
-    else:
+        counts = np.empty(16 * widths, np.uint16 if length < 1 << 16 else np.uint32)
+        found = fused_ranked.rank_by_counts(base, row, length, bits, widths, counts, few, inverse, out, keys)
+    if found > few:
         ranked = _sorted_bins(base, row, length, bits)
         found = fused_ranked.rank_by_sorting(base, row, length, bits, ranked, inverse, out, keys)
     if found:
@@ -202,7 +205,7 @@ def _look_up_binned(base: Bits, row: Bits, length: int, inverse: NDArray[np.uint
 
 
 def _sorted_bins(base: Bits, row: Bits, length: int, bits: int) -> NDArray[Any]:
-    """For each row of float32 how many widths its entries have, rising, above `bits` of the index."""
+    """For each row how many widths its entries have, rising, above `bits` of the index."""
     short = bits <= 14
     ranked: NDArray[Any] = np.empty(len(row), np.uint32 if short else np.uint64)
     # As many as there is room for; more than 2²⁴, or 2²⁹ in a longer key, are none that float32 tells apart.

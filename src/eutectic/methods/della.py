@@ -60,17 +60,19 @@ def della(
     **Differs from the paper.** Its ε is the whole width of the window, `epsilon` is half of it, as in mergekit. Ranks
     go from 0 to n-1 of n, so that the mean probability is exactly `density`. A window that does not fit between 0 and 1
     is narrowed around the density until it does, so `density: 1` drops nothing. Rows run along the last axis; a vector
-    is one row, and a row of one entry has the density itself. Of equal magnitudes the first by index rank higher.
+    is one row, and a row of one entry has the density itself. Equal magnitudes, of which a bfloat16 fine-tune has many,
+    share the mean of their ranks, so the order of columns favours none; a row of equal ones has the density throughout.
     Probabilities are whole multiples of 2⁻¹⁶, and the inverse taken is theirs. Defaults are those of the authors' code:
     a drop rate of 0.3 and a window of 0.14; its λ of 1.1 is not taken over.
 
     **Differs from mergekit.** `rescale: true` divides by each entry's probability, as in the paper; mergekit's L1 match
     is `l1`. Defaults are 0.7 and 0.07 (mergekit: density 1, which drops nothing, and 0.15). Windows that do not fit are
     refused there, and rows of one entry fail. Packed experts and convolutions are ranked along their last axis, not the
-    second. Ranks are exact; in bfloat16 mergekit has about 700 different ones in a row of 4,096. Masks come from a
-    counter-based generator.
+    second. Ranks are exact, and equal magnitudes have one; in bfloat16 mergekit has about 700 different ones in a row
+    of 4,096. Masks come from a counter-based generator.
 
-    **Cost.** One pass (two with `l1`) and a sort of every row of every model, which is most of the time.
+    **Cost.** One pass, or two with `l1`; ranking each row of every model is half of the arithmetic for 16-bit floats, and
+    most of it for others, whose rows are sorted.
     """
     shares = one_a_model(weight, len(deltas))
     kept = keep_by_rank(deltas, density, epsilon, rescale, rng)
