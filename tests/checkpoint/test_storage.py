@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import resource
 import stat
 from pathlib import Path
 
 import pytest
 
 import eutectic
+from eutectic.checkpoint.extents import unreadable
 from eutectic.checkpoint.storage import Storage
 
 STORAGE = Storage()
@@ -153,3 +156,36 @@ def test_the_output_side_touches_the_file_system_only_through_the_seam():
         text = (folder / name).read_text()
         found = [m.group() for m in direct.finditer(text.replace("def open(", "").replace(".open(", ""))]
         assert not found, f"{name}: {found}"
+
+
+@pytest.fixture
+def few_files():
+    """A process that may have hardly more files open than it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = max(map(int, os.listdir("/dev/fd"))) + 3
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+    yield few
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_files_are_opened_than_the_system_allows_unasked(tmp_path, few_files):
+    opened = []
+    for number in range(few_files):
+        opened.append(STORAGE.create(str(tmp_path / str(number))))
+        opened.append(STORAGE.open_read(str(tmp_path / str(number))))
+    assert len(set(opened)) == 2 * few_files
+    for fd in opened:
+        STORAGE.close(fd)
+
+
+def test_where_no_more_files_are_allowed_the_limit_is_named(tmp_path, few_files, monkeypatch):
+    def refused(*_):
+        raise ValueError("not allowed to raise maximum limit")
+
+    with monkeypatch.context() as patched, contextlib.ExitStack() as opened:
+        patched.setattr(resource, "setrlimit", refused)
+        (tmp_path / "x").touch()
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            for _ in range(few_files):
+                opened.callback(os.close, STORAGE.open_read(str(tmp_path / "x")))
+    assert "`ulimit -n`" in str(unreadable(caught.value, "x"))

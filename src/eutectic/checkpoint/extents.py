@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import weakref
@@ -67,6 +68,8 @@ def unreadable(error: OSError, path: str, label: str = "", tensor: str = "") -> 
     whose = f" of model {label!r}" if label else ""
     reason = error.strerror or str(error)
     hint = "check that the file is whole, that you may read it and that its disk is well"
+    if error.errno == errno.EMFILE:
+        hint = "let a process have more open files (`ulimit -n`), or merge fewer models at a time"
     return CheckpointError(Problem("C221", f"this file{whose} cannot be read: {reason}", tensor, hint, path))
 
 

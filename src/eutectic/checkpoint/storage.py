@@ -5,9 +5,35 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import stat
 from contextlib import suppress
 from typing import Any
+
+# Open files that a process may have: asked for when its own limit is reached. The second is the most that macOS takes.
+_FILES = (1 << 20, 10_240)
+
+
+def _descriptor(path: str, flags: int, mode: int = 0o777) -> int:
+    """`os.open`. A merge of many models of many shards has more files open than most systems allow unasked."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        _allow_more_files()
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+
+
+def _allow_more_files() -> None:
+    """Raises the process's limit of open files as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in _FILES:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(ValueError, OSError):
+            if soft < most:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            return
 
 
 class Storage:
@@ -20,7 +46,7 @@ class Storage:
 
     def open_read(self, path: str) -> int:
         """A descriptor for a regular file. Pipes, devices and folders raise `OSError` (EINVAL), without blocking."""
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = _descriptor(path, os.O_RDONLY | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise OSError(errno.EINVAL, "not a regular file", path)
@@ -67,7 +93,7 @@ class Storage:
 
     def create(self, path: str) -> int:
         """A descriptor for reading and writing, the file made if missing; mode by umask, as any program's."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return _descriptor(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def allocate(self, fd: int, size: int) -> None:
         """Reserves `size` bytes, so that a full disk is an error now and not in an hour; sets the file's length."""
