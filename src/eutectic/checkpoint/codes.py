@@ -97,8 +97,8 @@ CODES: dict[str, tuple[str, str]] = {
     "C221": (
         "a file cannot be read",
         "The operating system refused, or the file ended too early; its own words stand in the message. Check "
-        "permissions, the disk and the network mount. Pipes, devices and folders are not read as weights. Every file of "
-        "every model is open during a merge: many models of many shards may need a higher `ulimit -n`.",
+        "permissions, the disk and the network mount. Pipes, devices and folders are not read as weights. Every file "
+        "of every model is open during a merge: many models of many shards may need a higher `ulimit -n`.",
     ),
     "C222": (
         "read after close",
