@@ -199,6 +199,31 @@ def test_an_error_of_the_journal_reaches_the_writers(tmp_path):
     sink.abandon(remove=False)
 
 
+def test_a_part_of_a_tensor_is_synced_and_not_journalled(tmp_path, monkeypatch):
+    synced = threading.Event()
+
+    class Watched(Storage):
+        def sync(self, fd):
+            super().sync(fd)
+            if watching:
+                synced.set()
+
+    watching = False
+    monkeypatch.setattr("eutectic.checkpoint.output.BATCH_BYTES", 1000)
+    sink = output(tmp_path / "out", storage=Watched())
+    sink.open()
+    watching = True
+    sink.write(1, 0, DATA["b"][:BLOCK])
+    assert synced.wait(30)
+    sink.flush()
+    assert sink.records == {}
+    sink.abandon(remove=False)
+    again = output(tmp_path / "out")
+    again.open()
+    assert again.records == {}
+    again.abandon(remove=True)
+
+
 def test_letting_go_never_fails(tmp_path):
     class Stuck(Storage):
         def close(self, fd):

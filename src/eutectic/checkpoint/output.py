@@ -25,7 +25,8 @@ from eutectic.kernels.digests import tensor_digest
 # What the name of the folder of unfinished work adds to the output's.
 WORK = ".partial"
 
-# Finished tensors are made durable in batches: often enough to lose little, rarely enough to cost nothing.
+# What is written is made durable in batches: often enough to lose little and to have little left at the end, rarely
+# enough to cost nothing.
 BATCH_BYTES = 64 << 20
 BATCH_SECONDS = 10.0
 
@@ -76,7 +77,8 @@ class Output:
         self.records: dict[int, dict[str, Any]] = {}
         self.resumed = 0
         self._pending: list[tuple[int, dict[str, Any]]] = []
-        self._pending_bytes = 0
+        self._unsynced: set[int] = set()
+        self._unsynced_bytes = 0
         self._wake = threading.Condition()
         self._closing = False
         self._failure: BaseException | None = None
@@ -237,25 +239,27 @@ class Output:
             raise OutputError(self._problem(error)) from error
         if self._failure is not None:
             raise self._failure
+        with self._wake:
+            self._unsynced.add(shard)
+            self._unsynced_bytes += memoryview(bits).nbytes
+            if self._unsynced_bytes >= BATCH_BYTES:
+                self._wake.notify()
 
     def finish(self, job: int, record: dict[str, Any]) -> None:
         """Every block of the tensor is written; it will be journalled with the next batch."""
-        _, numel, itemsize = self._tensors[job]
         with self._wake:
             self._pending.append((job, record))
-            self._pending_bytes += numel * itemsize
-            if self._pending_bytes >= BATCH_BYTES:
-                self._wake.notify()
 
     def _flush_loop(self) -> None:
         try:
             while True:
                 with self._wake:
-                    if not self._closing and self._pending_bytes < BATCH_BYTES:
+                    if not self._closing and self._unsynced_bytes < BATCH_BYTES:
                         self._wake.wait(BATCH_SECONDS)
-                    batch, self._pending, self._pending_bytes = self._pending, [], 0
+                    batch, self._pending = self._pending, []
+                    shards, self._unsynced, self._unsynced_bytes = self._unsynced, set(), 0
                     closing = self._closing
-                self._flush(batch)
+                self._flush(batch, shards)
                 if closing and not self._pending:
                     return
         except OSError as error:
@@ -263,14 +267,14 @@ class Output:
         except BaseException as error:
             self._failure = error
 
-    def _flush(self, batch: list[tuple[int, dict[str, Any]]]) -> None:
-        if not batch:
-            return
-        assert self._journal is not None
-        for shard in sorted({self._place[self._tensors[job][0]][0] for job, _ in batch}):
+    def _flush(self, batch: list[tuple[int, dict[str, Any]]], shards: set[int]) -> None:
+        """Makes the shards durable, which have had the whole of the batch's tensors, and then journals these."""
+        for shard in sorted(shards):
             self._storage.sync(self._fds[shard])
-        self._journal.append([{"job": job, **record} for job, record in batch])
-        self.records.update(batch)
+        if batch:
+            assert self._journal is not None
+            self._journal.append([{"job": job, **record} for job, record in batch])
+            self.records.update(batch)
 
     def flush(self) -> None:
         """Makes durable and journals all that is finished, and stops the journal's thread."""

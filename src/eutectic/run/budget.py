@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from eutectic.errors import Problem, ResourceError
+from eutectic.kernels.digests import BLOCK
 from eutectic.plan import Plan
 from eutectic.run.gpu import LIBRARIES
 from eutectic.run.groups import HISTOGRAM_BYTES, Work, block_bytes, gpu_bytes, in_torch, is_whole
@@ -152,7 +153,7 @@ def make_budget(
         why, instead = _for_whole_tensors(plan, device, reference)
         message = f"the merge needs {least} MiB at least{why}, the bound is {memory // MIB} MiB"
         raise ResourceError(Problem("M601", message, "--memory", f"pass `--memory {least}MiB` or more{instead}"))
-    hold = min(_worth_holding(plan), max(0, left - workers * each))
+    hold = min(_worth_holding(plan, workers), max(0, left - workers * each))
     workers, there = _on_gpu(Work(plan, device, reference), gpu_free, workers, lanes)
     return Budget(workers, hold, floor + workers * each + hold, floor + each, there)
 
@@ -174,14 +175,18 @@ def _on_gpu(work: Work, free: int, workers: int, lanes: int) -> tuple[int, int]:
         workers //= 2
 
 
-def _worth_holding(plan: Plan) -> int:
+def _worth_holding(plan: Plan, workers: int) -> int:
     """Bytes of input that are held between passes, where there is more than one."""
     if all(level.method.streamed is None for level in plans_in(plan)):
         return 0
-    sizes = sorted(
-        sum(plan.inputs[i].specs[name].nbytes for job in jobs for i, name in plan.jobs[job].reads)
-        for jobs in plan.groups()
-    )
+    read = [sum(plan.inputs[i].specs[name].nbytes for i, name in job.reads) for job in plan.jobs]
+    sizes = sorted(sum(read[job] for job in jobs) for jobs in plan.groups())
     # Models that are computed as they are read, recipes and views, are not in the page cache.
     computed = any(_reading(plan)) or any(item.plan is not None for item in plan.inputs)
-    return min(HOLD_BYTES, sizes[-1 if computed else max(-1 - LARGER, -len(sizes))]) if sizes else 0
+    size = sizes[-1 if computed else max(-1 - LARGER, -len(sizes))] if sizes else 0
+    # Whole blocks are held, and those of the next tensor before the last of this one are given up.
+    block = max(
+        (nbytes // -(-job.spec.numel // BLOCK) for nbytes, job in zip(read, plan.jobs, strict=True) if nbytes),
+        default=0,
+    )
+    return min(HOLD_BYTES, size + (workers + 1) * min(block, size))
