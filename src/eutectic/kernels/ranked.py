@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eutectic.kernels.random import Rng, random_words, uint32_key
 from eutectic.kernels.streams import Bits, Block, Stream, StreamJob
-from eutectic.kernels.sums import divisor, for_kernels, negligible, one_a_model
+from eutectic.kernels.sums import divisor, factors_for_kernels, for_kernels, negligible, one_a_model
 from eutectic.kernels.trim import match_l1
 from eutectic.lazy import LazyModule
 
@@ -98,11 +98,12 @@ class Della(Stream):
         (job,) = jobs
         given, models = job.parameters, job.models
         normalize = bool(given["normalize"])
-        self._weights = tuple(one_a_model(given["weight"], models))
+        shares = one_a_model(given["weight"], models)
+        self._weights = factors_for_kernels(shares)
         # Under an election the divisor is the weight of those who agree, entry by entry.
-        self._divisor = None if elect else for_kernels(divisor(self._weights, normalize))
+        self._divisor = None if elect else for_kernels(divisor(shares, normalize))
         self._scale = float(given["lambda_"])
-        self._ending = (normalize, negligible(self._weights))
+        self._ending = (normalize, negligible(shares))
         self._length = row_length(job.shape or ())
         windows = zip(one_a_model(given["density"], models), one_a_model(given["epsilon"], models), strict=True)
         self._windows = list(windows)
@@ -143,7 +144,7 @@ class Della(Stream):
         self._factor, self._norms_due = other._factor, False
 
     def combine(self, block: Block, out: Bits) -> None:
-        factor = tuple(block.floats(value) for value in self._factor)
+        factor = factors_for_kernels(block.floats(value) for value in self._factor)
         for part, inverse, skipped in self._ranked(block):
             models = tuple(row[part] for row in block.models)
             drop = (inverse, skipped, block.first + part.start, self._keys, self._divides)
