@@ -62,6 +62,8 @@ def kinds(length):
     yield "subnormal", noise * 1e-42
     yield "infinite", np.where(random.random(2 * length) < 0.1, np.inf, noise)
     yield "NaN", np.where(random.random(2 * length) < 0.1, np.nan, noise)
+    # Where none of the sample is.
+    yield "one NaN", np.where(np.arange(2 * length) % length == 1, np.nan, noise)
 
 
 @pytest.mark.parametrize("dtype", STORED)
