@@ -165,6 +165,11 @@ def test_a_small_group_is_kept_whole(numel: int) -> None:
     assert np.isnan(chosen.threshold[2])
 
 
+def test_the_sample_of_a_model_of_any_size_is_small() -> None:
+    for numel in (1 << 20, 1 << 27, 1 << 36):
+        assert numel // Selection([1], [numel], False)._one_in <= selection.KEPT
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-45, 3e38, 1.0])
 def test_all_entries_equal(value: float) -> None:
     deltas = np.full((1, 40 * SIZE), value, np.float32)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +33,8 @@ else:
 BINS = 1 << 16
 # Blocks to sample from, at least, where there are that many.
 SAMPLED = 4
-# Smaller groups are kept whole; of the others some `AIM` entries are sampled, within one in `MOST` and one in `LEAST`.
+# Smaller groups are kept whole; of the others some `AIM` entries are sampled, one in `MOST` of the smallest and one in
+# `LEAST` of large ones, up to `KEPT`.
 SMALLEST, AIM, MOST, LEAST = 1 << 17, 1 << 15, 32, 384
 # Standard deviations of a sample's rank that are allowed for on either side.
 DEVIATIONS = 3
@@ -79,7 +80,7 @@ class Selection:
         self._sizes = sizes
         self._numel = sum(sizes)
         self._stage = "level" if wide or not self._numel else "sample" if self._numel > SMALLEST else "near"
-        self._one_in = max(MOST, min(self._numel // AIM, LEAST))
+        self._one_in = max(MOST, min(self._numel // AIM, LEAST), self._numel // KEPT)
         self._block_step = max(1, self._numel // BLOCK // SAMPLED)
         self._restart()
         self._near: dict[tuple[int, int], list[_Near]] = {}
@@ -140,7 +141,7 @@ class Selection:
         # Odd, so that rows of even length are not always met in the same columns.
         step = max(1, len(block.base) * self._one_in // stands_for) | 1
         part = np.ascontiguousarray(block.bits[:, ::step])
-        thin = type(block)(block.job, block.index, block.first, part)
+        thin = replace(block, bits=part)
         out = np.empty((len(self.rank), part.shape[1]), self._value)
         fused.all_scores(thin.base, thin.models, out)
         return out.view(np.int32)
