@@ -181,6 +181,12 @@ def test_a_bias_that_a_model_lacks() -> None:
     ]
 
 
+def test_a_weight_that_a_model_lacks_is_told_as_in_any_merge() -> None:
+    less = Header("b", {name: spec for name, spec in MODEL.items() if name != "head.weight"})
+    said = refused(asked(), Header("a", MODEL), less, grams("sa"), grams("sb", {"head.weight": None}))
+    assert said == ["P302 head.weight: is missing from b but is in a; set `missing: copy` to copy such tensors"]
+
+
 def test_tensors_without_fisher_information_are_averaged() -> None:
     fisher = {name: spec for name, spec in FISHER.items() if name != "norm"}
     pair = Artefact("sa", fisher, "fisher"), Artefact("sb", fisher, "fisher")

@@ -234,6 +234,11 @@ def test_steps_can_be_swept(models, tmp_path):
         ([{"lines": {"beta": 0.5, "gamma": 1}}], {}, "R121 post[0].lines.gamma: lines has no parameter 'gamma'"),
         ([{"lines": {"beta": "auto"}}], {}, "R123 post[0].lines.beta: must be a number, not 'auto'"),
         ([{"lines": {"beta": 0.5, "alpha": [0.1, "auto"]}}], {}, "P306 post[0].lines.alpha: alpha is one value"),
+        (
+            [{"lines": {"beta": [{"filter": "mlp", "value": 1}]}}],
+            {},
+            "P304 post[0].lines.beta: beta has no value for some",
+        ),
         ([{"svc": {"alpha": 0}}], {}, "R123 post[0].svc.alpha: must lie in (0, 1], not 0"),
         ([{"norm_guard": {"scope": "layer"}}], {}, "must be one of tensor, model, not 'layer'"),
         (["norm_guard", "norm_guard"], {}, "R150 post: norm_guard stands twice"),
