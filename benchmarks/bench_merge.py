@@ -99,6 +99,7 @@ RECIPES = {
         Recipe("consensus_ta", TUNED, base=True, limit=4, peer=False),
         Recipe("magmax", TUNED, base=True, limit=4, peer=False),
         Recipe("emr", TUNED, base=True, limit=4, peer=False),
+        Recipe("pcb", TUNED, base=True, limit=4, peer=False),
         Recipe("fisher", TUNED[:2], base=False, limit=4, peer=False, statistics=True),
     )
 }

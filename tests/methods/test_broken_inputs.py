@@ -104,3 +104,14 @@ def test_importances_that_are_infinite(spoiled):
         warnings.simplefilter("error")
         found = merged("arcee_fusion", [base, tuned])
     assert found["l.0.matrix"].shape == (6, 5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_both_forms_of_pcb_agree_on_broken_tensors(bad):
+    broken = models(3)
+    for place, tensor in ((0, "l.1.vector"), (1, "l.0.matrix"), (2, "l.1.one"), (2, "l.1.scalar")):
+        broken[place][tensor].view(-1)[0] = bad
+    fused, plain = (merged("pcb", broken, reference=reference, density=0.3) for reference in (False, True))
+    for tensor in SHAPES:
+        assert torch.equal(fused[tensor].nan_to_num(), plain[tensor].nan_to_num())
+        assert torch.equal(fused[tensor].isnan(), plain[tensor].isnan())

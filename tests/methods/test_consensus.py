@@ -19,7 +19,6 @@ from eutectic.errors import RecipeError
 from eutectic.testing import check_method, write_safetensors
 
 ALL = ["consensus_ta", "emr", "magmax", "pcb", "ram", "ramplus_tl"]
-FUSED = [name for name in ALL if name != "pcb"]
 levels = per_model([0.0, 0.2, 0.4, 0.6, 1.0, 1.5])
 epsilons = st.sampled_from([0.0, 1e-5, 1 / 64, 2 / 64, 0.3])
 
@@ -277,6 +276,18 @@ def test_pcb_outlives_many_models():
     assert bool(methods.pcb(deltas, density=1.0).isfinite().all())
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_pcb_keeps_what_is_not_finite_to_its_entries(bad):
+    """The largest delta is the largest finite one, and what is broken takes no place among the best."""
+    deltas = torch.randn(3, 400)
+    deltas[:, 7] = 0.0
+    whole = methods.pcb(deltas)
+    deltas[1, 7] = bad
+    found = methods.pcb(deltas)
+    assert bool(found[7].isnan())
+    assert torch.equal(torch.cat([found[:7], found[8:]]), torch.cat([whole[:7], whole[8:]]))
+
+
 # The fused forms, through the engine
 
 SHAPES = {"big": (1030, 1020), "row": (7,), "one": (1,), "scalar": (), "none": (0, 4), "packed": (9, 2, 3)}
@@ -324,7 +335,7 @@ def small(tmp_path_factory):
     return write_models(tmp_path_factory.mktemp("small"), ["float32", "bfloat16", "float16"], SMALL)
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", ALL)
 def test_blocks_equal_the_reference(name, big, tmp_path):
     fused = expect_reference(recipe(name, big), tmp_path)
     assert merged_bytes(recipe(name, big), tmp_path / "threads", threads=3) == fused
@@ -332,13 +343,13 @@ def test_blocks_equal_the_reference(name, big, tmp_path):
     assert merged_bytes(recipe(name, turned), tmp_path / "turned") == fused
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_dtypes_equal_the_reference(name, dtype, tmp_path):
     expect_reference(recipe(name, write_models(tmp_path, [dtype], SMALL)), tmp_path)
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("out", ["bfloat16", "float32"])
 def test_mixed_dtypes_equal_the_reference(name, out, small, tmp_path):
     expect_reference(recipe(name, small) | {"out_dtype": out}, tmp_path)
@@ -353,6 +364,8 @@ def test_mixed_dtypes_equal_the_reference(name, out, small, tmp_path):
         ("emr", {"lambda": -0.3}),
         ("ram", {"epsilon": 0.005}),
         ("ramplus_tl", {"epsilon": 0.005, "r": 0.7, "alpha": 3.0}),
+        ("pcb", {"density": 0.5, "lambda": -0.3}),
+        ("pcb", {"density": 1.0}),
     ],
 )
 @pytest.mark.parametrize("count", [2, 4])
@@ -361,7 +374,7 @@ def test_parameters_equal_the_reference(name, parameters, count, small, tmp_path
     expect_reference(recipe(name, paths, **parameters), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["emr", "magmax", "ram", "ramplus_tl"])
+@pytest.mark.parametrize("name", ["emr", "magmax", "pcb", "ram", "ramplus_tl"])
 def test_one_model_equals_the_reference(name, small, tmp_path):
     expect_reference(recipe(name, small[:2]), tmp_path)
 
@@ -373,6 +386,11 @@ def test_levels_one_a_model(small, tmp_path):
     expect_reference(given, tmp_path)
 
 
+def flat(path, shapes):
+    source = eutectic.open(str(path))
+    return np.concatenate([source[name].numpy().ravel() for name in shapes])
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_model_scope_takes_one_ratio_a_model(threads, tmp_path):
     """The paper's RAM+: counts of the whole model, against an oracle on all entries in one row."""
@@ -381,13 +399,25 @@ def test_model_scope_takes_one_ratio_a_model(threads, tmp_path):
     given = recipe("ramplus_tl", paths, scope="model", r=0.5, alpha=2.0)
     eutectic.merge(given, tmp_path / "out", options=Options(threads=threads))
 
-    def flat(path):
-        source = eutectic.open(str(path))
-        return np.concatenate([source[name].numpy().ravel() for name in shapes])
-
-    base = flat(paths[0])
-    deltas = np.stack([flat(path) - base for path in paths[1:]]).astype(np.float64)
+    base = flat(paths[0], shapes)
+    deltas = np.stack([flat(path, shapes) - base for path in paths[1:]]).astype(np.float64)
     expected = base + ram_oracle(deltas, float(np.float32(1e-5)), 0.5, 2.0)[0]
-    np.testing.assert_allclose(flat(tmp_path / "out"), expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(flat(tmp_path / "out", shapes), expected, rtol=1e-6, atol=1e-9)
     local = merged_bytes(recipe("ramplus_tl", paths, r=0.5, alpha=2.0), tmp_path / "local")
+    assert (tmp_path / "out/model.safetensors").read_bytes() != local
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("density", [0.1, 0.6])
+def test_model_scope_ranks_all_scores_together(threads, density, tmp_path):
+    """The paper's PCB-Merging, against an oracle on all entries in one row; more of them than are kept whole."""
+    shapes = {"a": (400, 400), "b": (64,), "c": (9, 2, 3), "none": (0, 4)}
+    paths = write_models(tmp_path, ["float32"], shapes)
+    given = recipe("pcb", paths, scope="model", density=density)
+    eutectic.merge(given, tmp_path / "out", options=Options(threads=threads))
+    base = flat(paths[0], shapes)
+    deltas = np.stack([flat(path, shapes) - base for path in paths[1:]]).astype(np.float64)
+    expected = base + pcb_oracle(deltas, density, 1.2)[0]
+    np.testing.assert_allclose(flat(tmp_path / "out", shapes), expected, rtol=1e-6, atol=1e-9)
+    local = merged_bytes(recipe("pcb", paths, density=density), tmp_path / "local")
     assert (tmp_path / "out/model.safetensors").read_bytes() != local

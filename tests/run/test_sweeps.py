@@ -58,6 +58,7 @@ CASES = [
     ("task_arithmetic", {"weight": {"sweep": [-1.0, 0.0, 0.4]}}),
     ("nuslerp", {"weight": {"sweep": [0.3, 2.0]}, "nuslerp_flatten": {"sweep": [True, False]}}),
     ("multislerp", {"weight": {"sweep": [[0.3, 0.5], 1.0]}}),
+    ("pcb", {"lambda": {"sweep": [0.5, 1.2]}, "density": {"sweep": [0.1, 0.5]}}),
     ("tsv_m", {"lambda": {"sweep": [0.5, 1.0]}}),
 ]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from eutectic.kernels.exponential import exp, expm1
 from eutectic.kernels.sums import weighted_sum
-from eutectic.kernels.trim import keep_largest
+from eutectic.kernels.trim import are_largest, kept_count
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 else:
     torch = LazyModule("torch")
+
+# Scores are ranked in working floats, times this: at most 1, they fill the range of float32.
+RANKED = 2.0**127
+# What exp is taken of, at least.
+LEAST = -700.0
+# Entries whose scores are computed at a time: the dozens of temporaries stay in a cache.
+_AT_A_TIME = 1 << 16
 
 
 def total_of(deltas: Tensor) -> Tensor:
@@ -69,26 +77,48 @@ def mean_of_changed(deltas: Tensor, active: Tensor, factors: Sequence[float]) ->
     return torch.where(holders == 1, weighted_sum(kept, factors), shared)
 
 
-def competition(deltas: Tensor, density: float) -> Tensor:
+def shares_of_best(deltas: Tensor, density: float) -> Tensor:
     """Each task vector's share of every entry, `(K, *shape)` → float64 `(K, *shape)`; they sum to one or are all zero.
 
-    Scores are exp(K n²) · tanh(δᵢ Σδ), n being |δᵢ| over its largest; of each model the share `density` of the highest
-    stays, divided by the highest. A negative score, of an entry against the sum, counts as zero.
+    Scores are `scores_of`; of each model the share `density` of the highest stays, divided by the highest.
     """
-    total = total_of(deltas)
-    kept = keep_largest(torch.stack([_scores(delta, total, len(deltas)) for delta in deltas]), density)
-    for score in kept:
-        if score.any():
-            score /= score.amax()
-    share = kept.sum(0)
+    total, count = total_of(deltas), kept_count(density, deltas[0].numel())
+    kept = torch.stack([_kept_scores(delta, total, len(deltas), count) for delta in deltas])
+    share = kept[0]
+    for score in kept[1:]:
+        share = share + score
     return kept / torch.where(share == 0, torch.ones_like(share), share)
 
 
-def _scores(delta: Tensor, total: Tensor, models: int) -> Tensor:
-    if not delta.any():
+def _kept_scores(delta: Tensor, total: Tensor, models: int, count: int) -> Tensor:
+    if not delta.numel():
         return torch.zeros_like(total)
+    scores = scores_of(delta, total, models)
+    highest = scores.amax()
+    kept = are_largest((scores * RANKED).to(delta.dtype), count)
+    return torch.where(kept, scores / torch.where(highest == 0, torch.ones_like(highest), highest), 0.0)
+
+
+def scores_of(delta: Tensor, total: Tensor, models: int) -> Tensor:
+    """exp(K (n² - 1)) · tanh(δ Σδ) of one model, float64, n being |δ| over its largest; zero if δ Σδ is not positive.
+
+    The constant exp(-K) cancels in the division by the highest score, and keeps exp from overflowing. What is infinite
+    or NaN scores zero.
+    """
+    top = torch.where(delta.isfinite(), delta.abs(), 0.0).amax().double()
+    top = torch.where(top == 0, torch.ones_like(top), top)
+    own, sums = delta.reshape(-1), total.reshape(-1)
+    step = _AT_A_TIME if delta.device.type == "cpu" else delta.numel()
+    parts = [slice(first, first + step) for first in range(0, delta.numel(), step)]
+    return torch.cat([_scores(own[part], sums[part], top, models) for part in parts]).reshape(delta.shape)
+
+
+def _scores(delta: Tensor, total: Tensor, top: Tensor, models: int) -> Tensor:
     own = delta.double()
-    # The constant exp(-K) cancels in the division by the highest score, and keeps exp from overflowing.
-    size = own.abs()
-    intra = (size / size.amax()).square_().sub_(1.0).mul_(models).exp_()
-    return intra.mul_((own * total).tanh_()).clamp_(min=0.0)
+    size = own.abs() / top
+    product = own * total
+    counts = (size <= 1) & (product > 0)
+    size = torch.where(counts, size, 0.0)
+    # From 40 on twice the product's tanh is 1.
+    grown = expm1(torch.where(counts, (product * 2.0).clamp(max=40.0), 0.0))
+    return exp(((size * size - 1.0) * models).clamp(min=LEAST)) * (grown / (grown + 2.0))

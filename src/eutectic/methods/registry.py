@@ -37,6 +37,7 @@ Statistics = Literal["", "fisher", "gram"]
 
 # (all parameters by recipe name, number of models) -> why they do not go together, or None.
 Refusal = Callable[[dict[str, Any], int], str | None]
+Streamed = Callable[[Sequence[Any]], "Stream"]
 
 # In place of a number: what stands in the statistics of the whole model.
 GLOBAL = "global"
@@ -129,7 +130,7 @@ class Method:
         scratch: bytes of working memory that the plain torch form needs, an entry and model.
         neutral: values under which a model comes out as it went in, where the defaults are not (the contract asks).
         example: values for the recipe on the method's page, where half of everything would make no sense.
-        streams_when: which bound parameters the streamed form covers; None is all.
+        working, streams_when: see `stream`.
         refusal: says why values do not go together.
         factors, finish: the method in two steps, where the first is expensive and does not depend on all parameters.
     """
@@ -155,7 +156,8 @@ class Method:
     scratch: int = 12
     neutral: Mapping[str, Any] = field(default_factory=dict)
     example: Mapping[str, Any] = field(default_factory=dict)
-    streamed: Callable[[Sequence[Any]], Stream] | None = field(default=None)
+    streamed: Streamed | None = field(default=None)
+    working: int = field(default=0)
     streams_when: Callable[[Mapping[str, Any]], bool] | None = field(default=None)
     factors: Callable[..., Any] | None = field(default=None)
     finish: Callable[..., Tensor] | None = field(default=None)
@@ -232,16 +234,14 @@ class Method:
         return refusal
 
     def stream(
-        self,
-        factory: Callable[[Sequence[Any]], Stream],
-        *,
-        when: Callable[[Mapping[str, Any]], bool] | None = None,
-    ) -> Callable[[Sequence[Any]], Stream]:
+        self, factory: Streamed, *, when: Callable[[Mapping[str, Any]], bool] | None = None, working: int = 0
+    ) -> Streamed:
         """Registers the same method in passes over blocks of stored bits (see `kernels.streams`).
 
-        `when` says for which parameters of a tensor, by recipe name; for others the plain torch form is used.
+        `when` says for which parameters of a tensor, by recipe name; for others the plain torch form is used. `working`
+        is how many working floats a pass needs, an entry and input.
         """
-        self.streamed, self.streams_when = factory, when
+        self.streamed, self.streams_when, self.working = factory, when, working
         return factory
 
     def streams(self, parameters: Mapping[str, Any]) -> bool:
