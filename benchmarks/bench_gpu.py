@@ -1,11 +1,12 @@
 """What a GPU saves: each method's whole merge on the CPU and on the GPU of one machine, interleaved in one process.
 
     python benchmarks/make_checkpoints.py --size full --dir /dev/shm/bench
-    python benchmarks/bench_gpu.py --dir /dev/shm/bench/full [--rounds N] [--methods M ...] [--write]
+    python benchmarks/bench_gpu.py --dir /dev/shm/bench/full [--rounds N] [--methods M ...] [--json FILE] [--write]
 
-Both use every core. Libraries are loaded and kernels compiled by a merge of each kind beforehand. Spectral methods take
-one thread of LAPACK for each matrix on the CPU and cuSOLVER on the GPU; they are left at their defaults but for the
-embedding and the head, which only elementwise methods take. `--write` puts the table into docs/benchmarks.md.
+The CPU has every core, the GPU its usual workers. Libraries are loaded and kernels compiled by a merge of each kind
+beforehand. Spectral methods take one thread of LAPACK for each matrix on the CPU and cuSOLVER on the GPU; they are left
+at their defaults but for the embedding and the head, which are averaged. `--write` puts the table into
+docs/benchmarks.md, with `--from` of figures that `--json` left elsewhere.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from bench_merge import DOCUMENT, RECIPES, Recipe
+from make_checkpoints import SIZES
 
 import eutectic
 import report
@@ -78,39 +80,46 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 for what in found[0]
             }
             print(json.dumps({"method": method, **of}), flush=True)
-            yield {"method": method, **of}
+            yield {"method": method, "size": given.dir.name, **of}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| method | CPU, s | GPU, s | CPU / GPU | CPU seconds: CPU | GPU | GPU memory, MiB |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| method | parameters | CPU, s | GPU, s | CPU / GPU | CPU seconds: CPU | GPU | GPU memory, MiB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         ratio = row["cpu_wall"] / row["cuda_wall"]
+        size = f"{SIZES[row['size']].elements() / 1e9:.2f} G"
         spent = f"{row['cpu_cpu']:.1f} | {row['cuda_cpu']:.1f} | {int(row['cuda_gpu']) >> 20}"
-        lines.append(
-            f"| `{row['method']}` | {row['cpu_wall']:.2f} | {row['cuda_wall']:.2f} | **{ratio:.1f}×** | {spent} |"
-        )
+        times = f"{row['cpu_wall']:.2f} | {row['cuda_wall']:.2f} | **{ratio:.1f}×**"
+        lines.append(f"| `{row['method']}` | {size} | {times} | {spent} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measures, prints and, if asked to, writes."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--dir", type=Path, required=True, help="the checkpoints of make_checkpoints.py")
+    asked.add_argument("--dir", type=Path, help="the checkpoints of make_checkpoints.py")
     asked.add_argument("--rounds", type=int, default=2)
     asked.add_argument("--methods", nargs="+", default=list(DEFAULT))
-    asked.add_argument("--threads", type=int, help="workers beside the GPU; all cores by default")
+    asked.add_argument("--threads", type=int, help="workers beside the GPU")
     asked.add_argument("--json", type=Path)
+    asked.add_argument(
+        "--from", type=Path, nargs="+", default=[], dest="earlier", help="what --json left; instead of --dir"
+    )
     asked.add_argument("--write", action="store_true")
     given = asked.parse_args()
-    rows = list(measured(given))
+    runs = [json.loads(file.read_text()) for file in given.earlier]
+    if given.dir:
+        machine = f"{torch.cuda.get_device_name(0)} and {os.cpu_count()} cores, torch {torch.__version__}"
+        runs.append({"machine": machine, "rounds": given.rounds, "rows": list(measured(given))})
     if given.json:
-        given.json.write_text(json.dumps(rows, indent=1))
-    gpu, cores = torch.cuda.get_device_name(0), os.cpu_count()
-    text = f"{gpu} and {cores} cores, torch {torch.__version__}; medians of {given.rounds} rounds.\n\n{table(rows)}"
+        given.json.write_text(json.dumps(runs[-1], indent=1))
+    medians = " and ".join(f"{len(run['rows'])} methods, {run['rounds']} round(s)" for run in runs)
+    rows = [row for run in runs for row in run["rows"]]
+    text = f"{runs[0]['machine']}; medians: {medians}.\n\n{table(rows)}"
     print(text)
     if given.write:
         report.write(DOCUMENT, text, MARKERS)
