@@ -246,6 +246,8 @@ def block_bytes(work: Work, number: int) -> int:
     if _in_torch(work, number):
         return held if on_gpu(work, number) else held + _torch_bytes(plan, job, count)
     held += count * len(job.inputs) * plan.method.working * dtypes.itemsize(plan.working[number])
+    if plan.method.elementwise:
+        return held
     # What ranking a row takes: its keys, their order, and a factor a model.
     held += _row(plan, number) * (len(job.inputs) + 5) * 8
     # Two groups may be counting at a time, each with a histogram a model and worker.
