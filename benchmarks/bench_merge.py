@@ -59,7 +59,7 @@ class Recipe:
         """The recipe in YAML, for checkpoints under `root`."""
         lines = [f"merge_method: {self.method}", "dtype: bfloat16", "models:"]
         # Endpoints are both listed; elsewhere the base is not a model.
-        listed = self.inputs() if self.method in ("slerp", "nearswap") else self.models
+        listed = self.inputs() if self.method in ("slerp", "nearswap", "arcee_fusion") else self.models
         for model in listed:
             lines.append(f"  - model: {root / model}")
             if self.each:
@@ -94,6 +94,7 @@ RECIPES = {
         Recipe("karcher", TUNED, base=False, limit=4),
         Recipe("model_stock", TUNED, base=True, limit=4),
         Recipe("nearswap", TUNED[:1], base=True, limit=4, shared={"t": 5e-4}),
+        Recipe("arcee_fusion", TUNED[:1], base=True, limit=4),
         Recipe("passthrough", TUNED[:1], base=False, limit=4, each={"scale": 0.5}),
         Recipe("wise_ft", TUNED, base=True, limit=4, shared={"alpha": 0.5}, peer=False),
         Recipe("consensus_ta", TUNED, base=True, limit=4, peer=False),

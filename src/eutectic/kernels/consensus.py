@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eutectic.kernels.exponential import exp, expm1
+from eutectic.kernels.exponential import LEAST, exp, expm1
 from eutectic.kernels.sums import weighted_sum
 from eutectic.kernels.trim import are_largest, kept_count
 from eutectic.lazy import LazyModule
@@ -18,8 +18,6 @@ else:
 
 # Scores are ranked in working floats, times this: at most 1, they fill the range of float32.
 RANKED = 2.0**127
-# What exp is taken of, at least.
-LEAST = -700.0
 # Entries whose scores are computed at a time: the dozens of temporaries stay in a cache.
 _AT_A_TIME = 1 << 16
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 else:
     torch = LazyModule("torch")
 
+# The least that exp is to be asked for.
+LEAST = -700.0
 # Added to a number below 2⁵¹ it leaves, in the last bits of the sum, the nearest integer.
 _NEAREST = 1.5 * 2.0**52
 _PER_TWO = 1 / math.log(2)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from eutectic.kernels.consensus import LEAST, RANKED
+from eutectic.kernels.consensus import RANKED
+from eutectic.kernels.exponential import LEAST
 from eutectic.kernels.fused import TILE, compiled, inlined, scores, unrolled, value_of
 from eutectic.kernels.fused_consensus import put, total_delta
 from eutectic.kernels.fused_exponential import as_double, as_long, exp, expm1
