@@ -22,6 +22,7 @@ def test_layers_in_a_row() -> None:
     assert cost.assignments == {20: 1, 30: 1}
     assert cost.read == 2 * 4 * ((2000 + 20 + 600) + (600 + 30 + 150))
     assert predict(specs(table, "bfloat16"), table).read == cost.read // 2
+    assert (cost.sweeps, predict(specs(table), table, sweeps=5, restarts=2).sweeps) == (101, 16)
 
 
 def test_heads_have_small_assignments_within() -> None:

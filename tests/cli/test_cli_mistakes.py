@@ -160,5 +160,18 @@ def test_interrupting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(eutectic.api, "plan", stop)
-    assert run("plan", "r.yml").exit_code == 130
+    commands = {
+        "plan": ("plan r.yml", "stopped; nothing was written\n"),
+        "verify_bytes": ("verify out", "stopped; nothing was written\n"),
+        "compare": ("compare code math", "stopped; nothing was written\n"),
+        "align": ("align code math", "stopped; nothing was written\n"),
+        "merge": ("merge r.yml out", "stopped; the same command goes on from what is kept\n"),
+        "collect": (
+            "collect gram code --data text.txt --out out",
+            "stopped; the same command goes on from what is kept\n",
+        ),
+    }
+    for function, (command, said) in commands.items():
+        monkeypatch.setattr(eutectic.api, function, stop)
+        done = run(*command.split())
+        assert (done.exit_code, done.stderr) == (130, said)

@@ -27,24 +27,28 @@ class Cost:
     of them with few families.
 
     Attributes:
+        sweeps: how many there are at most.
         flops: floating-point operations of similarities and bases.
         read: bytes of both models that are read; after the first sweep from memory, as far as it keeps them.
         assignments: units → how many assignment problems of that size.
         memory: bytes at the peak, without what is kept between reads.
     """
 
+    sweeps: int
     flops: int
     read: int
     assignments: Mapping[int, int]
     memory: int
 
 
-def predict(specs: Mapping[str, Spec], symmetries: Symmetries) -> Cost:
+def predict(specs: Mapping[str, Spec], symmetries: Symmetries, *, sweeps: int = 100, restarts: int = 0) -> Cost:
     """What `match_weights` takes for two models of these tensors.
 
     Args:
         specs: of one model.
         symmetries: of it.
+        sweeps: of an ascent at most, after the one that goes outwards.
+        restarts: further ascents.
     """
     specs = symmetries.apart(specs)
     index = Index(symmetries, [name for name in symmetries.axes if votes(name, specs[name].dtype)])
@@ -58,7 +62,7 @@ def predict(specs: Mapping[str, Spec], symmetries: Symmetries) -> Cost:
         block = max((_block(index, name, specs[name]) for name in tensors), default=0)
         peak = max(peak, 8 * (_BLOCKS * block + _SIMILARITIES * similarities))
         assignments.update(_assignments(family, symmetries))
-    return Cost(flops, read, dict(sorted(assignments.items())), peak)
+    return Cost(1 + sweeps * (1 + restarts), flops, read, dict(sorted(assignments.items())), peak)
 
 
 def _of_family(index: Index, family: Family, specs: Mapping[str, Spec]) -> tuple[int, int]:

@@ -31,7 +31,8 @@ _ROUNDING = 1e-13
 # that gained less than this part of the objective was the last.
 _SETTLED = 1e-8
 
-# Called after each family with the number of the sweep, the families done in it and how many there are to do.
+# Called after each family with the number of the sweep (0 goes outwards), the families done in it and how many there
+# are.
 Progress = Callable[[int, int, int], None]
 
 
@@ -87,7 +88,7 @@ def match_weights(
     best = Ascent(pair, forms, begin, fixed)
     begun = best.total
     if start is None:
-        best.guess()
+        best.guess(progress)
     best.climb(sweeps, draw, progress)
     for _ in range(restarts):
         other = Ascent(pair, forms, _elsewhere(pair.index, begin, fixed, draw), fixed)
@@ -176,7 +177,7 @@ class Ascent:
         """The objective: Σ ⟨A, moved B⟩ in forms of least norm."""
         return math.fsum(self._values.values())
 
-    def guess(self) -> None:
+    def guess(self, progress: Progress | None = None) -> None:
         """Goes outwards from what cannot move, and hears of each family only tensors that are settled but for it."""
         moves, settled = self.moves, set[str]()
         families = self._index.families
@@ -192,6 +193,8 @@ class Ascent:
                 partly.add(number)
             settled |= {*families[number].names}
             left.remove(number)
+            if progress is not None:
+                progress(0, len(families) - len(left), len(families))
         if not moved or self._take(moves, self._index.tensors):
             # Who heard all there is has taken the best step, and nobody that it heard of has moved since.
             self._restless = partly
@@ -200,7 +203,7 @@ class Ascent:
         """Steps of all families in random orders, until none gains; families whose neighbours rest are passed over."""
         families = self._index.families
         restless = self._restless
-        for sweep in range(sweeps):
+        for sweep in range(1, sweeps + 1):
             turns = [one for one in torch.randperm(len(families), generator=draw).tolist() if one in restless]
             before, total = self.moves, self.total
             for done, number in enumerate(turns, 1):

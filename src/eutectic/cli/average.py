@@ -44,7 +44,7 @@ def average(
     quiet: options.Quiet = False,
 ) -> None:
     """Average checkpoints of a training run into the folder OUT, in the order of the steps in their names."""
-    with screen.refusals(json):
+    with screen.refusals(json, screen.RESUMES):
         from eutectic import api
 
         chosen = api.Options(

@@ -153,7 +153,7 @@ def _collect(kind: Any, given: dict[str, Any]) -> None:
     """Does what a command was asked; its arguments are those of `statistics.Options`, sizes as text."""
     model, out, data = (given.pop(key) for key in ("model", "out", "data"))
     json, quiet = given.pop("json"), given.pop("quiet")
-    with screen.refusals(json):
+    with screen.refusals(json, screen.RESUMES):
         from eutectic import api
         from eutectic.statistics import Options
 

@@ -43,7 +43,7 @@ def merge(
     quiet: options.Quiet = False,
 ) -> None:
     """Merge models into the folder OUT, or a sweep into folders in it. The same command resumes if interrupted."""
-    with screen.refusals(json):
+    with screen.refusals(json, screen.RESUMES):
         from eutectic import api
 
         chosen = api.Options(

@@ -23,6 +23,8 @@ class _Patient(Console):
         forget(self.file)
 
 
+# What is told after Ctrl-C by commands that keep what is finished.
+RESUMES = "stopped; the same command goes on from what is kept"
 # Of a console that is no terminal: nothing that people write is longer.
 _UNBOUNDED = 1 << 20
 
@@ -82,7 +84,7 @@ def text(written: str) -> str:
 
 
 @contextmanager
-def refusals(as_json: bool = False, stopped: str = "") -> Iterator[None]:
+def refusals(as_json: bool = False, stopped: str = "stopped; nothing was written") -> Iterator[None]:
     """Turns every deliberate error into its message and exit code; anything else is a bug and keeps its traceback.
 
     `stopped` is told after Ctrl-C.
@@ -92,8 +94,7 @@ def refusals(as_json: bool = False, stopped: str = "") -> Iterator[None]:
     except EutecticError as error:
         fail(error, as_json)
     except KeyboardInterrupt:
-        if stopped:
-            err().print(stopped, soft_wrap=True)
+        err().print(stopped, soft_wrap=True)
         raise typer.Exit(130) from None
 
 
