@@ -16,7 +16,7 @@ import typer
 
 import eutectic
 from eutectic import api
-from eutectic.cli import app
+from eutectic.cli.commands import app
 
 DOCS = Path(__file__).parent
 FAMILIES = {

@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def imported(folder: Path, *arguments: str, exit_code: int = 0) -> set[str]:
     """The modules that the command has imported by its end."""
     code = (
-        "import sys\nfrom eutectic.cli import app\n"
+        "import sys\nfrom eutectic.cli.commands import app\n"
         "try:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n    left = end.code or 0\n"
         "print(left, sorted(sys.modules), sep='\\n', file=sys.stderr)"
     )

@@ -10,7 +10,7 @@ from click.testing import Result
 from commanding import Run
 from typer.testing import CliRunner
 
-from eutectic.cli import app
+from eutectic.cli.commands import app
 from eutectic.testing import tiny_llama
 
 RECIPE = """merge_method: linear

@@ -38,6 +38,39 @@ def test_a_merge_goes_on_without_a_reader(here: Path) -> None:
     assert (here / "out" / "eutectic.json").exists()
 
 
+@pytest.mark.parametrize("command", ["plan r.yml", "explain W408 --json", "--help", "--version"])
+@pytest.mark.parametrize("closed", [">/dev/full", ">&-"])
+def test_what_cannot_be_said_is_said_once(here: Path, command: str, closed: str) -> None:
+    done = shell(f"$PYTHON -m eutectic {command} {closed}", PYTHONIOENCODING="utf-8")
+    assert done.returncode == 1
+    first, second = done.stderr.decode().splitlines()
+    assert first.startswith("error W408 standard output cannot be written: ") and second.lstrip().startswith("→")
+
+
+@pytest.mark.parametrize("closed", [">/dev/full", "2>&- >&-"])
+def test_a_merge_is_not_lost_for_its_words(here: Path, closed: str) -> None:
+    done = shell(f"$PYTHON -m eutectic merge r.yml out {closed}")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.count(b"\n") == (0 if "2>" in closed else 2)
+    assert shell("$PYTHON -m eutectic verify out").returncode == 0
+
+
+def test_errors_that_cannot_be_said_keep_their_number(here: Path) -> None:
+    assert shell("$PYTHON -m eutectic plan none.yml --json >/dev/full 2>/dev/full").returncode == 2
+
+
+def test_an_early_interrupt_is_silent(here: Path) -> None:
+    hook = (
+        "import builtins, os, signal, sys\nplain = builtins.__import__\n"
+        "def slow(name, *rest):\n    if name == 'typer':\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return plain(name, *rest)\n"
+        "builtins.__import__ = slow\nsys.argv[1:] = ['plan', 'r.yml']\nfrom eutectic.cli import main\nmain()\n"
+    )
+    (here / "hook.py").write_text(hook)
+    done = shell("$PYTHON hook.py")
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 def on_terminal(*arguments: str, **environment: str) -> bytes:
     """What a pseudo-terminal gets."""
     parent, child = pty.openpty()

@@ -34,7 +34,7 @@ from typer.testing import CliRunner
 
 import eutectic
 from eutectic import api
-from eutectic.cli import app
+from eutectic.cli.commands import app
 from eutectic.methods import registry
 from eutectic.recipe.parse import KEYS
 from eutectic.testing import tiny_llama, write_statistics

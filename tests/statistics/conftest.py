@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from eutectic.cli import app
+from eutectic.cli.commands import app
 from eutectic.testing import tiny_llama
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,23 +14,15 @@ from rich.markup import escape
 
 from eutectic.errors import EutecticError, Problem
 
-
-class _Patient(Console):
-    """A console that goes on when the reader of its pipe (`head`) went away: a merge is not stopped by that."""
-
-    def on_broken_pipe(self) -> None:
-        forget(self.file)
-
-
-# What is told after Ctrl-C by commands that keep what is finished.
-RESUMES = "stopped; the same command goes on from what is kept"
+# Told after Ctrl-C where the work goes on.
+RESUMES = "stopped; the same command resumes"
 # Of a console that is no terminal: nothing that people write is longer.
 _UNBOUNDED = 1 << 20
 
 
 def out() -> Console:
     """Results go to standard output; where that is no terminal, a row of a table is one line, however long."""
-    console = _Patient(highlight=False, emoji=False)
+    console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = _UNBOUNDED
     return console
@@ -46,23 +37,13 @@ def page() -> Console:
 
 def err() -> Console:
     """Everything else goes to standard error."""
-    return _Patient(stderr=True, highlight=False, emoji=False)
-
-
-def forget(stream: IO[str]) -> None:
-    """Lets everything that is still to be written to a broken pipe vanish, at the interpreter's exit too."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 def print_json(data: Any) -> None:
     """One JSON document on standard output, in ASCII: names of files need not be text in any encoding."""
-    try:
-        sys.stdout.write(json.dumps(data, indent=2) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        forget(sys.stdout)
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    sys.stdout.flush()
 
 
 def print_problems(problems: list[Problem]) -> None:
