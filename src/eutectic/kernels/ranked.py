@@ -156,18 +156,14 @@ class Della(Stream):
 
         The array is valid until the next range.
         """
-        around = block.bits if block.around is None else block.around
-        entries = around.shape[1]
-        step = min(self._length * max(1, RANKED // self._length), entries)
-        inverse = np.empty((len(self._windows), step), block.floats)
-        for first in range(0, entries, step or 1):
-            rows = around[:, first : first + step]
+        inverse = np.empty((len(self._windows), 0), block.floats)
+        for rows, part, skipped in block.pieces(self._length, RANKED):
+            if inverse.shape[1] < rows.shape[1]:
+                inverse = np.empty((len(self._windows), rows.shape[1]), block.floats)
             for row, window, out in zip(rows[1:], self._windows, inverse, strict=True):
                 by_place = _inverse(self._length, *window, out.itemsize == 8)
                 _look_up(rows[0], row, self._length, by_place, out[: len(row)])
-            start, stop = first - block.before, first - block.before + rows.shape[1]
-            low, high = max(start, 0), min(stop, len(block.base))
-            yield slice(low, high), inverse, low - start
+            yield part, inverse, skipped
 
 
 def _look_up(base: Bits, row: Bits, length: int, inverse: NDArray[Any], out: NDArray[Any]) -> None:

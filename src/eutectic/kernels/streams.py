@@ -8,7 +8,7 @@ and then `fold` once; after that, `combine` for every block. No result depends o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,20 @@ class Block:
     def floats(self) -> type[Any]:
         """The type of the working floats."""
         return np.float64 if self.bits.dtype == np.float64 else np.float32
+
+    def pieces(self, length: int, most: int) -> Iterator[tuple[Bits, slice, int]]:
+        """Cuts it into whole rows of `length`, `most` entries at a time, or one row if that is longer.
+
+        Each piece is the entries of every input in these rows, which of the block's entries are among them, and how
+        many others come before those.
+        """
+        around = self.bits if self.around is None else self.around
+        step = length * max(1, most // length)
+        for first in range(0, around.shape[1], step):
+            rows = around[:, first : first + step]
+            start = first - self.before
+            low, high = max(start, 0), min(start + rows.shape[1], len(self.base))
+            yield rows, slice(low, high), low - start
 
 
 class Stream(ABC):

@@ -86,6 +86,11 @@ class TaskVectors(Stream):
                     cut.reduce(block)
             return
         sums = np.zeros((self._models, 2))
+        self._add_norms(block, sums)
+        self._sums[block.job, block.index] = sums
+
+    def _add_norms(self, block: Block, sums: NDArray[np.float64]) -> None:
+        """Adds to `sums (K, 2)` the L1 norms of a block: of all entries, and of those that stay."""
         if self._drops:
             task = self._tasks[block.job]
             fused.dropped_sums(block.base, block.models, block.first, task.keys, task.keep, task.bound, sums)
@@ -93,7 +98,6 @@ class TaskVectors(Stream):
             for start, stop, level in self._stretches(block):
                 models = tuple(row[start:stop] for row in block.models)
                 fused.kept_sums(block.base[start:stop], models, level, sums)
-        self._sums[block.job, block.index] = sums
 
     def fold(self) -> None:
         if cutting := self._cutting:
@@ -114,7 +118,7 @@ class TaskVectors(Stream):
     def shares(self, other: Stream) -> bool:
         if not self.pending or not isinstance(other, TaskVectors) or self._drops != other._drops:
             return False
-        deciding = ("density", "gamma", "rescale", "rng")
+        deciding = ("scope", "density", "gamma", "rescale", "rng")
         pairs = zip(self._jobs, other._jobs, strict=True)
         return all(a.parameters.get(name) == b.parameters.get(name) for a, b in pairs for name in deciding)
 

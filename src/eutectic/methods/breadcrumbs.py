@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from eutectic.kernels.signs import disjoint_sum, elect_sign
 from eutectic.kernels.sums import one_a_model, weighted_mean
@@ -14,8 +14,10 @@ from eutectic.methods.registry import PerModel, Range, method
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from eutectic.kernels import task_vectors
+    from eutectic.kernels import bands, task_vectors
+    from eutectic.kernels.streams import Stream, StreamJob
 else:
+    bands = LazyModule("eutectic.kernels.bands")
     task_vectors = LazyModule("eutectic.kernels.task_vectors")
 
 Scope = Literal["tensor", "row", "model"]
@@ -68,8 +70,8 @@ def breadcrumbs(
     entries keep their largest ones, where earlier releases of mergekit zero the whole delta. At least one entry stays.
     Float32 throughout, rounded once; equal magnitudes are broken by index, not by an unstable sort.
 
-    **Cost.** As `ties`, with a second threshold counted in the same passes. `scope: row` sorts every row of whole
-    tensors in plain torch: about ten times the time.
+    **Cost.** As `ties`, with a second threshold counted in the same passes. `scope: row` is one pass, or two with
+    `rescale`, in which every row of each model is partitioned.
     """
     shares = one_a_model(weight, len(deltas))
     band = (keep_band_of_rows if scope == "row" else keep_band)(deltas, density, gamma)
@@ -120,17 +122,17 @@ def breadcrumbs_ties(
     return disjoint_sum(band, elect_sign(band, shares), shares, normalize) * lambda_
 
 
+@breadcrumbs.stream
 def _stream(jobs):  # type: ignore[no-untyped-def]
-    return task_vectors.TaskVectors(jobs, sparsifier="band")
+    return _bands(jobs, elect=False)
 
 
+@breadcrumbs_ties.stream
 def _stream_ties(jobs):  # type: ignore[no-untyped-def]
-    return task_vectors.TaskVectors(jobs, sparsifier="band", elect=True)
+    return _bands(jobs, elect=True)
 
 
-def _whole(given: Mapping[str, Any]) -> bool:
-    return bool(given["scope"] != "row")
-
-
-breadcrumbs.stream(_stream, when=_whole)
-breadcrumbs_ties.stream(_stream_ties, when=_whole)
+def _bands(jobs: Sequence[StreamJob], elect: bool) -> Stream:
+    if jobs[0].parameters["scope"] == "row":
+        return bands.BandsOfRows(jobs, elect=elect)
+    return task_vectors.TaskVectors(jobs, sparsifier="band", elect=elect)

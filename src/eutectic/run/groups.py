@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from eutectic import dtypes
 from eutectic.kernels.digests import BLOCK
 from eutectic.kernels.random import Rng
+from eutectic.kernels.ranked import row_length
 from eutectic.kernels.streams import Block, Stream, StreamJob
 from eutectic.methods import POSTS
 from eutectic.plan import Job, Plan
@@ -199,8 +200,8 @@ def units_of(job: Job, number: int, within: int, whole: bool, row: int = 1) -> l
 
 def _row(plan: Plan, number: int) -> int:
     """Entries in a row, for a method that works by rows."""
-    shape = plan.jobs[number].spec.shape
-    return max(shape[-1], 1) if plan.method.by_row and shape else 1
+    by_row = plan.method.by_row or plan.recipe.scope == "row"
+    return row_length(plan.jobs[number].spec.shape) if by_row else 1
 
 
 def stream_job(plan: Plan, number: int) -> StreamJob:
