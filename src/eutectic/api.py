@@ -113,7 +113,7 @@ def load_recipe(
 def _changes(overrides: Sequence[str], seed: int | None = None, dtype: str | None = None) -> list[str]:
     several = isinstance(overrides, Iterable) and not isinstance(overrides, str)
     changes: list[Any] = list(overrides) if several else [overrides]
-    for key, value in (("seed", seed), ("out_dtype", dtype)):
+    for key, value in (("seed", seed), ("out_dtype", dtypes.named(dtype))):
         if value is not None:
             # Text in quotes: empty text would be YAML for nothing.
             changes.append(f"{key}={json.dumps(value) if isinstance(value, str) else value}")
@@ -129,7 +129,7 @@ def plan(
         source: path of a recipe, YAML text, dict or `Recipe`.
         overrides: changes such as `parameters.t=0.4`.
         seed: for random masks; overrides the recipe's.
-        dtype: of the output; overrides the recipe's.
+        dtype: of the output, by name or torch's own; overrides the recipe's.
 
     Raises `RecipeError` (every problem of the recipe and of the models' shapes) or `CheckpointError`.
     """

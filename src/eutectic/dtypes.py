@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,12 @@ _ALL = (
 BY_NAME: dict[str, DType] = {d.name: d for d in _ALL}
 BY_CODE: dict[str, DType] = {d.code: d for d in _ALL}
 FLOATS: tuple[str, ...] = tuple(d.name for d in _ALL if d.kind == "float")
+
+
+def named(value: Any) -> Any:
+    """The name of a torch dtype; anything else as it is. Needs no torch."""
+    kind = type(value)
+    return str(value).removeprefix("torch.") if (kind.__module__, kind.__name__) == ("torch", "dtype") else value
 
 
 def itemsize(name: str) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 
 from eutectic.alignment import (
     Symmetries,
+    align,
     align_many,
     check,
     fixed,
@@ -79,3 +80,8 @@ def test_a_mask_that_does_not_move_may_hold_the_lowest_number() -> None:
 def test_single_samples_are_no_batches() -> None:
     with pytest.raises(EutecticError, match=r"G243 .*are samples the first axis of a batch\? one alone is sample"):
         zipit([NET, NET], list(ROWS))
+
+
+def test_three_models_are_for_another_door() -> None:
+    with pytest.raises(RecipeError, match=r"G116 align: aligns two models, not 3; `eutectic\.alignment\.align_all"):
+        align(STATE, STATE, STATE)

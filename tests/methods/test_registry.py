@@ -91,8 +91,12 @@ def test_values_that_do_not_go_together(name: str, given: dict[str, Any], why: s
 @pytest.mark.parametrize(
     ("name", "given", "why"),
     [
-        ("ties", {"weight": np.float32(0.5)}, r"ties\.weight: must be a number, not np\.float32\(0\.5\)"),
-        ("ties", {"weight": torch.tensor(0.5)}, r"ties\.weight: must be a number, not tensor"),
+        ("ties", {"weight": np.float32("nan")}, r"ties\.weight: must be a finite number, not nan"),
+        ("ties", {"weight": torch.ones(3)}, r"ties\.weight: has 3 values for 2 models"),
+        ("ties", {"weight": torch.ones(2, 2)}, r"ties\.weight: must be a number, not \[1\.0, 1\.0\]"),
+        ("ties", {"densty": 0.5}, r"ties has no parameter 'densty'; did you mean 'density'\?"),
+        ("ties", {"lambda_": 1.0, "lambda": 1.0}, r"ties\.lambda: is given twice"),
+        ("slerp", {}, r"slerp\.t: has no default and must be given"),
         ("ties", {"weight": None}, r"ties\.weight: must be a number, not None"),
         ("ties", {"weight": [0.5, math.nan]}, r"ties\.weight: must be a finite number, not nan"),
         ("ties", {"weight": [0.5]}, r"ties\.weight: has 1 values for 2 models"),
@@ -109,9 +113,29 @@ def test_values_that_are_none(name: str, given: dict[str, Any], why: str) -> Non
 
 
 def test_a_tensor_that_is_no_stack() -> None:
-    for wrong in (torch.tensor(1.0), [torch.ones(2)], torch.ones(2, 2, dtype=torch.int64)):
-        with pytest.raises(RecipeError, match=r"R142 ties: deltas must be a stacked tensor of floats"):
+    for wrong, kind in (
+        (torch.tensor(1.0), "a Tensor of float32 without axes"),
+        ([torch.ones(2)], "a list"),
+        (torch.ones(2, 2, dtype=torch.int64), "a Tensor of int64"),
+        (np.ones((2, 2), dtype=int), "a ndarray of int64"),
+    ):
+        with pytest.raises(RecipeError, match=rf"R142 ties: deltas must be a stacked tensor of floats, not {kind};"):
             methods.ties(wrong, weight=[1.0, 1.0])
+
+
+def test_what_is_taken_by_hand_beside_tensors_and_numbers() -> None:
+    deltas = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    by_recipe = methods.ties(deltas[:, ::-1], weight=torch.tensor([1.0, 2.0, 3.0]), **{"lambda": np.float64(0.5)})
+    plain = methods.ties(torch.from_numpy(deltas[:, ::-1].copy()), weight=[1.0, 2.0, 3.0], lambda_=0.5)
+    assert torch.equal(by_recipe, plain)
+
+
+def test_the_signature_shows_parameters_and_defaults() -> None:
+    parameters = inspect.signature(methods.ties).parameters
+    assert list(parameters)[:3] == ["deltas", "weight", "density"]
+    assert parameters["density"].default == 0.2
+    assert parameters["deltas"].kind is inspect.Parameter.POSITIONAL_ONLY
+    assert repr(methods.wise_ft) == "<method wise_ft(deltas, /, *, alpha=0.5)>"
 
 
 def test_multislerp_may_sum_to_zero_without_normalising() -> None:

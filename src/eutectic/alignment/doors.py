@@ -14,7 +14,7 @@ from eutectic.alignment.common import Common, common, still, without
 from eutectic.alignment.comparing import Pair
 from eutectic.alignment.costs import Cost, predict
 from eutectic.alignment.finding import symmetries_of
-from eutectic.alignment.found import digests_of, same_request, there, unproved, worth
+from eutectic.alignment.found import digests_of, refuse_twins, same_request, there, unproved, worth
 from eutectic.alignment.matching import match_weights
 from eutectic.alignment.model import Match
 from eutectic.alignment.orthogonal import match_orthogonal
@@ -29,7 +29,7 @@ from eutectic.errors import Problem, RecipeError, did_you_mean
 from eutectic.evaluate import LiveSource, Loader, Settings
 from eutectic.evaluate.opening import opened, refuse_several
 from eutectic.lazy import LazyModule
-from eutectic.plan.inputs import unique_labels
+from eutectic.plan.labels import labels_of
 from eutectic.statistics.batches import Batch
 from eutectic.statistics.models import Given, Options, given_data
 
@@ -112,7 +112,7 @@ class _Request:
 def align(
     a: Any,
     b: Any,
-    *,
+    *others: Any,
     method: Method = "weights",
     data: Any = None,
     module: Callable[[], nn.Module] | None = None,
@@ -136,6 +136,7 @@ def align(
     Args:
         a: the model that stays, as for `eutectic.open`, a live module, or a recipe, whose merge is not written.
         b: the one that moves, of the same architecture.
+        others: refused; more models than two are for `align_all`.
         method: `weights`, `orthogonal`, `activations` (needs `data`), `straight_through` or `sinkhorn` (need `data`,
             `loss` and `steps`): what `match_weights`, … say of them.
         data: a file of text for a causal language model, or batches that can be gone through again.
@@ -153,10 +154,13 @@ def align(
         out: a folder to write to, as `Alignment.save` does; if it holds this very alignment, that one is given back.
         replace: whether the folder may be replaced.
 
-    Raises `RecipeError`: G116 for what the method lacks or has no use for, G160 to G163 (no symmetries), G170 and G171
-    for tensors in which the models differ, W401 if `out` is there; `OutputError` (W405) if the folder above it is
-    not; and what the methods raise.
+    Raises `RecipeError`: G116 for what the method lacks or has no use for, R133 for one model named twice, G160 to
+    G163 (no symmetries), G170 and G171 for tensors in which the models differ, W401 if `out` is there; `OutputError`
+    (W405) if the folder above it is not; and what the methods raise.
     """
+    if others:
+        hint = "`eutectic.alignment.align_all([a, b, ...])` aligns more"
+        raise RecipeError(Problem("G116", f"aligns two models, not {2 + len(others)}", "align", hint))
     plain = (method, data, module, tokenizer, inputs, symmetries, loss, steps, seed, restarts, sweeps, memory)
     told: tuple[Any, ...] = (tell or (lambda said: None), on_plan or (lambda cost: None))
     ask = _Request(*plain, options or Options(seed=seed), *told)
@@ -165,7 +169,9 @@ def align(
         refuse_place(out, replace=replace, manifest=ABOUT)
     live = module is None
     with opened([a], live=live) as first, opened([b], live=live) as second:
-        found = _aligned(refuse_several(first), refuse_several(second), ask, out, replace)
+        both = refuse_several(first), refuse_several(second)
+        refuse_twins((a, b), both)
+        found = _aligned(*both, ask, out, replace)
     if out is not None:
         found.save(out, replace=replace)
     return found
@@ -175,7 +181,7 @@ def _aligned(a: Source, b: Source, ask: _Request, out: str | os.PathLike[str] | 
     """The alignment of two open models; what is in `out`, if that is the same."""
     given = _given(ask, a)
     both = _common(a, b, ask, given)
-    labels = unique_labels([a.label, b.label])
+    labels = labels_of([a, b])
     stays, moves = (Named(label, digests_of(one)) for label, one in zip(labels, (a, b), strict=True))
     settings: dict[str, Any] = {"seed": ask.seed, "restarts": ask.restarts, "sweeps": ask.sweeps}
     if given is not None:

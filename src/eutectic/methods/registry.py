@@ -10,8 +10,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from eutectic.errors import Problem, RecipeError
-from eutectic.kernels.random import Rng
+from eutectic.methods import by_hand
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,61 +165,22 @@ class Method:
     def __post_init__(self) -> None:
         self.__doc__ = self.function.__doc__
         self.__name__ = self.function.__name__
+        self.__signature__ = by_hand.signature_of(self)
+
+    def __repr__(self) -> str:
+        return by_hand.shown(self)
 
     def __call__(self, tensors: Tensor, /, *statistics: Tensor | Sequence[Tensor] | None, **parameters: Any) -> Tensor:
         """The method on tensors stacked as `(K, *shape)`; the result has shape `*shape` and the same dtype.
 
         A method that uses statistics takes those of the K models as its second argument, stacked or as a sequence of
-        tensors; None averages. Arithmetic is in float32 (float64 for float64 input), rounded to the input's dtype
-        once, at the end. Raises `RecipeError` (R142) for tensors or values that the method does not take, and
-        `TypeError` for an unknown parameter, as any function.
+        tensors; None averages. Stacks may be numpy arrays, and `**{"lambda": 1.0}` is `lambda_=1.0`. Arithmetic is in
+        float32 (float64 for float64 input), rounded to the input's dtype once, at the end. Raises `RecipeError` (R142)
+        for tensors, values or parameters that the method does not take.
         """
-        values = self._value_faults(parameters, len(tensors)) if getattr(tensors, "ndim", 0) else []
-        problems = [*self._tensor_faults(tensors), *values]
-        if problems := problems or self._statistics_faults(tensors, statistics):
-            raise RecipeError(problems)
-        wide = tensors if str(tensors.dtype) == "torch.float64" else tensors.float()
-        return self.function(wide, *statistics, **parameters).to(wide.dtype).to(tensors.dtype)
-
-    def _statistics_faults(self, tensors: Tensor, given: Sequence[Any]) -> list[Problem]:
-        if len(given) != bool(self.statistics):
-            wanted = f"the {self.statistics} statistics of the models" if self.statistics else "no statistics"
-            return [Problem("R142", f"takes {wanted} as its second argument", self.name)]
-        if not given or given[0] is None:
-            return []
-        shape = tuple(tensors.shape[1:])
-        wanted_shape = shape if self.statistics == "fisher" else (*shape[:-2], *shape[-1:], *shape[-1:])
-        found = [tuple(one.shape) for one in given[0]]
-        if found == [wanted_shape] * len(tensors):
-            return []
-        message = f"weights of {shape} go with statistics of {wanted_shape}, one a model, not {found}"
-        return [Problem("R142", message, self.name)]
-
-    def _tensor_faults(self, tensors: Any) -> list[Problem]:
-        if not hasattr(tensors, "is_floating_point") or not tensors.is_floating_point() or tensors.dim() < 1:
-            kind = getattr(tensors, "dtype", type(tensors).__name__)
-            hint = "stack the models: torch.stack([a, b])"
-            return [Problem("R142", f"{self.space} must be a stacked tensor of floats, not {kind}", self.name, hint)]
-        least, most = self.models
-        if len(tensors) < least or (most is not None and len(tensors) > most):
-            wanted = f"{least}" if least == most else f"{least} or more"
-            return [Problem("R142", f"takes {wanted} models, not {len(tensors)}", self.name)]
-        return []
-
-    def _value_faults(self, parameters: Mapping[str, Any], models: int) -> list[Problem]:
-        found = []
-        for keyword, value in parameters.items():
-            name, why = keyword.rstrip("_"), None
-            if (param := self.params.get(name)) is not None:
-                why = param.fault_of(value, models)
-            elif name == "scope" and self.scoped and value not in self.scopes:
-                why = f"must be one of {', '.join(self.scopes)}, not {value!r}"
-            elif name == "rng" and self.random and not isinstance(value, Rng):
-                why = f"must be an Rng, not {value!r}"
-            found += [Problem("R142", why, f"{self.name}.{name}")] if why else []
-        if not found and (why := self.fault({k.rstrip("_"): v for k, v in parameters.items()}, models)):
-            found.append(Problem("R142", why, self.name))
-        return found
+        stacked, values = by_hand.taken(self, tensors, statistics, parameters)
+        wide = stacked if str(stacked.dtype) == "torch.float64" else stacked.float()
+        return self.function(wide, *statistics, **values).to(wide.dtype).to(stacked.dtype)
 
     def fault(self, parameters: Mapping[str, Any], models: int) -> str | None:
         """Why these values, by recipe name, do not go together for so many models; None if they do."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from eutectic import dtypes
 from eutectic.recipe import scalars
 from eutectic.recipe.compose import MAX_DEPTH, MAX_NODES
 from eutectic.recipe.located import Document, Faults, Live, Place, Trail, path_of, shown
@@ -57,6 +58,7 @@ class _Converter:
         return result
 
     def leaf(self, value: Any, trail: Trail) -> Any:
+        value = dtypes.named(value)
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         elif isinstance(value, numbers.Integral) and not isinstance(value, bool):
