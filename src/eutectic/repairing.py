@@ -179,8 +179,11 @@ def _unaligned(merged: Source, parents: Sequence[Source]) -> Iterator[str]:
     manifest = json_of(merged.beside("eutectic.json"))
     inputs = manifest.get("inputs", []) if isinstance(manifest, dict) else []
     aligned = {one.get("label") for one in inputs if "aligned" in one}
-    for label in [parent.label for parent in parents if parent.label in aligned]:
-        yield f"{label!r} was aligned for the merge, and its channels stand here as they are stored: give the alignment"
+    # The manifest's labels tell all models of the merge apart, of which the parents here may be some.
+    for parent in parents:
+        if any(f"/{parent.path or parent.label}".endswith(f"/{label}") for label in aligned):
+            told = "was aligned for the merge, and its channels stand here as they are stored"
+            yield f"{parent.label!r} {told}: give the alignment"
 
 
 def _moved(one: alignment.Alignment, parents: Sequence[Source]) -> int | None:

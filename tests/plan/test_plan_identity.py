@@ -15,7 +15,7 @@ from planning import Header, linear, llama, plan_of, ties_of
 from eutectic.checkpoint import Source
 from eutectic.methods import get
 from eutectic.plan import make_plan
-from eutectic.plan.inputs import unique_labels
+from eutectic.plan.labels import unique_labels
 from eutectic.recipe import load
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from eutectic.checkpoint import Source, open_source
 from eutectic.errors import CheckpointError, Problem, RecipeError
-from eutectic.plan.inputs import unique_labels
+from eutectic.plan.labels import labels_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def opened(models: Sequence[Any], base: Any) -> Iterator[Opened]:
     try:
         if problems:
             raise CheckpointError(problems)
-        yield Opened(sources, unique_labels(source.label for source in sources), number)
+        yield Opened(sources, labels_of(sources), number)
     finally:
         given = [id(model) for model in wanted.values()]
         for source in sources:

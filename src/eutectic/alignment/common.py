@@ -27,7 +27,7 @@ class Less(Source):
             source: the model, which is closed by whoever opened it.
             names: of its stored tensors, to be left out.
         """
-        self.label, self.metadata = source.label, source.metadata
+        self.label, self.metadata, self.path = source.label, source.metadata, source.path
         self.specs = {name: spec for name, spec in source.specs.items() if name not in names}
         self.ties = {alias: kept for alias, kept in source.ties.items() if kept not in names}
         self._source = source

@@ -15,7 +15,7 @@ from eutectic.checkpoint.symmetry import Moves, Symmetries
 from eutectic.dtypes import is_float
 from eutectic.errors import NumericError, Problem, RecipeError, listed
 from eutectic.lazy import LazyModule
-from eutectic.plan.inputs import unique_labels
+from eutectic.plan.labels import labels_of
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ def _total(sums: Mapping[str, float], names: Collection[str]) -> float:
 
 
 def _check(a: Source, b: Source, symmetries: Symmetries) -> None:
-    models = dict(zip(unique_labels([a.label, b.label]), (a, b), strict=True))
+    models = dict(zip(labels_of([a, b]), (a, b), strict=True))
     problems = [*_only_one(models), *_other_shapes(models)]
     problems = problems or symmetries.problems(a.specs) or list(_quantised(models, symmetries))
     if problems:

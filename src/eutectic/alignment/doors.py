@@ -77,9 +77,12 @@ class _Request:
     tell: Callable[[str], None]
     on_plan: Callable[[Cost], None]
 
-    def check(self) -> None:
-        """Raises `RecipeError` (G116) with everything that is missing or has no use."""
+    def check(self, others: Sequence[Any] = ()) -> None:
+        """Raises `RecipeError` (G116) with everything that is missing or has no use; `others` are models too many."""
         problems = []
+        if others:
+            hint = "`eutectic.alignment.align_all([a, b, ...])` aligns more"
+            problems.append(Problem("G116", f"aligns two models, not {2 + len(others)}", "align", hint))
         if self.method not in METHODS:
             hint = did_you_mean(self.method, METHODS) or f"there are {', '.join(METHODS)}"
             problems.append(Problem("G116", f"{self.method!r} is no way to match units", "method", hint))
@@ -135,8 +138,7 @@ def align(
 
     Args:
         a: the model that stays, as for `eutectic.open`, a live module, or a recipe, whose merge is not written.
-        b: the one that moves, of the same architecture.
-        others: refused; more models than two are for `align_all`.
+        b, others: the one that moves, of the same architecture; more are refused, as they are for `align_all`.
         method: `weights`, `orthogonal`, `activations` (needs `data`), `straight_through` or `sinkhorn` (need `data`,
             `loss` and `steps`): what `match_weights`, … say of them.
         data: a file of text for a causal language model, or batches that can be gone through again.
@@ -158,13 +160,10 @@ def align(
     G163 (no symmetries), G170 and G171 for tensors in which the models differ, W401 if `out` is there; `OutputError`
     (W405) if the folder above it is not; and what the methods raise.
     """
-    if others:
-        hint = "`eutectic.alignment.align_all([a, b, ...])` aligns more"
-        raise RecipeError(Problem("G116", f"aligns two models, not {2 + len(others)}", "align", hint))
     plain = (method, data, module, tokenizer, inputs, symmetries, loss, steps, seed, restarts, sweeps, memory)
     told: tuple[Any, ...] = (tell or (lambda said: None), on_plan or (lambda cost: None))
     ask = _Request(*plain, options or Options(seed=seed), *told)
-    ask.check()
+    ask.check(others)
     if out is not None:
         refuse_place(out, replace=replace, manifest=ABOUT)
     live = module is None

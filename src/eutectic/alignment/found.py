@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from eutectic.alignment.finding import BY_NAMES
 from eutectic.alignment.model import Match
-from eutectic.checkpoint import Alignment, Source, open_source, read_alignment
+from eutectic.checkpoint import Alignment, FileSource, Source, open_source, read_alignment
 from eutectic.checkpoint.symmetry import Symmetries
 from eutectic.errors import CheckpointError, Problem, RecipeError
+from eutectic.plan.inputs import twins
 
 # Below this share of the squared distance, an alignment is told to be worth little.
 LITTLE = 0.01
@@ -33,6 +35,22 @@ def there(out: str | os.PathLike[str], replace: bool) -> Alignment | None:
             return None
         message = "exists, and holds no alignment that can be read"
         raise RecipeError(Problem("W401", message, path, "choose another name")) from error
+
+
+def refuse_twins(models: Sequence[Any], sources: Sequence[Source]) -> None:
+    """Raises `RecipeError` (R133) for checkpoints that are the same files, by one path or by two."""
+    # What is made of files, as a merge or a view that is aligned, may have them in common.
+    stored = [source if isinstance(source, FileSource) else None for source in sources]
+    problems = []
+    for number, first in twins(stored):
+        name, other = (
+            os.fspath(models[at]) if isinstance(models[at], str | os.PathLike) else sources[at].label
+            for at in (number, first)
+        )
+        message = f"{name!r} is named twice" if name == other else f"{name!r} is the model {other!r} by another name"
+        problems.append(Problem("R133", message, "models", "name each model once"))
+    if problems:
+        raise RecipeError(problems)
 
 
 def same_request(one: Alignment, other: Alignment) -> bool:

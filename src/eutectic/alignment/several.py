@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from eutectic.alignment.finding import symmetries_of
-from eutectic.alignment.found import digests_of, same_request, there, unproved, worth
+from eutectic.alignment.found import digests_of, refuse_twins, same_request, there, unproved, worth
 from eutectic.alignment.many import align_many, check_request, pairs_of
 from eutectic.alignment.model import Match
 from eutectic.checkpoint import REAL, Alignment, Named, Source
@@ -20,7 +20,7 @@ from eutectic.errors import OutputError, Problem, RecipeError, listed
 from eutectic.evaluate import LiveSource
 from eutectic.evaluate.content import digest_of_json
 from eutectic.evaluate.opening import opened, refuse_several
-from eutectic.plan.inputs import unique_labels
+from eutectic.plan.labels import labels_of, unique_labels
 from eutectic.run.refusals import refuse_overlap_of
 
 
@@ -53,8 +53,8 @@ def align_all(
 
     Returns the name of each model but the first → its alignment, as `aligned` beside that model in a recipe takes it.
 
-    Raises `RecipeError`: G181, G182, G160 to G163 (no symmetries), G170 and G171 (models that differ), W401 and W406
-    for what is at `out`; `OutputError` (W405); and what `align_many` raises.
+    Raises `RecipeError`: G181, G182, R133 for one model named twice, G160 to G163 (no symmetries), G170 and G171
+    (models that differ), W401 and W406 for what is at `out`; `OutputError` (W405); and what `align_many` raises.
     """
     check_request(models, method)
     if out is not None:
@@ -62,7 +62,8 @@ def align_all(
     with opened(models) as sources:
         if len(sources) != len(models):
             refuse_several(sources)
-        labels = unique_labels([source.label for source in sources])
+        refuse_twins(models, sources)
+        labels = labels_of(sources)
         paths = {} if out is None else _paths(os.fspath(out), sources, labels[1:], replace)
         table = symmetries or _table(sources[0], inputs)
         pairs_of(sources, table, 0)
@@ -85,8 +86,9 @@ def align_all(
 def _paths(out: str, sources: Sequence[Source], labels: Sequence[str], replace: bool) -> dict[str, str]:
     """Name of a model → the folder of its alignment. Raises `RecipeError` (W401, W406)."""
     refuse_overlap_of(sources, out)
-    # A model of the hub is called org/name.
-    paths = {name: os.path.join(out, name.replace("/", "--")) for name in labels}
+    # A label is org/name for a model of the hub, and part of a path where that tells models apart.
+    folders = unique_labels(name.replace("/", "--") for name in labels)
+    paths = {name: os.path.join(out, folder) for name, folder in zip(labels, folders, strict=True)}
     for path in paths.values():
         if os.path.exists(path):
             refuse_place(path, replace=replace, manifest=ABOUT)

@@ -77,6 +77,7 @@ class Aligned(Source):
         artefact: Source | None = None,
     ) -> None:
         self.label, self.to = label or source.label, to
+        self.path = "" if label else source.path
         self.ties, self.implied, self.ignored = source.ties, source.implied, source.ignored
         self.metadata = source.metadata
         self._artefact = artefact

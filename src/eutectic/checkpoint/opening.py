@@ -80,7 +80,7 @@ def open_source(ref: Any, *, label: str | None = None, folder: str | None = None
 
 
 def _open_place(place: Place, label: str | None, folder: str | None, storage: Storage) -> Source:
-    label, path = label or place.label, place.path
+    name, path = label or place.label, place.path
     if path is None:
         try:
             path = fetch(place.repo_id, place.revision)
@@ -88,7 +88,10 @@ def _open_place(place: Place, label: str | None, folder: str | None, storage: St
             if near := _near(place.label, folder):
                 raise _with_hint(error, near) from error
             raise
-    return open_folder(path, label, storage) if os.path.isdir(path) else open_file(path, label, storage)
+    source = open_folder(path, name, storage) if os.path.isdir(path) else open_file(path, name, storage)
+    if label is None and place.path is not None:
+        source.path = place.path
+    return source
 
 
 def _with_hint(error: CheckpointError, hint: str) -> CheckpointError:

@@ -54,6 +54,7 @@ class Source(Mapping[str, "torch.Tensor"]):
             of the mapping, since not every model class has them.
         ignored: stored tensor → why it is not part of the mapping.
         rounds: tensor that is read wider than it is stored, as it is computed → the dtype that it is stored with.
+        path: the absolute path it was opened by; empty for what has none of its own. Tells apart what has one label.
     """
 
     label: str
@@ -63,6 +64,7 @@ class Source(Mapping[str, "torch.Tensor"]):
     implied: Mapping[str, str] = MappingProxyType({})
     ignored: Mapping[str, str] = MappingProxyType({})
     rounds: Mapping[str, str] = MappingProxyType({})
+    path: str = ""
 
     @abstractmethod
     def read_into(self, name: str, start: int, stop: int, out: memoryview) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +60,7 @@ def plan(
 
 def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
     """The plan in a dozen lines."""
+    from rich.cells import cell_len
     from rich.table import Table
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -68,13 +68,15 @@ def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
     table.add_column(overflow="fold")
     table.add_row("method", f"[bold]{planned.method.name}[/]  [dim]{planned.method.paper}[/]")
     order = as_listed(planned)
+    width = max(cell_len(item.label) for item in planned.inputs)
     for number in order:
         item = planned.inputs[number]
         size = sum(spec.nbytes for spec in item.specs.values())
         inside = "nested recipe, " if item.plan else ""
         moved = f", aligned to {screen.text(item.aligned)}" if item.aligned else ""
         about = f"{inside}{len(item.specs)} tensors, {values.shown(size)}{moved}"
-        table.add_row(item.role, f"{screen.text(item.label)}  [dim]{about}[/]")
+        gap = " " * (width - cell_len(item.label))
+        table.add_row(item.role, f"{screen.text(item.label)}{gap}  [dim]{about}[/]")
     if planned.recipe.tokenizer_source is not None:
         table.add_row("tokenizer", screen.text((planned.tokenizer or planned.donor).label))
     for name, text in [*_what(planned, order), *_how(planned, budget)]:
@@ -96,33 +98,17 @@ def show_sweep(labels: Sequence[str], first: Plan) -> None:
 def as_listed(planned: Plan) -> list[int]:
     """Numbers of the inputs as the recipe lists them, the base of task vectors first, for display alone.
 
-    The inputs' own order is such that the output does not depend on the recipe's. Models that cannot be told apart by
-    their names keep it.
+    The inputs' own order is such that the output does not depend on the recipe's.
     """
-    places = [_names(entry.model) for entry in planned.recipe.models]
+    count = len(planned.recipe.models)
 
     def place(number: int) -> int:
+        item = planned.inputs[number]
         if number == 0 and planned.method.space == "deltas":
             return -1
-        item = planned.inputs[number]
-        if item.about is not None:
-            return len(places)
-        own = _names(item.plan.recipe) if item.plan else {item.source.label if item.source else item.label}
-        return next((at for at, names in enumerate(places) if own & names), len(places))
+        return count if item.about is not None or item.place is None else item.place
 
     return sorted(range(len(planned.inputs)), key=place)
-
-
-def _names(model: object) -> set[str]:
-    """What a model of a recipe may be called once it is open."""
-    from eutectic.recipe import Recipe, label_of
-
-    if isinstance(model, Recipe):
-        # A recipe without a seed gets the outer one's.
-        return {str(model.to_dict() | {"seed": None})}
-    if isinstance(model, str):
-        return {model, os.path.basename(os.path.abspath(os.path.expanduser(model)))}
-    return {label_of(model)}
 
 
 def _what(planned: Plan, order: Sequence[int]) -> Iterator[tuple[str, str]]:
@@ -160,7 +146,7 @@ def _how(planned: Plan, budget: Budget) -> Iterator[tuple[str, str]]:
     yield "writes", values.shown(planned.bytes_out)
     threads = f"{budget.threads} thread{'s' * (budget.threads > 1)}"
     least = f"; needs {-(-budget.least_bytes >> 20)} MiB at least"
-    yield "memory", f"peak about {budget.peak_bytes >> 20} MiB with {threads}{least}"
+    yield "memory", f"peak about {-(-budget.peak_bytes >> 20)} MiB with {threads}{least}"
     if budget.gpu_bytes:
         yield "GPU memory", f"up to {budget.gpu_bytes >> 20} MiB"
     unused = "" if planned.method.random else f" (not used by {planned.method.name})"
@@ -246,7 +232,10 @@ def as_json(planned: Plan, budget: Budget, notes: Sequence[str]) -> dict[str, An
         "method": planned.method.name,
         "fingerprint": planned.fingerprint,
         "seed": planned.seed,
-        "inputs": [{"role": item.role, **item.identity()} for item in planned.inputs],
+        "inputs": [
+            {"role": item.role, **item.identity(), **({"path": item.path} if item.path else {})}
+            for item in planned.inputs
+        ],
         "bytes_in": planned.bytes_in,
         "bytes_out": planned.bytes_out,
         "threads": budget.threads,

@@ -12,7 +12,7 @@ from typing import Any
 from eutectic.adviser.opening import Opened, key_of
 from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate import LiveSource, Loader, Settings, opening
-from eutectic.plan.inputs import unique_labels
+from eutectic.plan.labels import labels_of
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def opened(models: Any, least: int, most: int | None = None) -> Iterator[Opened]
     with opening.opened(wanted) as sources:
         if len(sources) > (most or len(sources)):
             raise _count(least, f"not {len(sources)}")
-        yield Opened(sources, unique_labels(source.label for source in sources))
+        yield Opened(sources, labels_of(sources))
 
 
 def settings_for(models: Opened, settings: Settings | None) -> Settings:

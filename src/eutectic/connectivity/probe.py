@@ -12,7 +12,7 @@ from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate import Call, Score, Settings, Task, task_of
 from eutectic.evaluate.doors import Kept, cache_of
 from eutectic.evaluate.evaluation import recalled
-from eutectic.plan.inputs import unique_labels
+from eutectic.plan.labels import unique_labels
 from eutectic.run.refusals import check_device
 
 

@@ -11,7 +11,7 @@ from eutectic.checkpoint import Source
 from eutectic.errors import EutecticError, Problem, RecipeError
 from eutectic.evaluate.cache import Cache
 from eutectic.evaluate.model import Difference, Score, Settings, Task, paired
-from eutectic.plan.inputs import unique_labels
+from eutectic.plan.labels import labels_of, unique_labels
 from eutectic.run.refusals import check_device
 
 
@@ -83,7 +83,7 @@ def evaluate_all(
     """
     check_device(run.device)
     known = refuse_early(sources, tasks, run, cache)
-    labels = tuple(unique_labels(source.label for source in sources))
+    labels = tuple(labels_of(sources))
     names = tuple(unique_labels(task.name for task in tasks))
     found: dict[str, dict[str, Score]] = {name: {} for name in names}
     cached = 0

@@ -75,7 +75,10 @@ def _merges(recipe: Any) -> list[Source]:
         return [MergedSource(make_plan(one.recipe, open_one), one.label) for one in variants]
     planned = make_plan(load(recipe, methods=methods), open_one)
     name = os.path.splitext(os.path.basename(os.fspath(recipe)))[0] if named else "merge"
-    return [MergedSource(planned, planned.recipe.name or name)]
+    merged = MergedSource(planned, planned.recipe.name or name)
+    if named and planned.recipe.name is None:
+        merged.path = os.path.splitext(os.path.abspath(recipe))[0]
+    return [merged]
 
 
 def refuse_several(sources: Sequence[Source]) -> Source:

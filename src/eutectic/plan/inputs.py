@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from eutectic.checkpoint import About, Alignment, Source, read_about, read_align
 from eutectic.errors import CheckpointError, Problem, RecipeError
 from eutectic.methods import Method
 from eutectic.plan.findings import few
+from eutectic.plan.labels import labels_of, unique_labels
 from eutectic.plan.model import Plan, PlanInput
 from eutectic.recipe import Model, ModelEntry, Recipe, label_of, same_model
 
@@ -98,10 +99,9 @@ def open_inputs(
             item.close()
         raise RecipeError([*requests, *problems]) if requests else CheckpointError(problems)
     opened = _ordered(opened, method)
-    labels = unique_labels(_label(item.found) for item in opened)
+    labels = unique_labels((_label(item.found) for item in opened), [_path(item.found) for item in opened])
     # After the models, whose labels stay what they are without statistics.
-    taken = [*labels, *(item.beside[0].label for item in opened if item.beside)]
-    names = iter(unique_labels(taken)[len(labels) :])
+    names = iter(labels_of([item.beside[0] for item in opened if item.beside], labels))
     inputs = []
     for item, label in zip(opened, labels, strict=True):
         model = _input(item, label, recipe)
@@ -115,20 +115,24 @@ def open_inputs(
 
 def _repeated(opened: Sequence[_Opened], recipe: Recipe) -> list[Problem]:
     """Models that are the same files by two names: through links, or a folder and the file in it."""
-    seen: dict[frozenset[str], str] = {}
+    # Views of one model that were opened by hand (as it is, and aligned) are not the same.
+    found = [item.found if isinstance(item.model, str) and isinstance(item.found, Source) else None for item in opened]
     problems = []
-    for item in opened:
-        # Views of one model that were opened by hand (as it is, and aligned) are not the same.
-        files = item.found.files() if isinstance(item.model, str) and isinstance(item.found, Source) else None
-        key = frozenset(map(os.path.realpath, files or ()))
-        if not key:
-            continue
-        name = label_of(item.model)
-        if (other := seen.setdefault(key, name)) != name:
-            message = f"{name!r} is the model {other!r} by another name"
-            found = Problem("R133", message, hint="list it once")
-            problems.append(_placed(found, item.entry, recipe, "model"))
+    for number, first in twins(found):
+        name, other = label_of(opened[number].model), label_of(opened[first].model)
+        if name != other:
+            problem = Problem("R133", f"{name!r} is the model {other!r} by another name", hint="list it once")
+            problems.append(_placed(problem, opened[number].entry, recipe, "model"))
     return problems
+
+
+def twins(sources: Iterable[Source | None]) -> Iterator[tuple[int, int]]:
+    """Numbers of sources that read the files of an earlier one, and of that one."""
+    seen: dict[frozenset[str], int] = {}
+    for number, source in enumerate(sources):
+        key = frozenset(map(os.path.realpath, (source.files() if source else None) or ()))
+        if key and (first := seen.setdefault(key, number)) != number:
+            yield number, first
 
 
 def _aligned(model: Source, entry: ModelEntry, recipe: Recipe, opener: Opener) -> Source:
@@ -214,17 +218,5 @@ def _label(found: Source | Plan) -> str:
     return found.label
 
 
-def unique_labels(labels: Iterable[str]) -> Sequence[str]:
-    """The labels, repeated ones numbered: `model`, `model#2`."""
-    wanted = list(labels)
-    taken = set(wanted)
-    seen: set[str] = set()
-    unique = []
-    for label in wanted:
-        number, name = 1, label
-        while name in seen or (number > 1 and name in taken):
-            number += 1
-            name = f"{label}#{number}"
-        seen.add(name)
-        unique.append(name)
-    return unique
+def _path(found: Source | Plan) -> str:
+    return "" if isinstance(found, Plan) else found.path

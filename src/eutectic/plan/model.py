@@ -110,6 +110,11 @@ class PlanInput:
         """The label of the model that it is aligned to; empty if it is read as it is."""
         return self.source.to if isinstance(self.source, Aligned) else ""
 
+    @property
+    def path(self) -> str:
+        """The absolute path it was opened by; empty for a model of the hub, in memory or made by a nested recipe."""
+        return self.source.path if self.source else ""
+
     def stored(self, name: str) -> str | None:
         """The name under which a tensor is stored, None if there is none."""
         return name if name in self.specs else self.ties.get(name)

@@ -13,7 +13,8 @@ from eutectic.checkpoint import Source
 from eutectic.errors import Problem, RecipeError
 from eutectic.names import layer_of
 from eutectic.plan import Plan, make_plan
-from eutectic.plan.inputs import Opener, unique_labels
+from eutectic.plan.inputs import Opener
+from eutectic.plan.labels import labels_of
 from eutectic.run.merged import MergedSource
 from eutectic.search.running import RunningMean, RunningSum
 
@@ -54,7 +55,7 @@ class Pot:
             self.close()
             raise
         self.sources = [self._open(model, None) for model in self.models]
-        self.labels = list(unique_labels(source.label for source in self.sources))
+        self.labels = labels_of(self.sources)
         self._fits = RunningSum.fits(self.plan)
 
     def close(self) -> None:

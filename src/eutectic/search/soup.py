@@ -10,7 +10,7 @@ from typing import Any
 
 from eutectic.errors import Problem, RecipeError, did_you_mean
 from eutectic.evaluate import Difference, Score, Task, paired
-from eutectic.plan.inputs import unique_labels
+from eutectic.plan.labels import unique_labels
 from eutectic.search.ingredients import Pot, Weights
 from eutectic.search.learned import learn, losses_of
 from eutectic.search.scoring import Scorer

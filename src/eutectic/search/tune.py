@@ -9,7 +9,7 @@ from typing import Any
 from eutectic.checkpoint import Source
 from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate import Difference, Score, Task, paired
-from eutectic.plan.inputs import unique_labels
+from eutectic.plan.labels import unique_labels
 from eutectic.search.keep import Constraint
 from eutectic.search.scoring import Scorer
 
@@ -98,7 +98,7 @@ def tune(
         message = "no parameter takes several values" if tasks else "no task is named"
         hint = "name one and its values, as parameters.t=0:1:0.1" if tasks else "name one; the first is the target"
         raise RecipeError(Problem("S807", message, "over" if tasks else "tasks", hint))
-    names = list(unique_labels(task.name for task in tasks))
+    names = unique_labels(task.name for task in tasks)
     constraints = keep(names)
     # One merge stands for all: they differ in values alone.
     scorer.check([candidates[0].source, *([] if base is None else [base])], tasks)
