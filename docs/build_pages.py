@@ -138,7 +138,7 @@ def options_table(params: Iterable[Any]) -> str:
     rows = []
     for param in params:
         if param.opts[0].startswith("-"):
-            names = ", ".join(f"`{name}`" for name in param.opts)
+            names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts))
             value = "" if param.is_flag else f" `{param.metavar or param.name.strip('_').upper()}`"
             rows.append((names + value, shown_default(param), param.help))
     return table(("option", "default", "what it does"), rows)

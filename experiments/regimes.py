@@ -198,7 +198,7 @@ ELSEWHERE = ": the other domains"
 ERROR = "squared error, % of what is wanted"
 CLAIMS = (
     Claim(
-        "TIES where task vectors collide, 2 % of the entries each",
+        "TIES where task vectors collide in few entries",
         "2306.01708",
         "Trimming and electing signs removes interference: TIES beats the average and task arithmetic.",
         "Eight task vectors of 100,000 entries move 2 % of them each, by ±1 to ±3, with noise of 0.2 everywhere. The "
