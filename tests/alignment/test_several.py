@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import eutectic
-from eutectic.alignment import align_all, align_many, several, symmetries_of
+from eutectic.alignment import align, align_all, align_many, several, symmetries_of
 from eutectic.alignment.moves import random_moves
 from eutectic.checkpoint import Alignment, MemorySource, open_source, read_alignment
 from eutectic.errors import EutecticError
@@ -104,3 +104,23 @@ def test_other_alignments_are_replaced_if_that_is_asked_for(here: Path) -> None:
     assert align_all(["a", "b", "c"], out="perms").keys() == found.keys()
     (here / "file").write_text("mine")
     assert refused(out="file") == ["W401 file: exists and is not a folder; choose another name"]
+
+
+def test_one_model_is_not_aligned_twice_nor_to_itself(here: Path) -> None:
+    (here / "link").symlink_to("a")
+    assert refused("a", "b", "a") == ["R133 models: 'a' is named twice; name each model once"]
+    other = ["R133 models: 'link' is the model 'a' by another name; name each model once"]
+    assert refused("a", "link", "b") == other
+    with pytest.raises(EutecticError) as caught:
+        align("a", "link")
+    assert [str(problem) for problem in caught.value.problems] == other
+
+
+def test_folders_of_models_of_one_name_are_not_nested(here: Path) -> None:
+    for run, model in zip(("one", "two"), ("b", "c"), strict=True):
+        (here / run).mkdir()
+        (here / model).rename(here / run / "final")
+    found = align_all(["a", "one/final", "two/final"], out="perms")
+    assert [*found] == ["one/final", "two/final"]
+    assert sorted(path.name for path in (here / "perms").iterdir()) == ["one--final", "two--final"]
+    assert align_all(["a", "one/final", "two/final"], out="perms").keys() == found.keys()

@@ -86,3 +86,16 @@ def test_every_door_gives_the_same_labels(finals: Path) -> None:
     assert list(eutectic.compare(paths[1:], base=paths[0]).models) == paths[1:]
     assert labels_of([open_source(path) for path in paths]) == paths
     planned.close()
+
+
+def test_a_path_that_two_folders_have_is_noted(finals: Path) -> None:
+    from eutectic.recipe import load
+
+    inner = finals / "recipes"
+    (inner / "base").mkdir(parents=True)
+    (inner / "r.yml").write_text("merge_method: linear\nmodels: [base, ./code]\nparameters: {weight: 1}\n")
+    (inner / "outer.yml").write_text("merge_method: linear\nmodels: [r.yml, math]\nparameters: {weight: 1}\n")
+    told = "'base' is taken from the current folder; the recipe's own folder has another of that name"
+    assert load("recipes/r.yml", methods=eutectic.methods).notes == (told,)
+    nested = load("recipes/outer.yml", methods=eutectic.methods)
+    assert nested.notes == () and nested.models[0].model.notes == (told,)

@@ -15,7 +15,7 @@ from eutectic.recipe.model import Recipe, rebased
 from eutectic.recipe.overrides import override
 from eutectic.recipe.parse import read_recipe
 from eutectic.recipe.plain import from_python
-from eutectic.recipe.references import Context
+from eutectic.recipe.references import Context, shadowed
 from eutectic.recipe.schema import MethodTable
 from eutectic.recipe.sweep import axes_of, variants_of
 
@@ -274,7 +274,7 @@ class _Sheet:
         context = Context(session.methods, session.faults, self, self.file, self.folder, self.named)
         recipe = read_recipe(root, context)
         session.depth -= 1
-        return recipe
+        return None if recipe is None else replace(recipe, notes=(*recipe.notes, *shadowed(recipe)))
 
     def too_many(self, place: Place) -> bool:
         """True, and a problem, beyond the limits on recipes inside recipes."""

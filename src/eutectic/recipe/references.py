@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -103,6 +103,16 @@ def _text(text: str, node: Node, context: Context) -> Model | None:
 
 def _exists(text: str, context: Context) -> bool:
     return any(os.path.exists(os.path.join(base, os.path.expanduser(text))) for base in ("", context.folder or ""))
+
+
+def shadowed(recipe: Recipe) -> Iterator[str]:
+    """Notes of paths that are found from the current folder, which wins, while the recipe's own has another."""
+    named = [recipe.base, *(one for entry in recipe.models for one in (entry.model, entry.aligned, entry.statistics))]
+    for path in dict.fromkeys(one for one in named if isinstance(one, str)):
+        here = os.path.expanduser(path)
+        beside = os.path.join(recipe.folder or "", here)
+        if os.path.exists(here) and os.path.exists(beside) and not os.path.samefile(here, beside):
+            yield f"{shown(path)} is taken from the current folder; the recipe's own folder has another of that name"
 
 
 def _note_absent(text: str, node: Node, context: Context, hint: str) -> None:
