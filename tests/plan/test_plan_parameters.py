@@ -97,3 +97,32 @@ def test_a_method_without_a_streamed_form_cannot_rank_a_model(monkeypatch: pytes
     assert refused(ties_of("a", "b", parameters={"scope": "model"}), llama("a"), llama("b")) == [
         "P306 parameters.scope: ties has no streamed form, which `scope: model` needs; use `scope: tensor`"
     ]
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "note"),
+    [
+        (
+            "della",
+            {"density": 0.2, "epsilon": 0.5},
+            "epsilon 0.5 does not fit between 0 and 1 around density 0.2: 0.2 is used",
+        ),
+        ("della", {"density": 0.93, "epsilon": 0.07}, ""),
+        ("della_linear", {"density": 1, "epsilon": 0.07}, ""),
+        (
+            "breadcrumbs",
+            {"density": 0.8, "gamma": 0.5},
+            "gamma 0.5 is more than density 0.8 leaves: at most 0.2 is removed",
+        ),
+        ("breadcrumbs_ties", {"density": 0.9, "gamma": 0.1}, ""),
+    ],
+)
+def test_values_that_are_not_taken_as_they_are_written_are_told(method: str, parameters: Any, note: str) -> None:
+    recipe = ties_of("a", "b", parameters=parameters) | {"merge_method": method}
+    assert plan_of(recipe, llama("a"), llama("b")).notes == ((note,) if note else ())
+
+
+def test_values_by_layer_are_told_of_once() -> None:
+    recipe = ties_of("a", "b", parameters={"density": [0.2, 0.1], "epsilon": 0.5}) | {"merge_method": "della"}
+    (note,) = plan_of(recipe, llama("a"), llama("b")).notes
+    assert note.endswith("0.2 is used; and so for 2 other values")

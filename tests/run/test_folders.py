@@ -339,6 +339,21 @@ def test_another_model_of_the_same_name_is_another_merge(tmp_path):
         eutectic.merge(average("two"), out)
 
 
+def test_an_output_without_its_stamp_says_so(job):
+    recipe, home, _ = job
+    merge(recipe, home / "out")
+    (home / "out" / ".eutectic-stamp").unlink()
+    with pytest.raises(RecipeError, match=r"W401 .*exists, and its \.eutectic-stamp is missing, without which"):
+        merge(recipe, home / "out")
+
+
+def test_another_seed_is_the_same_merge_where_nothing_is_random(job):
+    recipe, home, _ = job
+    done = merge(recipe, home / "out")
+    assert not done.plan.method.random
+    assert merge(recipe | {"seed": 7}, home / "out").already_complete
+
+
 def test_an_output_that_lost_weights_is_not_complete(job):
     recipe, home, expected = job
     out = home / "out"

@@ -50,6 +50,12 @@ class Existing:
                 return False
         return True
 
+    def doubt(self) -> str:
+        """Why what was made of the same plan may be another all the same, if `is_merge` says so."""
+        if not self._storage.exists(os.path.join(self._path, STAMP)):
+            return f"its {STAMP} is missing, without which nothing says that its models are still the same"
+        return "it or a model it was made from may have changed since"
+
     def strangers(self) -> list[str]:
         """Files that its manifest does not list; all of them where there is none.
 

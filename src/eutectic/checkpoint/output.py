@@ -173,7 +173,7 @@ class Output:
             if not message:
                 message, hint = "exists", REPLACE
                 if existing.manifest.get("fingerprint") == self._fingerprint:
-                    message += ", and it or a model it was made from may have changed since"
+                    message += f", and {existing.doubt()}"
             raise RecipeError(Problem("W401", message, self.path, hint))
 
     def _open_journal(self) -> None:

@@ -37,6 +37,11 @@ COARSE, FINE = 1 << 8, 1 << 12
 FEW_IN = 16
 
 
+def width_of(density: float, epsilon: float) -> float:
+    """Half the width of the window of probabilities: what of `epsilon` fits between 0 and 1 around the density."""
+    return min(epsilon, density, 1.0 - density)
+
+
 def keep_bounds(length: int, density: float, epsilon: float) -> NDArray[np.uint32]:
     """The probability, in `PARTS`, of keeping an entry of a row, `(2 · length,)`, by its place from 1 on.
 
@@ -45,7 +50,7 @@ def keep_bounds(length: int, density: float, epsilon: float) -> NDArray[np.uint3
     does not fit between 0 and 1 is narrowed around the density until it does. All of a row of equal entries have the
     density itself.
     """
-    width = min(epsilon, density, 1.0 - density)
+    width = width_of(density, epsilon)
     places = np.maximum(np.arange(2 * length, dtype=np.float64) - 1, 0)
     steps = places / (2 * length - 2) if length > 1 else np.full(2, 0.5)
     return np.rint(((density - width) + 2.0 * width * steps) * PARTS).astype(np.uint32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from eutectic.kernels.signs import disjoint_sum, elect_sign
 from eutectic.kernels.sums import one_a_model, weighted_mean
@@ -136,3 +136,15 @@ def _bands(jobs: Sequence[StreamJob], elect: bool) -> Stream:
     if jobs[0].parameters["scope"] == "row":
         return bands.BandsOfRows(jobs, elect=elect)
     return task_vectors.TaskVectors(jobs, sparsifier="band", elect=elect)
+
+
+def _fewer_outliers(given: dict[str, Any], models: int) -> str | None:
+    """Says so where less than `gamma` is removed; at a density of 1 everything stays, as asked."""
+    for density, gamma in zip(*(one_a_model(given[name], models) for name in ("density", "gamma")), strict=True):
+        if density < 1 and gamma + density - 1 > 1e-9:
+            return f"gamma {gamma:g} is more than density {density:g} leaves: at most {1 - density:g} is removed"
+    return None
+
+
+breadcrumbs.remarks(_fewer_outliers)
+breadcrumbs_ties.remarks(_fewer_outliers)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from eutectic.kernels.random import Rng
-from eutectic.kernels.ranked import keep_by_rank
+from eutectic.kernels.ranked import keep_by_rank, width_of
 from eutectic.kernels.signs import disjoint_sum, elect_sign
 from eutectic.kernels.sums import one_a_model, weighted_mean
 from eutectic.lazy import LazyModule
@@ -71,8 +71,8 @@ def della(
     second. Ranks are exact, and equal magnitudes have one; in bfloat16 mergekit has about 700 different ones in a row
     of 4,096. Masks come from a counter-based generator.
 
-    **Cost.** One pass, or two with `l1`; ranking each row of every model is half of the arithmetic for 16-bit floats, and
-    most of it for others, whose rows are sorted.
+    **Cost.** One pass, or two with `l1`; ranking each row of every model is half of the arithmetic for 16-bit floats,
+    and most of it for others, whose rows are sorted.
     """
     shares = one_a_model(weight, len(deltas))
     kept = keep_by_rank(deltas, density, epsilon, rescale, rng)
@@ -116,6 +116,18 @@ def della_linear(
     shares = one_a_model(weight, len(deltas))
     kept = keep_by_rank(deltas, density, epsilon, rescale, rng)
     return weighted_mean(kept, shares, normalize) * lambda_
+
+
+def _narrowed(given: dict[str, Any], models: int) -> str | None:
+    """Says so where the window is narrowed; at a density of 1, where there is none, nothing is dropped as asked."""
+    for density, epsilon in zip(*(one_a_model(given[name], models) for name in ("density", "epsilon")), strict=True):
+        if density < 1 and epsilon - (width := width_of(density, epsilon)) > 1e-9:
+            return f"epsilon {epsilon:g} does not fit between 0 and 1 around density {density:g}: {width:g} is used"
+    return None
+
+
+della.remarks(_narrowed)
+della_linear.remarks(_narrowed)
 
 
 @della.stream

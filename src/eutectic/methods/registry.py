@@ -36,6 +36,8 @@ Statistics = Literal["", "fisher", "gram"]
 
 # (all parameters by recipe name, number of models) -> why they do not go together, or None.
 Refusal = Callable[[dict[str, Any], int], str | None]
+# The same -> what is made of values that cannot be taken as they are, or None.
+Remark = Callable[[dict[str, Any], int], str | None]
 Streamed = Callable[[Sequence[Any]], "Stream"]
 
 # In place of a number: what stands in the statistics of the whole model.
@@ -131,6 +133,7 @@ class Method:
         example: values for the recipe on the method's page, where half of everything would make no sense.
         working, streams_when: see `stream`.
         refusal: says why values do not go together.
+        remark: says what is made of values that cannot be taken as they are.
         factors, finish: the method in two steps, where the first is expensive and does not depend on all parameters.
     """
 
@@ -161,6 +164,7 @@ class Method:
     factors: Callable[..., Any] | None = field(default=None)
     finish: Callable[..., Tensor] | None = field(default=None)
     refusal: Refusal | None = field(default=None)
+    remark: Remark | None = field(default=None)
 
     def __post_init__(self) -> None:
         self.__doc__ = self.function.__doc__
@@ -184,14 +188,24 @@ class Method:
 
     def fault(self, parameters: Mapping[str, Any], models: int) -> str | None:
         """Why these values, by recipe name, do not go together for so many models; None if they do."""
-        if self.refusal is None:
-            return None
-        return self.refusal({p.name: parameters.get(p.name, p.default) for p in self.params.values()}, models)
+        return self.refusal(self._all(parameters), models) if self.refusal is not None else None
+
+    def note(self, parameters: Mapping[str, Any], models: int) -> str | None:
+        """What is made of such values, by recipe name, where they cannot be taken as they are; None if they can."""
+        return self.remark(self._all(parameters), models) if self.remark is not None else None
+
+    def _all(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        return {p.name: parameters.get(p.name, p.default) for p in self.params.values()}
 
     def refuses(self, refusal: Refusal) -> Refusal:
         """Registers what `fault` asks: `refusal(parameters, models)`, all parameters given."""
         self.refusal = refusal
         return refusal
+
+    def remarks(self, remark: Remark) -> Remark:
+        """Registers what `note` asks: `remark(parameters, models)`, all parameters given."""
+        self.remark = remark
+        return remark
 
     def stream(
         self, factory: Streamed, *, when: Callable[[Mapping[str, Any]], bool] | None = None, working: int = 0

@@ -67,6 +67,10 @@ class Parameters:
         faults = [self._method.fault(parameters, len(self._entries)) for parameters in bound]
         for why in dict.fromkeys(filter(None, faults)):
             self._findings.say("P313", why, f"`eutectic methods {self._method.name}` says what goes", "parameters")
+        notes = [self._method.note(parameters, len(self._entries)) for parameters in bound]
+        if told := list(dict.fromkeys(filter(None, notes))):
+            others = f"; and so for {len(told) - 1} other values" if len(told) > 1 else ""
+            self._findings.notes.append(told[0] + others)
         for param in ("density", "rescale") if self._recipe.scope == "model" else ():
             if len({repr(job.parameters[param]) for job in jobs if param in job.parameters}) > 1:
                 message = f"{param} differs between tensors under `scope: model`"
