@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,7 +246,7 @@ def test_every_command_and_option_is_on_the_command_line_page() -> None:
         assert f"## eutectic {name}\n" in text
         assert f"eutectic {name}" in PAGES["README.md"]
         for param in command.params:
-            names = param.opts if param.opts[0].startswith("-") else [str(param.metavar).strip("[]")]
+            names = [*param.opts, *param.secondary_opts] if param.opts[0].startswith("-") else [str(param.metavar).strip("[]")]
             assert not [option for option in names if f"`{option}`" not in text]
 
 
@@ -294,6 +295,36 @@ def test_links_lead_to_files(page: str) -> None:
         there = Path(os.path.normpath(folder / path))
         inside = there.relative_to(DOCS).as_posix() if there.is_relative_to(DOCS) else ""
         assert there.exists() or inside in GENERATED or inside in REPORTS, f"{page} links to {target}"
+
+
+def slugs(heading: str) -> set[str]:
+    """The anchors of a heading, on GitHub and in the site."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
+    github = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+    site = re.sub(r"[^\w\s-]", "", unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()).strip()
+    return {github, re.sub(r"[-\s]+", "-", site)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_headings_on_github_and_in_the_site(page: str) -> None:
+    for target in links(PAGES[page]):
+        path, _, anchor = target.partition("#")
+        there = Path(os.path.normpath((ROOT / page).parent / path)) if path else ROOT / page
+        if anchor and "://" not in target and there.exists():
+            headings = re.findall(r"^#+ (.+)$", FENCE.sub("", there.read_text(encoding="utf-8")), re.MULTILINE)
+            assert {anchor} in map(slugs, headings), f"{page} links to {target}"
+
+
+def test_the_start_page_lists_every_guide() -> None:
+    listed = links(PAGES["docs/index.md"])
+    assert not [path.name for path in (DOCS / "guides").glob("*.md") if f"guides/{path.name}" not in listed]
+
+
+def test_the_document_of_every_command_is_described() -> None:
+    text = PAGES["docs/exit-codes.md"]
+    with_json = [name for name, command in BUILDER.commands().items() if any("--json" in p.opts for p in command.params)]
+    assert len(with_json) > 10
+    assert not [name for name in with_json if f"`{name}`" not in text]
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
