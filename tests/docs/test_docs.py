@@ -246,8 +246,9 @@ def test_every_command_and_option_is_on_the_command_line_page() -> None:
         assert f"## eutectic {name}\n" in text
         assert f"eutectic {name}" in PAGES["README.md"]
         for param in command.params:
-            names = [*param.opts, *param.secondary_opts] if param.opts[0].startswith("-") else [str(param.metavar).strip("[]")]
-            assert not [option for option in names if f"`{option}`" not in text]
+            option = param.opts[0].startswith("-")
+            names = [*param.opts, *param.secondary_opts] if option else [str(param.metavar).strip("[]")]
+            assert not [name for name in names if f"`{name}`" not in text]
 
 
 def test_every_code_is_on_the_problems_page_and_no_other_code_is_mentioned() -> None:
@@ -322,7 +323,8 @@ def test_the_start_page_lists_every_guide() -> None:
 
 def test_the_document_of_every_command_is_described() -> None:
     text = PAGES["docs/exit-codes.md"]
-    with_json = [name for name, command in BUILDER.commands().items() if any("--json" in p.opts for p in command.params)]
+    commands = BUILDER.commands().items()
+    with_json = [name for name, command in commands if any("--json" in param.opts for param in command.params)]
     assert len(with_json) > 10
     assert not [name for name in with_json if f"`{name}`" not in text]
 

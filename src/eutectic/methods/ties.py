@@ -56,8 +56,8 @@ def ties(
     rounded once. Equal magnitudes are broken by index, not by an unstable sort. The density is taken as the decimal
     that is written: 0.29 of 100 entries is 29 (mergekit: 28).
 
-    **Cost.** Two passes over a tensor and a sample (thresholds, the combination), one from the disk while the tensor fits
-    the memory bound.
+    **Cost.** Two passes over a tensor and a sample (thresholds, the combination), one from the disk while the tensor
+    fits the memory bound.
     """
     shares = one_a_model(weight, len(deltas))
     trimmed = keep_largest(deltas, density)
