@@ -308,3 +308,19 @@ def test_outputs_open_in_safetensors(run: Run, here: Path) -> None:
     run("merge", "r.yml", "out", "-q")
     with safe_open(here / "out" / "model.safetensors", "pt") as file:
         assert len(file.keys()) == 12
+
+
+def test_a_plan_lines_up_and_lists_models_of_one_name_as_the_recipe_does(run: Run, here: Path) -> None:
+    for name in ("a", "b", "base"):
+        (here / "runs" / name).mkdir(parents=True)
+        (here / name).rename(here / "runs" / name / "final")
+    listed = ["runs/b/final", "runs/a/final"]
+    made = {"merge_method": "dare_linear", "base_model": "runs/base/final", "models": listed}
+    (here / "r.yml").write_text(json.dumps(made))
+    lines = [line for line in run("plan", "r.yml").stdout.splitlines() if "tensors," in line]
+    assert [line.split()[1] for line in lines[:3]] == ["base/final", "b/final", "a/final"]
+    assert len({line.index(" tensors,") for line in lines[:3]}) == 1
+    inputs = json.loads(run("plan", "r.yml", "--json").stdout)["inputs"]
+    assert {one["label"]: one["path"] for one in inputs} == {
+        f"{name}/final": str(here / "runs" / name / "final") for name in ("a", "b", "base")
+    }

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SHOWN = 3
 # Merges of a sweep that it names.
 SWEPT = 12
+# Names of models that stand in one column: as wide as this at most.
+COLUMN = 32
 
 
 def plan(
@@ -60,23 +62,21 @@ def plan(
 
 def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
     """The plan in a dozen lines."""
-    from rich.cells import cell_len
     from rich.table import Table
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    table.add_row("method", f"[bold]{planned.method.name}[/]  [dim]{planned.method.paper}[/]")
     order = as_listed(planned)
-    width = max(cell_len(item.label) for item in planned.inputs)
-    for number in order:
+    name, *labels = _column([planned.method.name, *(planned.inputs[number].label for number in order)])
+    table.add_row("method", f"[bold]{name}[/][dim]{planned.method.paper}[/]")
+    for number, label in zip(order, labels, strict=True):
         item = planned.inputs[number]
         size = sum(spec.nbytes for spec in item.specs.values())
         inside = "nested recipe, " if item.plan else ""
         moved = f", aligned to {screen.text(item.aligned)}" if item.aligned else ""
         about = f"{inside}{len(item.specs)} tensors, {values.shown(size)}{moved}"
-        gap = " " * (width - cell_len(item.label))
-        table.add_row(item.role, f"{screen.text(item.label)}{gap}  [dim]{about}[/]")
+        table.add_row(item.role, f"{label}[dim]{about}[/]")
     if planned.recipe.tokenizer_source is not None:
         table.add_row("tokenizer", screen.text((planned.tokenizer or planned.donor).label))
     for name, text in [*_what(planned, order), *_how(planned, budget)]:
@@ -85,6 +85,15 @@ def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
     console.print(table)
     for note in notes:
         console.print(f"[yellow]note[/] {screen.text(note)}")
+
+
+def _column(names: Sequence[str]) -> list[str]:
+    """Names for the console with blanks behind, so that what follows them lines up; a long one moves its own alone."""
+    from rich.cells import cell_len
+
+    told = [screen.text(name) for name in names]
+    width = max((size for name in names if (size := cell_len(name)) <= COLUMN), default=0)
+    return [text + " " * (2 + max(0, width - cell_len(name))) for text, name in zip(told, names, strict=True)]
 
 
 def show_sweep(labels: Sequence[str], first: Plan) -> None:
