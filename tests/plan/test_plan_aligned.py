@@ -70,6 +70,29 @@ def test_a_model_merged_with_itself_scrambled_is_itself(folder: Path) -> None:
     assert manifest["tensors"]["up"]["inputs"][1]["dtype"] == "float32"
 
 
+@pytest.mark.parametrize(
+    ("aligned", "why"),
+    [
+        ("perms", r"G110 r.yml:4:23 models\[1\].aligned: 'perms' is a folder of alignments .*; did you mean 'perms/b'"),
+        ("perms/bb", r"C200 r.yml:4:23 models\[1\].aligned: 'perms/bb' does not exist; .* did you mean 'perms/b'"),
+        ("perms/x@y", r"C200 r.yml:4:23 models\[1\].aligned: 'perms/x@y' does not exist; .* name a folder that"),
+        ("empty", r"C201 .*holds no weights"),
+    ],
+)
+def test_what_was_meant_by_a_folder_that_is_no_alignment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, aligned: str, why: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (folder / "perms").mkdir()
+    (folder / "empty").mkdir()
+    (folder / "perm").rename(folder / "perms" / "b")
+    (folder / "r.yml").write_text(
+        f"merge_method: linear\nmodels:\n- {{model: a}}\n- {{model: b, aligned: {aligned}}}\n"
+    )
+    with pytest.raises(CheckpointError, match=why):
+        eutectic.plan("r.yml")
+
+
 def test_the_same_merge_again_is_complete_until_the_model_or_the_moves_change(folder: Path) -> None:
     assert not eutectic.merge(RECIPE, "out").already_complete
     assert eutectic.merge(RECIPE, "out").already_complete

@@ -11,6 +11,7 @@ from typing import Any
 from eutectic.checkpoint import About, Alignment, Source, read_about, read_alignment
 from eutectic.errors import CheckpointError, Problem, RecipeError
 from eutectic.methods import Method
+from eutectic.plan.alignments import meant
 from eutectic.plan.findings import few
 from eutectic.plan.labels import labels_of, unique_labels
 from eutectic.plan.model import Plan, PlanInput
@@ -147,7 +148,8 @@ def _aligned(model: Source, entry: ModelEntry, recipe: Recipe, opener: Opener) -
     except CheckpointError as error:
         for source in filter(None, (model, artefact)):
             source.close()
-        told = few(error.problems, recipe.file or "")
+        said = [meant(problem, entry.aligned, model.label, recipe.folder) for problem in error.problems]
+        told = few(said, recipe.file or "")
         raise CheckpointError(_placed(problem, entry, recipe, "aligned") for problem in told) from None
 
 

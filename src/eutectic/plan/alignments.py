@@ -1,0 +1,51 @@
+"""What was meant where `aligned` names no alignment: one of the folder's, or a folder whose name is nearly the same."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+
+from eutectic.checkpoint.alignment import ABOUT
+from eutectic.errors import Problem, listed
+
+_MADE = "name a folder that `eutectic align` made"
+# What the hub says of a name that it does not have, or that it cannot be asked for.
+_HUB = ("C250", "C251", "C252", "C253", "C254")
+
+
+def meant(problem: Problem, written: object, model: str, folder: str | None) -> Problem:
+    """A problem of opening an alignment, in the words of alignments where it is a matter of its name.
+
+    Args:
+        problem: what was found.
+        written: what stands under `aligned`.
+        model: the label of the model beside it.
+        folder: the recipe's.
+    """
+    if not isinstance(written, str):
+        return problem
+    if problem.code == "C201" and (inside := _alignments_in(problem.file)):
+        paths = [os.path.join(written, name) for name in inside]
+        own = [path for path, name in zip(paths, inside, strict=True) if name == model]
+        hint = f"did you mean {own[0]!r}?" if own else f"name one of them: {listed(paths)}"
+        return Problem("G110", f"{written!r} is a folder of alignments and not one itself", hint=hint)
+    if problem.code in _HUB:
+        message = f"{written!r} does not exist; an alignment is a folder"
+        return Problem("C200", message, hint=_near(written, ("", folder or "")) or _MADE)
+    return problem
+
+
+def _alignments_in(folder: str) -> list[str]:
+    if not os.path.isdir(folder):
+        return []
+    return sorted(name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name, ABOUT)))
+
+
+def _near(written: str, bases: Sequence[str]) -> str:
+    parent, name = os.path.split(written.rstrip("/"))
+    for base in bases:
+        inside = _alignments_in(os.path.join(base, os.path.expanduser(parent)) or os.curdir)
+        if found := difflib.get_close_matches(name, inside, n=1):
+            return f"did you mean {os.path.join(parent, found[0])!r}?"
+    return ""
