@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from eutectic import averaging, checkpoint, dtypes, methods, recipe
 from eutectic.checkpoint import REAL, Source, Storage
@@ -92,6 +92,7 @@ _ROOMS = {
 _DOORS = {name: room for room, names in _ROOMS.items() for name in names}
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+_T = TypeVar("_T")
 
 
 def __getattr__(name: str) -> Any:
@@ -107,7 +108,22 @@ def load_recipe(
 
     `overrides` are changes such as `parameters.t=0.4`; `seed` and `dtype` (of the output) override the recipe's own.
     """
-    return recipe.load(source, overrides=_changes(overrides, seed, dtype), methods=methods)
+    return _loaded(recipe.load, source, overrides, seed, dtype)
+
+
+def _loaded(
+    load: Callable[..., _T], source: RecipeLike, overrides: Sequence[str], seed: int | None, dtype: str | None
+) -> _T:
+    try:
+        return load(source, overrides=_changes(overrides, seed, dtype), methods=methods)
+    except RecipeError as error:
+        # They went the way of `--set`, and are called what they were given as.
+        names = {"seed": "seed"} if seed is not None else {}
+        names |= {"out_dtype": "dtype"} if dtype is not None else {}
+        raise RecipeError(
+            replace(one, file="", where=names[one.where]) if one.file == "--set" and one.where in names else one
+            for one in error.problems
+        ) from error.__cause__
 
 
 def _changes(overrides: Sequence[str], seed: int | None = None, dtype: str | None = None) -> list[str]:
@@ -274,7 +290,7 @@ def sweep(
     the names of the folders and the plan of the first. The same call resumes, and skips what is complete.
     """
     options = checked(options, out)
-    variants = recipe.load_sweep(source, overrides=_changes(overrides, seed, dtype), methods=methods)
+    variants = _loaded(recipe.load_sweep, source, overrides, seed, dtype)
     if not variants:
         hint = "write `t: {sweep: [0.1, 0.3]}`, or use `eutectic.merge`"
         raise RecipeError(Problem("R128", "the recipe sweeps no parameter", hint=hint))
@@ -299,7 +315,7 @@ def plan_sweep(
     source: RecipeLike, *, overrides: Sequence[str] = (), seed: int | None = None, dtype: str | None = None
 ) -> dict[str, Plan]:
     """What `sweep` would do: the plan of each merge by the name of its folder. They share their open inputs."""
-    variants = recipe.load_sweep(source, overrides=_changes(overrides, seed, dtype), methods=methods)
+    variants = _loaded(recipe.load_sweep, source, overrides, seed, dtype)
     return _plans(variants, REAL)
 
 

@@ -39,6 +39,20 @@ _ALL = (
 BY_NAME: dict[str, DType] = {d.name: d for d in _ALL}
 BY_CODE: dict[str, DType] = {d.code: d for d in _ALL}
 FLOATS: tuple[str, ...] = tuple(d.name for d in _ALL if d.kind == "float")
+# What people call them elsewhere: for suggestions, not accepted.
+ALSO = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "f32": "float32",
+    "float": "float32",
+    "single": "float32",
+    "fp64": "float64",
+    "f64": "float64",
+    "double": "float64",
+}
 
 
 def named(value: Any) -> Any:

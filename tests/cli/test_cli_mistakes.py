@@ -44,15 +44,15 @@ MISTAKES: dict[str, tuple[int, list[str]]] = {
     "merge r.yml out --device cuda:": (2, ["M602 --device: 'cuda:' is no device"]),
     "merge r.yml out --device cpu:0": (2, ["M602 --device: 'cpu:0' is no device"]),
     "merge r.yml out --device cuda:99": (1, ["M602 --device: torch ", " sees no cuda:99", "use `--device cpu`"]),
-    "merge r.yml out --dtype int8": (2, ["R112 --set out_dtype: must be one of bfloat16, float16", "'int8'"]),
-    "merge r.yml out --dtype bf16": (2, ["R112 --set out_dtype", "'bf16'"]),
+    "merge r.yml out --dtype int8": (2, ["R112 dtype: must be one of bfloat16, float16", "'int8'"]),
+    "merge r.yml out --dtype bf16": (2, ["R112 dtype: must be one of", "'bf16'", "did you mean 'bfloat16'"]),
     "merge r.yml out --nonfinite go": (2, ["Invalid value for '--nonfinite'", "stop", "count"]),
     "plan r.yml --set parameters.normalise=false": (
         2,
         ["R121 --set parameters.normalise", "did you mean 'normalize'?"],
     ),
     "plan r.yml --set parameters": (2, ["R140 --set: 'parameters' is not an override", "write KEY=VALUE"]),
-    "plan r.yml --set models[7].parameters.weight=1": (2, ["R140 --set models.7: leads nowhere", "0 to 1"]),
+    "plan r.yml --set models[7].parameters.weight=1": (2, ["R140 --set models[7]: leads nowhere", "0 to 1"]),
     "plan r.yml --set parameters.weight=[": (2, ["R140 --set parameters.weight: the value '[' cannot be read"]),
     "plan r.yml --set parameters.weight=heavy": (2, ["R123 --set parameters.weight", "must be a number", "'heavy'"]),
     "plan r.yml --set merge_method=slurp": (2, ["R120 --set merge_method", "'slurp'", "did you mean 'slerp'?"]),
@@ -154,6 +154,34 @@ def test_every_message_names_the_code_to_explain(run: Run) -> None:
     assert stderr.splitlines()[-1] == "eutectic explain R101 tells more"
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("--cuda", "write --device cuda"), ("--copy-tokenizer", "leave it out"), ("--resume", "leave it out: the same command resumes")],
+)
+def test_options_of_elsewhere(run: Run, option: str, said: str) -> None:
+    result = run("merge", "r.yml", "out", option)
+    words = " ".join(result.stderr.replace("│", " ").split())
+    assert result.exit_code == 2 and f"No such option: {option}; {said}" in words and "Possible" not in words
+
+
+def test_a_dtype_by_another_name(run: Run) -> None:
+    assert "R112 dtype: must be one of" in run("plan", "r.yml", "--dtype", "fp16").stderr
+    assert "did you mean 'float16'?" in run("plan", "r.yml", "--dtype", "fp16").stderr
+    assert "--set out_dtype" in run("plan", "r.yml", "--set", "out_dtype=fp16").stderr
+
+
+def test_a_path_is_read_as_the_system_reads_it(run: Run, here: Path) -> None:
+    (here / "far" / "deep").mkdir(parents=True)
+    (here / "a").rename(here / "far" / "a")
+    (here / "link").symlink_to("far/deep")
+    (here / "nowhere").symlink_to("gone")
+    assert run("inspect", "link/../a").exit_code == 0
+    (here / "l.yml").write_text("merge_method: linear\nmodels: [link/../a, b]\n")
+    assert run("merge", "l.yml", "linked", "-q").exit_code == 0
+    assert run("verify", "linked").exit_code == 0
+    assert "did you mean 'nowhere'" not in run("inspect", "nowhere").stderr
+
+
 def test_interrupting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import eutectic.api
 
@@ -165,10 +193,10 @@ def test_interrupting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         "verify_bytes": ("verify out", "stopped; nothing was written\n"),
         "compare": ("compare code math", "stopped; nothing was written\n"),
         "align": ("align code math", "stopped; nothing was written\n"),
-        "merge": ("merge r.yml out", "stopped; the same command goes on from what is kept\n"),
+        "merge": ("merge r.yml out", "stopped; the same command resumes\n"),
         "collect": (
-            "collect gram code --data text.txt --out out",
-            "stopped; the same command goes on from what is kept\n",
+            "collect gram code out --data text.txt",
+            "stopped; the same command resumes\n",
         ),
     }
     for function, (command, said) in commands.items():

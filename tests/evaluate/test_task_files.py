@@ -42,9 +42,18 @@ def test_a_task_file(here: Path) -> None:
     assert task_of("tasks/c.yml") == Call("mine:f", higher_is_better=False, folder="tasks")
 
 
+def test_data_behind_a_link(here: Path) -> None:
+    (here / "far" / "deep").mkdir(parents=True)
+    (here / "far" / "choice.jsonl").write_text("{}")
+    (here / "link").symlink_to("far/deep")
+    (here / "link" / "t.yml").write_text("task: choice\ndata: ../choice.jsonl\n")
+    assert task_of("link/t.yml") == Choice("link/../choice.jsonl")
+
+
 def test_other_ways_to_write_a_task(here: Path) -> None:
     assert task_of("choice:choice.jsonl") == Choice("choice.jsonl")
     assert task_of({"task": "choice", "data": "choice.jsonl"}) == Choice("choice.jsonl")
+    assert task_of("perplexity:notes.yml") == Perplexity("notes.yml")
     task = Choice("choice.jsonl")
     assert task_of(task) is task and task.name == "choice"
 

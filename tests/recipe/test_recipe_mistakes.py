@@ -116,7 +116,7 @@ def test_mistakes_in_a_dict_have_a_path(recipe: dict[str, object], message: str)
         ("a..b=1", "R140 --set: 'a..b=1' is not an override"),
         ("parameters.weight=[1", "R140 --set parameters.weight: the value '[1' cannot be read: not valid YAML"),
         ("name=a\n---\nb", "R140 --set name: the value is more than one YAML document"),
-        ("models[7].parameters.weight=1", "R140 --set models.7: leads nowhere: models has the entries 0 to 1"),
+        ("models[7].parameters.weight=1", "R140 --set models[7]: leads nowhere: models has the entries 0 to 1"),
         ("models.x=1", "R140 --set models.x: leads nowhere: models has the entries 0 to 1"),
         ("dtype.x=1", "R140 --set dtype.x: leads nowhere: dtype is 'float16'"),
         ("dtype=float61", "R112 --set dtype: must be one of bfloat16, float16, float32, float64, not 'float61'; did"),
@@ -133,7 +133,7 @@ def test_mistakes_in_an_override(override: str, message: str) -> None:
 
 def test_an_override_into_an_empty_list() -> None:
     found = problems({"merge_method": "linear", "models": []}, overrides=["models[0]=a"])
-    assert "R140 --set models.0: leads nowhere: models has no entries" in found
+    assert "R140 --set models[0]: leads nowhere: models has no entries" in found
 
 
 def test_files_that_are_no_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

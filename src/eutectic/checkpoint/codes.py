@@ -182,9 +182,9 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "W408": (
         "standard output cannot be written",
-        "What a command says goes to standard output, and the file or device behind it refused: a full disk above all. A "
-        "merge, and everything else that makes files, goes on to its end all the same, so that no work is lost for the "
-        "words about it; then the exit code is 1. A pipe whose reader has gone away (`eutectic plan r.yml | head`) is no "
-        "problem and is passed over in silence.",
+        "What a command says goes to standard output, and the file or device behind it refused: a full disk above all. "
+        "A merge, and everything else that makes files, goes on to its end all the same, so that no work is lost for "
+        "the words about it; then the exit code is 1. A pipe whose reader has gone away (`eutectic plan r.yml | head`) "
+        "is no problem and is passed over in silence.",
     ),
 }

@@ -15,6 +15,7 @@ from eutectic.checkpoint.memory import MemorySource
 from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.storage import REAL, Storage
 from eutectic.errors import CheckpointError, Problem
+from eutectic.paths import absolute
 
 # No hub id ends like a file of weights; a file that is not there is nothing to ask the network for.
 _FILE = re.compile(r"\.(safetensors|bin|pt|pth|gguf)$", re.IGNORECASE)
@@ -40,7 +41,7 @@ def resolve(ref: str, folder: str | None = None) -> Place:
     anything else.
     """
     for base in ("", folder or ""):
-        path = os.path.abspath(os.path.join(base, os.path.expanduser(ref)))
+        path = absolute(os.path.join(base, os.path.expanduser(ref)))
         if ref and os.path.exists(path):
             return Place(os.path.basename(path) or path, path)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", ref):
@@ -107,7 +108,7 @@ def _near(ref: str, folder: str | None) -> str:
             siblings = os.listdir(os.path.join(base, os.path.expanduser(parent)) or os.curdir)
         except OSError:
             continue
-        by_lower = {sibling.lower(): sibling for sibling in siblings}
+        by_lower = {sibling.lower(): sibling for sibling in siblings if sibling != name}
         if found := difflib.get_close_matches(name.lower(), by_lower, n=1):
             return f"did you mean {os.path.join(parent, by_lower[found[0]])!r}?"
     return ""

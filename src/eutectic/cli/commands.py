@@ -13,6 +13,7 @@ from eutectic.cli.cite import cite
 from eutectic.cli.collect import collect
 from eutectic.cli.compare import compare
 from eutectic.cli.connect import connect
+from eutectic.cli.elsewhere import Command
 from eutectic.cli.evaluate import evaluate
 from eutectic.cli.explain import explain
 from eutectic.cli.inspect import inspect
@@ -51,7 +52,7 @@ for command in (
     cite,
     explain,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(collect, name="collect")
 
 

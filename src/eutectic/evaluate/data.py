@@ -105,7 +105,7 @@ def near_file(path: str) -> str:
     """A hint at a file of a similar name in the same folder, or nothing."""
     folder, name = os.path.split(os.path.expanduser(path))
     try:
-        return did_you_mean(name, os.listdir(folder or os.curdir))
+        return did_you_mean(name, (one for one in os.listdir(folder or os.curdir) if one != name))
     except OSError:
         return ""
 

@@ -12,6 +12,7 @@ from eutectic.errors import Problem, RecipeError, did_you_mean
 from eutectic.evaluate import options
 from eutectic.evaluate.data import near_file
 from eutectic.evaluate.model import Task
+from eutectic.paths import collapsed
 from eutectic.recipe.compose import compose
 from eutectic.recipe.located import Document, Faults, Node, Place, shown
 
@@ -44,12 +45,12 @@ def task_of(task: Any) -> Task:
 
 
 def _from_text(text: str) -> Task:
-    if text.lower().endswith(_SUFFIXES) and not text.startswith("harness:"):
+    kind, colon, data = text.partition(":")
+    if text.lower().endswith(_SUFFIXES) and kind not in KINDS:
         documents = compose(_content(text), text)
         if len(documents) != 1:
             raise RecipeError(Problem("E901", f"holds {len(documents)} documents, a task file is one", file=text))
         return _read(documents[0], os.path.dirname(text) or os.curdir)
-    kind, colon, data = text.partition(":")
     if kind not in KINDS or not data:
         hint = did_you_mean(kind, KINDS) if colon else f"write KIND:DATA or name a .yml file; {', '.join(KINDS)}"
         hint = hint or f"the kinds are {', '.join(KINDS)}"
@@ -116,4 +117,4 @@ def _place(root: Node, key: str) -> Place:
 
 def _from(folder: str, path: str) -> str:
     path = os.path.expanduser(path)
-    return path if folder == os.curdir and path != os.curdir else os.path.normpath(os.path.join(folder, path))
+    return path if folder == os.curdir and path != os.curdir else collapsed(os.path.join(folder, path))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Mapping, Sequence
 
+from eutectic.paths import collapsed
 from eutectic.recipe.located import Faults, Node
 from eutectic.recipe.model import Model, ModelEntry, label_of, same_model
 from eutectic.recipe.schema import MethodLike
@@ -54,8 +54,8 @@ def repeats(models: Sequence[ModelEntry], faults: Faults) -> None:
     others: list[ModelEntry] = []
     for entry in models:
         if isinstance(entry.model, str):
-            before = names.get(os.path.normpath(entry.model))
-            names.setdefault(os.path.normpath(entry.model), entry)
+            before = names.get(collapsed(entry.model))
+            names.setdefault(collapsed(entry.model), entry)
         else:
             before = next((other for other in others if same_model(entry.model, other.model)), None)
             others.append(entry)
@@ -74,7 +74,7 @@ def repeated_artefacts(models: Sequence[ModelEntry], faults: Faults) -> None:
     ):
         seen: list[object] = []
         for entry, artefact in zip(models, given, strict=True):
-            one = os.path.normpath(artefact) if isinstance(artefact, str) else artefact
+            one = collapsed(artefact) if isinstance(artefact, str) else artefact
             if one is not None and any(one is other or (isinstance(one, str) and one == other) for other in seen):
                 message = f"the {kind} {label_of(artefact)!r} {verb} beside two models"
                 whose = "an alignment of its own" if kind == "alignment" else "statistics of its own"

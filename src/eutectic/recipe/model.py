@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
+from eutectic.paths import collapsed
 from eutectic.recipe.located import Place as Place
 from eutectic.recipe.values import Setting
 
@@ -150,7 +151,7 @@ def label_of(model: Model) -> str:
 def same_model(first: Model, second: Model) -> bool:
     """True if both are written alike (`./a` is `a`), are equal recipes, or are the same object."""
     if isinstance(first, str) and isinstance(second, str):
-        return os.path.normpath(first) == os.path.normpath(second)
+        return collapsed(first) == collapsed(second)
     if isinstance(first, Recipe) and isinstance(second, Recipe):
         return first == second
     return first is second

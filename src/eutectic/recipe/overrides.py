@@ -47,13 +47,12 @@ def _set(document: Document, steps: list[str], value: Any, faults: Faults) -> se
     new: set[Trail] = set()
     for number, step in enumerate(steps):
         last = number == len(steps) - 1
-        place = Place(OVERRIDE, None, None, path_of((*trail, step)))
-        key: str | int = step
+        key: str | int = int(step) if isinstance(data, list) and step.isascii() and step.isdigit() else step
+        place = Place(OVERRIDE, None, None, path_of((*trail, key)))
         if isinstance(data, list):
-            if not step.isascii() or not step.isdigit() or int(step) >= len(data):
+            if isinstance(key, str) or key >= len(data):
                 faults.add("R140", place, f"leads nowhere: {path_of(trail)} has {_extent(data)}")
                 return set()
-            key = int(step)
             if not last and not isinstance(data[key], dict | list):
                 # An entry of models may be a bare name; its parameters need the long form.
                 data[key] = {"model": data[key]}

@@ -218,7 +218,8 @@ def _parameter(draft: _Draft, method: MethodLike, name: str, node: Node, owner: 
     elif scoped and name == "scope":
         if node.data not in method.scopes:
             message = f"must be one of {', '.join(method.scopes)}, not {shown(node.data)}"
-            faults.add("R123", node.place, message)
+            hint = "it takes one value for the whole merge" if isinstance(node.data, list | dict) else ""
+            faults.add("R123", node.place, message, hint)
         else:
             draft.scope = node.data
     elif name in method.accepted:
@@ -289,7 +290,7 @@ def _choice(draft: _Draft, key: str, allowed: tuple[str, ...]) -> str | None:
     node = draft.root.get(key)
     if node is None or (isinstance(node.data, str) and node.data in allowed):
         return None if node is None else node.data
-    hint = did_you_mean(node.data, allowed) if isinstance(node.data, str) else ""
+    hint = did_you_mean(dtypes.ALSO.get(node.data, node.data), allowed) if isinstance(node.data, str) else ""
     message = f"must be one of {', '.join(allowed)}, not {shown(node.data)}"
     draft.context.faults.add("R112", node.place, message, hint)
     return None

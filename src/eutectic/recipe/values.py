@@ -119,12 +119,13 @@ def _filtered(node: Node, param: ParamLike, faults: Faults) -> Entry:
     if "sweep" in node.data:
         faults.add("R128", node.place, "a sweep stands only in the outermost recipe", "move it there")
         return Entry(EVERYTHING, ())
-    for key, item in node.items():
-        if key not in ("filter", "value"):
-            faults.add("R110", item.key_place, "unknown key", did_you_mean(key, ("filter", "value")))
+    unknown = [(key, item) for key, item in node.items() if key not in ("filter", "value")]
+    hints = [did_you_mean(key, ("filter", "value", "sweep")) for key, _ in unknown]
+    for (_, item), hint in zip(unknown, hints, strict=True):
+        faults.add("R110", item.key_place, "unknown key", hint)
     pattern = node.get("filter")
     value = node.get("value")
-    if value is None:
+    if value is None and not any("'sweep'" in hint for hint in hints):
         faults.add("R124", node.place, "has no value", "write {filter: ..., value: ...}")
     place = node.place if pattern is None else pattern.place
     return Entry(pattern_at(pattern, faults), _values(value, param, faults) if value else (), place)

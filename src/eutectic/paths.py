@@ -1,0 +1,19 @@
+"""Paths as the operating system reads them: `..` after a link is not the folder that the link stands in."""
+
+from __future__ import annotations
+
+import os
+
+
+def collapsed(path: str) -> str:
+    """`./a/b/../c` → `a/c`; a path that would lead elsewhere by that, as `b` is a link, stays as it is."""
+    plain = os.path.normpath(path)
+    if os.pardir not in path.split(os.sep) or os.path.realpath(plain) == os.path.realpath(path):
+        return plain
+    return path
+
+
+def absolute(path: str) -> str:
+    """The path from the root, its last part a name."""
+    found = collapsed(os.path.join(os.getcwd(), path))
+    return os.path.realpath(found) if os.path.basename(found) in ("", os.pardir) else found
