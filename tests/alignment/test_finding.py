@@ -45,6 +45,12 @@ def changed(folder: Path, **keys: Any) -> Path:
     return folder
 
 
+def test_a_config_that_cannot_be_read_is_said_to_be_so(llama: Path) -> None:
+    (llama / "config.json").write_text('{"model_type": "llama",')
+    problems = refusal(open_source(llama))
+    assert [(one.code, one.message) for one in problems[1:]] == [("G161", "is no valid JSON object")]
+
+
 def test_a_folder_is_enough(llama: Path) -> None:
     with open_source(llama) as source:
         found = symmetries_of(source)

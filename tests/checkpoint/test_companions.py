@@ -69,7 +69,12 @@ def test_bytes_are_kept_and_only_the_dtype_is_corrected(tmp_path):
 @pytest.mark.parametrize("text", ["[]", "not json", "3", "[" * 100_000])
 def test_a_config_that_is_none_is_copied_as_it_is(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    assert copied(tmp_path, "bfloat16").files["config.json"] == text.encode()
+    found = copied(tmp_path, "bfloat16")
+    assert found.files["config.json"] == text.encode()
+    assert found.notes == [
+        f"config.json of {tmp_path.name} is no valid JSON object and is copied as it is: transformers will not load "
+        "the output until it is mended"
+    ]
 
 
 def test_what_json_escapes_and_utf8_cannot_hold_stays_escaped(tmp_path):

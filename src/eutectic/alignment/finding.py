@@ -54,7 +54,7 @@ def symmetries_of(source: Source, *, module: nn.Module | None = None, inputs: An
         lacking = "module and an input" if module is None else "input"
         hint = f"give the {lacking} to trace its graph, or a table of your own"
         problem = Problem("G160", f"no symmetries are declared that fit{family}", source.label, hint)
-        raise RecipeError([problem, *_gathered(found.problems)])
+        raise RecipeError([problem, *(_unread(source) or _gathered(found.problems))])
     if isinstance(inputs, Mapping):
         made = traced(module, **inputs)
     else:
@@ -88,6 +88,14 @@ def _config(source: Source, module: nn.Module | None) -> Mapping[str, Any]:
         return {**described(), "architectures": [type(module).__name__]}
     config = json_of(source.beside("config.json"))
     return config if isinstance(config, dict) else {}
+
+
+def _unread(source: Source) -> list[Problem]:
+    """A config.json that cannot be read: what the tensors may be without it is then no matter."""
+    raw = source.beside("config.json")
+    if raw is None or isinstance(json_of(raw), dict):
+        return []
+    return [Problem("G161", "is no valid JSON object", "config.json", "mend it, or copy that of the model's base")]
 
 
 def _gathered(problems: Sequence[Problem]) -> list[Problem]:

@@ -12,6 +12,7 @@ from eutectic.checkpoint.folder import inside
 from eutectic.checkpoint.source import Spec
 from eutectic.checkpoint.storage import REAL, Storage
 from eutectic.checkpoint.tied import HEAD, embedding_of_head
+from eutectic.checkpoint.vocabulary import json_of
 
 _SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab", ".spm", ".bpe")
 _LICENCES = ("license", "notice", "usage_policy", "use_policy")
@@ -70,7 +71,7 @@ def companions(
         found.files = {n: d for n, d in found.files.items() if not _is_tokenizer(n)}
         found.files |= {n: d for n, d in others.files.items() if _is_tokenizer(n)}
     if "config.json" in found.files:
-        found.files["config.json"] = _corrected(found, dtype, specs or {})
+        found.files["config.json"] = _corrected(found, dtype, specs or {}, os.path.basename(os.path.normpath(folder)))
     return found
 
 
@@ -113,15 +114,15 @@ def _collect(found: Companions, home: str, prefix: str, storage: Storage) -> Non
         )
 
 
-def _corrected(found: Companions, dtype: str | None, specs: Mapping[str, Spec]) -> bytes:
+def _corrected(found: Companions, dtype: str | None, specs: Mapping[str, Spec], model: str) -> bytes:
     """config.json with the dtype and the ties that the weights have; everything else stays, in its order."""
     text = found.files["config.json"]
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError):
-        found.notes.append("config.json is not valid JSON and was copied as it is")
-        return text
+    config = json_of(text)
     if not isinstance(config, dict):
+        found.notes.append(
+            f"config.json of {model} is no valid JSON object and is copied as it is: transformers will not load the "
+            "output until it is mended"
+        )
         return text
     changes: dict[str, object] = {key: dtype for key in ("torch_dtype", "dtype") if dtype is not None and key in config}
     if HEAD in specs and embedding_of_head(config, specs) is not None:
