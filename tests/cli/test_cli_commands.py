@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ def test_plan_says_what_a_merge_would_do(run: Run, here: Path) -> None:
         assert part in said
     assert "with 1 thread; needs" in said and "at least seed 0" in said
     assert not (here / "out").exists()
+
+
+def test_plan_shows_no_peak_below_what_is_needed(run: Run) -> None:
+    said = " ".join(run("plan", "dare.yml", "--threads", 1).stdout.split())
+    figures = re.search(r"peak about (\d+) MiB with 1 thread; needs (\d+) MiB at least", said)
+    assert figures is not None and int(figures[1]) >= int(figures[2])
 
 
 def test_plan_lists_tensors(run: Run) -> None:

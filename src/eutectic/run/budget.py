@@ -32,7 +32,8 @@ CODES: dict[str, tuple[str, str]] = {
         "the memory bound is too small",
         "The merge needs at least this much resident memory at a time: the interpreter, and one block (or, for a "
         "method that needs whole tensors, one tensor) of every model. Raise `--memory`. Spectral methods and the step "
-        "`svc` take one matrix of every model at a time: leave embeddings and heads out by filters on `spectral`.",
+        "`svc` take one matrix of every model at a time: leave embeddings and heads out by filters on `spectral`. For "
+        "other methods that need whole tensors, `leave_out` copies the large ones from one model.",
     ),
     "M603": (
         "an option that cannot be",
@@ -119,8 +120,10 @@ def _for_whole_tensors(plan: Plan, device: str, reference: bool) -> tuple[str, s
     switch = "solve" if "solve" in job.parameters else "spectral"
     steps = [step.name for step in job.post if switch in step.parameters]
     owner = plan.method.name if switch in job.parameters else steps[0] if steps else ""
-    exclude = f", or leave large tensors out of {owner} by filters on `{switch}`" if owner else ""
-    return f" for the whole of {job.name} {list(job.spec.shape)}", exclude
+    exclude = f"copy it from one model by `leave_out: {job.name}`"
+    if owner:
+        exclude = f"leave large tensors out of {owner} by filters on `{switch}`"
+    return f" for the whole of {job.name} {list(job.spec.shape)}", f", or {exclude}"
 
 
 def lane_bytes(plan: Plan) -> int:
