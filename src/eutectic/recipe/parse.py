@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 
 from eutectic import dtypes
@@ -46,6 +47,8 @@ _ELSEWHERE = {
     "random_seed": "write `seed`, or pass `--seed`",
     "sweep": "it takes the place of a parameter's value: `density: {sweep: [0.2, 0.5]}`",
 }
+# How alike a misspelt method must be to the one that was meant, as `difflib` measures it.
+_SURELY = 0.8
 _LISTED = "`eutectic methods` lists them"
 
 
@@ -111,11 +114,16 @@ def _method(draft: _Draft) -> MethodLike | None:
         return None
     if method := draft.context.methods.get(node.data):
         return method
+    near = difflib.get_close_matches(node.data, known, n=2, cutoff=_SURELY)
+    # What else is wrong is told at once where it is plain which method was meant.
+    meant = draft.context.methods.get(near[0]) if len(near) == 1 else None
     hint = did_you_mean(node.data, known) or _LISTED
     if node.data in draft.context.methods.steps():
-        hint = f"{node.data} is a step after a method; it stands in the list `post`"
+        meant, hint = None, f"{node.data} is a step after a method; it stands in the list `post`"
+    elif meant is None and draft.root.get("parameters") is not None:
+        hint += "; the parameters are checked once the method is known"
     faults.add("R120", node.place, f"no merge method is called {shown(node.data)}", hint)
-    return None
+    return meant
 
 
 def _base(draft: _Draft, inputs: Inputs) -> None:
