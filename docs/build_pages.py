@@ -76,8 +76,9 @@ def source_page() -> str:
         rows.append((f"`{path.relative_to(root).as_posix()}`", plain(about.split("\n", 1)[0])))
     head = (
         "# The source\n\nOne line a file, from the file itself. Imports go one way, and a test keeps them so: "
-        "cli → api → merging → report → search → connectivity, statistics → adviser, averaging, evaluate → run → "
-        "plan → recipe, methods, checkpoint → kernels, names, errors."
+        "cli → api → choosing, codes, repairing → merging → testing, report → search → connectivity → alignment → "
+        "statistics → adviser, averaging, evaluate → run → plan → recipe, methods, checkpoint → kernels, names, "
+        "dtypes, paths → lazy → errors."
     )
     return f"{head}\n\n{table(('file', 'what is in it'), rows)}\n"
 
