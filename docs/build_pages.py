@@ -150,7 +150,9 @@ def shown_default(param: Any) -> str:
     if isinstance(param.show_default, str):
         return param.show_default
     value = getattr(param.default, "value", param.default)
-    return "" if value is None or param.is_flag else f"`{value}`"
+    if param.is_flag:
+        return f"`{(param.opts if value else param.secondary_opts)[0]}`" if param.secondary_opts else ""
+    return "" if value is None else f"`{value}`"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
