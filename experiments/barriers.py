@@ -186,10 +186,10 @@ def measure(seeds: Sequence[int]) -> tuple[dict[str, list[float]], list[Barrier]
 def shown(figures: Mapping[str, Sequence[float]]) -> str:
     """The tables: what was found, and what held."""
     lines = []
-    for quantity, unit in (("loss", "loss"), ("error", "error, %")):
+    for quantity, unit in (("loss", "thousandths of a nat"), ("error", "percent")):
         rows = {row.replace(", %", ""): values for row, values in figures.items() if f": {quantity}" in row}
-        digits_kept = table(rows, unit) if quantity == "error" else thousandths(rows)
-        lines += [f"## Barriers of the {quantity}", "", *digits_kept, ""]
+        digits_kept = table(rows, quantity) if quantity == "error" else thousandths(rows)
+        lines += [f"## Barriers of the {quantity}, in {unit}", "", *digits_kept, ""]
     lines += ["## What held", "", "| | mean over the seeds | should be | |", "| --- | ---: | ---: | --- |"]
     for check in CHECKS:
         mean, error = mean_and_error(figures[f"{check.row}: {check.column}"])
@@ -201,7 +201,7 @@ def shown(figures: Mapping[str, Sequence[float]]) -> str:
 
 def thousandths(rows: Mapping[str, Sequence[float]]) -> list[str]:
     """A table whose figures are shown in thousandths, so that small ones can be read."""
-    return table({row: [1000 * value for value in values] for row, values in rows.items()}, "loss, × 1000")
+    return table({row: [1000 * value for value in values] for row, values in rows.items()}, "loss")
 
 
 def main() -> None:
