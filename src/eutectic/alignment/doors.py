@@ -168,9 +168,7 @@ def align(
         refuse_place(out, replace=replace, manifest=ABOUT)
     live = module is None
     with opened([a], live=live) as first, opened([b], live=live) as second:
-        both = refuse_several(first), refuse_several(second)
-        refuse_twins((a, b), both)
-        found = _aligned(*both, ask, out, replace)
+        found = _aligned(refuse_several(first), refuse_several(second), ask, out, replace)
     if out is not None:
         found.save(out, replace=replace)
     return found
@@ -178,6 +176,7 @@ def align(
 
 def _aligned(a: Source, b: Source, ask: _Request, out: str | os.PathLike[str] | None, replace: bool) -> Alignment:
     """The alignment of two open models; what is in `out`, if that is the same."""
+    refuse_twins((a, b))
     given = _given(ask, a)
     both = _common(a, b, ask, given)
     labels = labels_of([a, b])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from eutectic.alignment.finding import BY_NAMES
 from eutectic.alignment.model import Match
@@ -12,6 +11,7 @@ from eutectic.checkpoint import Alignment, FileSource, Source, open_source, read
 from eutectic.checkpoint.symmetry import Symmetries
 from eutectic.errors import CheckpointError, Problem, RecipeError
 from eutectic.plan.inputs import twins
+from eutectic.plan.labels import labels_of
 
 # Below this share of the squared distance, an alignment is told to be worth little.
 LITTLE = 0.01
@@ -37,17 +37,16 @@ def there(out: str | os.PathLike[str], replace: bool) -> Alignment | None:
         raise RecipeError(Problem("W401", message, path, "choose another name")) from error
 
 
-def refuse_twins(models: Sequence[Any], sources: Sequence[Source]) -> None:
+def refuse_twins(sources: Sequence[Source]) -> None:
     """Raises `RecipeError` (R133) for checkpoints that are the same files, by one path or by two."""
     # What is made of files, as a merge or a view that is aligned, may have them in common.
     stored = [source if isinstance(source, FileSource) else None for source in sources]
+    labels = labels_of(sources)
     problems = []
     for number, first in twins(stored):
-        name, other = (
-            os.fspath(models[at]) if isinstance(models[at], str | os.PathLike) else sources[at].label
-            for at in (number, first)
-        )
-        message = f"{name!r} is named twice" if name == other else f"{name!r} is the model {other!r} by another name"
+        name, other = labels[number], labels[first]
+        same = sources[number].path == sources[first].path
+        message = f"{other!r} is named twice" if same else f"{name!r} is the model {other!r} by another name"
         problems.append(Problem("R133", message, "models", "name each model once"))
     if problems:
         raise RecipeError(problems)
@@ -76,4 +75,5 @@ def worth(match: Match, table: Symmetries) -> Iterator[str]:
     elif not (moves.orders or moves.scales or moves.matrices):
         yield "nothing moves: the models stand alike already, as fine-tunes of one base do"
     elif match.gain < LITTLE:
-        yield f"the moves take away {match.gain:.1%} of the squared distance: a merge has little to gain from them"
+        share = f"{100 * match.gain:.1f} %"
+        yield f"the moves take away {share} of the squared distance: a merge has little to gain from them"

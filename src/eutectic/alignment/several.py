@@ -47,8 +47,8 @@ def align_all(
         symmetries: of all; by default what `symmetries_of` finds for the first.
         seed, memory: see `align_many`.
         tell: called with how far matching is, in words.
-        out: a folder for the alignments, each in a folder of its model's name; if these very ones are there, they are
-            given back.
+        out: a folder for the alignments, each in a folder of its model's name, with `--` for a `/`; if these very
+            ones are there, they are given back.
         replace: whether alignments that are there may be replaced.
 
     Returns the name of each model but the first → its alignment, as `aligned` beside that model in a recipe takes it.
@@ -62,7 +62,7 @@ def align_all(
     with opened(models) as sources:
         if len(sources) != len(models):
             refuse_several(sources)
-        refuse_twins(models, sources)
+        refuse_twins(sources)
         labels = labels_of(sources)
         paths = {} if out is None else _paths(os.fspath(out), sources, labels[1:], replace)
         table = symmetries or _table(sources[0], inputs)

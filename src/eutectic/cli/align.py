@@ -159,12 +159,14 @@ def _show_all(found: dict[str, Alignment], out: str | None) -> None:
     for name, one in found.items():
         units, moved = (sum(change[key] for change in one.changes.values()) for key in ("units", "moved"))
         before, after = one.distance
-        rows.append((name, f"{moved:,.0f} of {units:,.0f}", f"{before:.4g}", f"{after:.4g}", f"{one.gain:.1%}"))
+        rows.append((name, f"{moved:,.0f} of {units:,.0f}", f"{before:.4g}", f"{after:.4g}", f"{100 * one.gain:.1f} %"))
     console.print(scoring.table(("model", "units moved", "distance² before", "after", "less"), rows))
     for note in dict.fromkeys(f"{name}: {note}" for name, one in found.items() for note in one.notes):
         console.print(f"[dim]note:[/] {screen.text(note)}", soft_wrap=True)
     if out is not None:
-        console.print(f"{screen.text(out)}  [dim]`aligned: {screen.text(out)}/MODEL` beside each model in a recipe[/]")
+        written = " (-- for a / of its name)" if any("/" in name for name in found) else ""
+        told = f"`aligned: {screen.text(out)}/MODEL`{written} beside each model in a recipe"
+        console.print(f"{screen.text(out)}  [dim]{told}[/]")
 
 
 def _refuse(so: str, **given: object) -> None:
@@ -202,7 +204,7 @@ def _show(found: Alignment, out: str | None) -> None:
         "matched by": f"{found.method}; {found.symmetries.origin}",
         "stays": found.reference.label,
         "moves": found.model.label,
-        "distance²": f"{before:.4g} before, {after:.4g} after: {found.gain:.1%} less",
+        "distance²": f"{before:.4g} before, {after:.4g} after: {100 * found.gain:.1f} % less",
     }
     if found.objective:
         first, *rest = found.objective
