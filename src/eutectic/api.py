@@ -23,6 +23,7 @@ from eutectic.merging import beside as beside
 from eutectic.merging import budget_for as budget_for
 from eutectic.plan import Plan, make_plan
 from eutectic.recipe import Recipe
+from eutectic.report.again import recipe_in
 from eutectic.report.verify import read_manifest
 from eutectic.report.verify import verify as verify
 from eutectic.run.budget import Budget
@@ -106,6 +107,7 @@ def load_recipe(
 ) -> Recipe:
     """A checked recipe from a path, YAML text, a dict or a `Recipe`. Raises `RecipeError` with every problem.
 
+    The path may be that of a finished merge, or of the manifest in it, and then stands for the recipe recorded there.
     `overrides` are changes such as `parameters.t=0.4`; `seed` and `dtype` (of the output) override the recipe's own.
     """
     return _loaded(recipe.load, source, overrides, seed, dtype)
@@ -115,7 +117,7 @@ def _loaded(
     load: Callable[..., _T], source: RecipeLike, overrides: Sequence[str], seed: int | None, dtype: str | None
 ) -> _T:
     try:
-        return load(source, overrides=_changes(overrides, seed, dtype), methods=methods)
+        return load(recipe_in(source), overrides=_changes(overrides, seed, dtype), methods=methods)
     except RecipeError as error:
         # They went the way of `--set`, and are called what they were given as.
         names = {"seed": "seed"} if seed is not None else {}
@@ -142,7 +144,7 @@ def plan(
     """What a merge would do, tensor by tensor; opens headers, reads no weight.
 
     Args:
-        source: path of a recipe, YAML text, dict or `Recipe`.
+        source: path of a recipe or of a finished merge, YAML text, dict or `Recipe`.
         overrides: changes such as `parameters.t=0.4`.
         seed: for random masks; overrides the recipe's.
         dtype: of the output, by name or torch's own; overrides the recipe's.
@@ -267,7 +269,7 @@ class Sweep:
 
 def is_sweep(source: RecipeLike, *, overrides: Sequence[str] = ()) -> bool:
     """Whether a recipe has `{sweep: [...]}` for a parameter. Raises `RecipeError` for a broken sweep."""
-    return bool(recipe.load_sweep(source, overrides=_changes(overrides), methods=methods))
+    return bool(recipe.load_sweep(recipe_in(source), overrides=_changes(overrides), methods=methods))
 
 
 def sweep(

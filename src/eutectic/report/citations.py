@@ -11,6 +11,7 @@ from eutectic import methods, recipe
 from eutectic._version import __version__
 from eutectic.methods.posts import POSTS
 from eutectic.recipe import Recipe
+from eutectic.report.again import recipe_in
 from eutectic.report.verify import read_manifest
 
 
@@ -230,11 +231,12 @@ ALIGNED = ("arXiv:2209.04836",)
 def cite(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> list[Citation]:
     """What to cite for a recipe: each paper once, in the order of first use, then Eutectic. Opens no model.
 
-    `source` is a path, YAML text, a dict or a `Recipe`, or the folder of a finished merge. Raises `RecipeError` with
-    every problem of the recipe, `CheckpointError` for a folder that holds no merge.
+    `source` is a path, YAML text, a dict or a `Recipe`, or the folder or manifest of a finished merge. Raises
+    `RecipeError` with every problem of the recipe, `CheckpointError` for a folder that holds no merge.
     """
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
-        source = read_manifest(os.fspath(source))["recipe"]
+        read_manifest(os.fspath(source))
+    source = recipe_in(source)
     swept = [variant.recipe for variant in recipe.load_sweep(source, methods=methods)]
     users: dict[str, list[str]] = {}
     for one in swept or [recipe.load(source, methods=methods)]:
