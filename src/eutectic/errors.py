@@ -91,6 +91,11 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else ""
 
 
+def several(count: int, noun: str) -> str:
+    """``1 value``, ``2 values``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def listed(names: Sequence[str], limit: int = 4) -> str:
     """Names for a message: ``a, b, c, d and 12 more``."""
     shown = ", ".join(names[:limit])

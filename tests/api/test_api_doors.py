@@ -221,7 +221,7 @@ def test_the_reference_form_agrees(home: Path, tmp_path: Path) -> None:
         ({"device": "tpu"}, RecipeError, "M602 --device: 'tpu' is no device"),
         ({"device": None}, RecipeError, "M602 --device: None is no device"),
         ({"device": "cuda:99"}, ResourceError, "M602 --device: torch .* sees no cuda:99"),
-        ({"memory": 1}, ResourceError, "M601 --memory: the merge needs [0-9]+ MiB at least, the bound is 0 MiB"),
+        ({"memory": 1}, ResourceError, "M601 --memory: the merge needs [0-9]+ MiB at least, the bound is 1 byte"),
     ],
 )
 def test_options_that_cannot_be(

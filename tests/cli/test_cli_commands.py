@@ -241,9 +241,9 @@ def test_nonfinite(run: Run, here: Path) -> None:
         write_safetensors(here / f"{label}.safetensors", {"w": torch.tensor(values)})
     (here / "n.yml").write_text("merge_method: linear\nmodels: [x.safetensors, y.safetensors]\n")
     result = run("merge", "n.yml", "out", "-q")
-    assert result.exit_code == 1 and "N501 w: 1 values of x.safetensors are NaN" in result.stderr
+    assert result.exit_code == 1 and "N501 w: 1 value of x.safetensors is NaN" in result.stderr
     result = run("merge", "n.yml", "out", "--nonfinite", "count")
-    assert result.exit_code == 0 and "1 NaN or infinite values in the inputs" in result.stdout
+    assert result.exit_code == 0 and "1 NaN or infinite value in the inputs" in result.stdout
 
 
 def test_inspect(run: Run, here: Path) -> None:

@@ -12,7 +12,7 @@ from commanding import Run
 
 import eutectic
 from eutectic.errors import EutecticError
-from eutectic.search import LearnStep, coefficients
+from eutectic.search import LearnStep, coefficients, doors
 from eutectic.testing import tiny_llama
 
 ARITHMETIC = "merge_method: task_arithmetic\nbase_model: base\nmodels: [a, b]\n"
@@ -111,11 +111,16 @@ def test_the_same_command_goes_on_and_leaves_the_same_bytes(
         assert (here / f"out{ending}").read_bytes() == (here / f"whole{ending}").read_bytes()
 
 
-def test_steps_of_another_search_are_finished_or_thrown_away(run: Run, here: Path) -> None:
+def test_steps_of_another_search_are_finished_or_thrown_away(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stopped_after(4)
     another = r"W403 .*holds 5 steps of another search; run that command again"
-    with pytest.raises(EutecticError, match=another):
-        eutectic.learn("ta.yml", "out.yml", **{**ASKED, "lr": 0.1})
+    with monkeypatch.context() as early:
+        # Told before data are read.
+        early.setattr(doors, "training_data", None)
+        with pytest.raises(EutecticError, match=another):
+            eutectic.learn("ta.yml", "out.yml", **{**ASKED, "lr": 0.1})
     (here / "dev.jsonl").write_text((here / "dev.jsonl").read_text().replace("w5", "w6"))
     with pytest.raises(EutecticError, match=another):
         eutectic.learn("ta.yml", "out.yml", **ASKED)

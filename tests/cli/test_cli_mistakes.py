@@ -34,7 +34,7 @@ MISTAKES: dict[str, tuple[int, list[str]]] = {
     f"merge r.yml out --shard-size {'9' * 400}": (2, ["M603 --shard-size", "less than 8 EiB"]),
     "merge r.yml out --memory 1MB": (
         1,
-        ["M601 --memory: the merge needs ", "MiB at least, the bound is 0 MiB", "--memory "],
+        ["M601 --memory: the merge needs ", "MiB at least, the bound is 1000000 bytes", "--memory "],
     ),
     "plan r.yml --memory lots": (2, ["M603 --memory: 'lots' is no size"]),
     "plan r.yml --memory 1MB": (1, ["M601 --memory: the merge needs "]),
@@ -156,12 +156,21 @@ def test_every_message_names_the_code_to_explain(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("option", "said"),
-    [("--cuda", "write --device cuda"), ("--copy-tokenizer", "leave it out"), ("--resume", "leave it out: the same command resumes")],
+    [
+        ("--cuda", "write --device cuda"),
+        ("--copy-tokenizer", "leave it out"),
+        ("--resume", "leave it out: the same command resumes"),
+    ],
 )
 def test_options_of_elsewhere(run: Run, option: str, said: str) -> None:
     result = run("merge", "r.yml", "out", option)
     words = " ".join(result.stderr.replace("│", " ").split())
     assert result.exit_code == 2 and f"No such option: {option}; {said}" in words and "Possible" not in words
+
+
+def test_a_choice_that_is_none(run: Run) -> None:
+    said = " ".join(run("merge", "r.yml", "out", "--nonfinite", "ignore").stderr.replace("│", " ").split())
+    assert "Invalid value for '--nonfinite': 'ignore' is not one of 'stop', 'count'" in said
 
 
 def test_a_dtype_by_another_name(run: Run) -> None:

@@ -128,6 +128,15 @@ def test_a_row_in_a_pipe_is_one_line(here: Path, command: str) -> None:
     assert [row.split()[1:3] for row in rows if row.startswith(name)] == [["float32", "[2]"]]
 
 
+@pytest.mark.parametrize(("columns", "most"), [("40", 40), ("400", 100), ("", 100), ("wide", 100)])
+def test_pages_keep_to_columns_in_a_pipe_too(
+    run: Run, monkeypatch: pytest.MonkeyPatch, columns: str, most: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    lengths = [len(line.rstrip()) for line in run("explain", "W408").stdout.splitlines()]
+    assert most - 20 < max(lengths) <= most
+
+
 def test_an_ascii_terminal(here: Path) -> None:
     done = shell("$PYTHON -m eutectic plan none.yml", PYTHONIOENCODING="ascii", COLUMNS="80")
     assert done.returncode == 2 and b"Traceback" not in done.stderr

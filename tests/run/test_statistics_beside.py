@@ -274,7 +274,7 @@ def test_nan_in_statistics_is_refused_and_can_be_counted(home, tmp_path):
         eutectic.merge(recipe(home, "fisher"), tmp_path / "out")
     (problem,) = caught.value.problems
     assert (problem.code, problem.where) == ("N501", "plain.weight")
-    assert problem.message == "1 values of two-fisher are NaN or infinite"
+    assert problem.message == "1 value of two-fisher is NaN or infinite"
     assert problem.hint.startswith("collect the statistics again")
     done = eutectic.merge(recipe(home, "fisher"), tmp_path / "out", options=Options(nonfinite="count"))
     assert done.nonfinite == 1

@@ -111,7 +111,7 @@ def _show(found: Connection) -> None:
             console.print(f"on the plane the {plane.quantity} is {low:.4g} at its lowest; --html draws it")
     for one in found.alignments:
         before, after = one.distance
-        said = f"{one.label}: distance² {before:.4g} before, {after:.4g} after, {one.gain:.1%} less"
+        said = f"{one.label}: distance² {before:.4g} before, {after:.4g} after, {100 * one.gain:.1f} % less"
         console.print(f"[dim]aligned[/] {screen.text(said)}", soft_wrap=True)
         for note in one.notes:
             console.print(f"[dim]note:[/] {screen.text(note)}", soft_wrap=True)

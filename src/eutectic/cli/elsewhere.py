@@ -34,7 +34,7 @@ INSTEAD = {
 
 
 class Command(TyperCommand):
-    """A command that knows the options of mergekit's, and says what to write instead."""
+    """A command that says what to write instead of mergekit's options, and drops the words "Value error"."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The arguments, as the base class reads them."""
@@ -42,6 +42,8 @@ class Command(TyperCommand):
             return super().parse_args(ctx, args)
         except Exception as error:
             # Typer has a `click` of its own from some version on: the error is told by what it carries.
+            if (message := getattr(error, "message", "")).startswith("Value error, "):
+                error.message = message.removeprefix("Value error, ")  # type: ignore[attr-defined]
             if instead := INSTEAD.get(getattr(error, "option_name", "")):
                 error.possibilities = []  # type: ignore[attr-defined]
                 error.message = f"{error.message}; {instead}"  # type: ignore[attr-defined]

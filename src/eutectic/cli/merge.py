@@ -11,6 +11,7 @@ import typer
 
 from eutectic.cli import options, screen, values
 from eutectic.cli import plan as planning
+from eutectic.errors import several
 
 if TYPE_CHECKING:
     from eutectic.api import Merge, Sweep
@@ -113,11 +114,11 @@ def show(done: Merge) -> None:
         return
     speed = values.shown((done.plan.bytes_in + done.plan.bytes_out) / max(done.seconds, 1e-9))
     size = values.shown(done.plan.bytes_out)
-    resumed = f", {done.resumed} tensors from the interrupted run" if done.resumed else ""
-    count = len(done.plan.jobs)
-    console.print(f"[green]merged[/] {count} tensors, {size}, in {done.seconds:.1f} s ({speed}/s in and out{resumed})")
+    resumed = f", {several(done.resumed, 'tensor')} from the interrupted run" if done.resumed else ""
+    count = several(len(done.plan.jobs), "tensor")
+    console.print(f"[green]merged[/] {count}, {size}, in {done.seconds:.1f} s ({speed}/s in and out{resumed})")
     if done.nonfinite:
-        found = f"{done.nonfinite} NaN or infinite values in the inputs"
+        found = f"{several(done.nonfinite, 'NaN or infinite value')} in the inputs"
         console.print(f"[yellow]note[/] {found}; eutectic.json says where")
     console.print(f"{where}  [dim]eutectic verify checks it[/]", soft_wrap=True)
 

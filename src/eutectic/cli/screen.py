@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,9 +30,10 @@ def out() -> Console:
 
 
 def page() -> Console:
-    """As `out`, for running text: lines of at most 100 characters."""
+    """As `out`, for running text: lines of at most 100 characters, and of `COLUMNS` where that is less."""
     console = out()
-    console.width = min(console.width, 100)
+    asked = os.environ.get("COLUMNS", "")
+    console.width = min(console.width, 100, int(asked) if asked.isdecimal() and int(asked) else 100)
     return console
 
 

@@ -111,7 +111,7 @@ def _alignments(found: Connection) -> Iterable[str]:
             one.reference.label,
             one.method,
             *(f"{value:.4g}" for value in one.distance),
-            f"{one.gain:.1%}",
+            f"{100 * one.gain:.1f} %",
         ]
         for one in found.alignments
     ]

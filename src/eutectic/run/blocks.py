@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from eutectic import dtypes
 from eutectic.checkpoint import Source, Spec
-from eutectic.errors import NumericError, Problem, RecipeError
+from eutectic.errors import NumericError, Problem, RecipeError, several
 from eutectic.kernels.bits import EXPONENT, STORED
 from eutectic.kernels.digests import BLOCK, block_digest
 from eutectic.kernels.streams import Block
@@ -266,10 +266,12 @@ class Loader:
         if bad and not self._count:
             mend = "mend the model" if item.about is None else "collect the statistics again"
             hint = f"{mend}, or pass `--nonfinite count` to go on and have them counted"
-            raise NumericError(Problem("N501", f"{bad} values of {item.label} are NaN or infinite", name, hint))
+            message = f"{several(bad, 'value')} of {item.label} {'is' if bad == 1 else 'are'} NaN or infinite"
+            raise NumericError(Problem("N501", message, name, hint))
         if item.about and item.about.kind == "fisher" and (less := count_negative(row, item.specs[name].dtype)):
             hint = "a Fisher information is a mean of squares: collect the statistics again"
-            raise NumericError(Problem("N505", f"{less} values of {item.label} are negative", name, hint))
+            message = f"{several(less, 'value')} of {item.label} {'is' if less == 1 else 'are'} negative"
+            raise NumericError(Problem("N505", message, name, hint))
         if item.about and item.about.kind == "gram" and (why := not_a_gram(row, item.specs[name])):
             hint = "collect the statistics again"
             raise NumericError(Problem("N506", f"{item.label} {why}", name, hint))

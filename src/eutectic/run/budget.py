@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from eutectic.errors import Problem, ResourceError
+from eutectic.errors import Problem, ResourceError, several
 from eutectic.kernels.digests import BLOCK
 from eutectic.plan import Plan
 from eutectic.run.gpu import LIBRARIES
@@ -64,6 +64,11 @@ class Budget:
     peak_bytes: int
     least_bytes: int
     gpu_bytes: int = 0
+
+
+def in_mib(nbytes: int) -> str:
+    """Bytes in words, those of less than one MiB as they are."""
+    return f"{nbytes // MIB} MiB" if nbytes >= MIB else several(nbytes, "byte")
 
 
 def largest(budgets: Sequence[Budget]) -> Budget:
@@ -154,7 +159,7 @@ def make_budget(
     if workers < 1:
         least = -(-(floor + each) // MIB)
         why, instead = _for_whole_tensors(plan, device, reference)
-        message = f"the merge needs {least} MiB at least{why}, the bound is {memory // MIB} MiB"
+        message = f"the merge needs {least} MiB at least{why}, the bound is {in_mib(memory)}"
         raise ResourceError(Problem("M601", message, "--memory", f"pass `--memory {least}MiB` or more{instead}"))
     hold = min(_worth_holding(plan, workers), max(0, left - workers * each))
     workers, there = _on_gpu(Work(plan, device, reference), gpu_free, workers, lanes)

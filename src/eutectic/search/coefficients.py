@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -207,7 +207,7 @@ def learn_weights(
         options: see `LearnOptions`.
         run: how to load and run the merges.
         on_step: called after each step, and with the beginning.
-        kept: where steps are kept as they are taken, and those of a run that was stopped are found.
+        kept: where steps are kept as they are taken, and those of a run that was stopped are found; opened.
 
     Yang and others, AdaMerging (arXiv:2310.02575), and its code. Differs from the paper: the step is chosen by
     data that are held out, and not the last; a batch of each data set goes into a step, where the code takes two;
@@ -219,10 +219,8 @@ def learn_weights(
     values = beginning(plan, parts, options)
     steps: list[LearnStep] = []
     kept = kept or KeptSteps()
-    if (loaded := run.loader.identity(MergedSource(plan))) is not None:
-        asked = [asdict(options), run.device.partition(":")[0], run.batch, run.limit, run.seed, kind, loaded]
-        stamps = [source.stamp() for source in sources_in(plan)]
-        kept.open([plan.fingerprint, asked, [one.digest() for one in data]], stamps)
+    if kept.opened:
+        kept.take([one.digest() for one in data], [source.stamp() for source in sources_in(plan)])
     climb = _Descent(plan, parts, data, kind, options, run, values, kept)
     for step in climb:
         steps.append(step)

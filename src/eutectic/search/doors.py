@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from eutectic import methods, recipe
@@ -176,6 +176,10 @@ def learn_coefficients(
         merge = MergedSource(plan, "the merge")
         refuse_early([merge], tasks, run, None)
         refuse_memory(plan, memory, run.device)
+        kind = kinds.pop()
+        if kept is not None and (loads := run.loader.identity(merge)) is not None:
+            asked = [asdict(options), run.device.partition(":")[0], run.batch, run.limit, run.seed, kind, loads]
+            kept.open([plan.fingerprint, asked])
         measure = MEASURES[options.objective]
         read = [training_data(task, measure, options.held_out, run, merge) for task in tasks]
         with Log(log) as written:
@@ -185,7 +189,7 @@ def learn_coefficients(
                 if on_step is not None:
                     on_step(step)
 
-            return learn_weights(plan, parts, read, kinds.pop(), options, run, told, kept)
+            return learn_weights(plan, parts, read, kind, options, run, told, kept)
     finally:
         run.loader.forget()
         plan.close()

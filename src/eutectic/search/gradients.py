@@ -14,7 +14,7 @@ from eutectic.evaluate import Settings
 from eutectic.evaluate.loading import Kind
 from eutectic.lazy import LazyModule
 from eutectic.plan import Plan
-from eutectic.run.budget import MIB, make_budget
+from eutectic.run.budget import MIB, in_mib, make_budget
 from eutectic.search.objectives import Loss
 from eutectic.search.pullback import pullback_bytes
 
@@ -117,7 +117,7 @@ def refuse_memory(plan: Plan, memory: int | None, device: str = "cpu") -> None:
     bound = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     needed = needed_bytes(plan, device)
     if needed > bound:
-        message = f"learning needs {-(-needed // MIB)} MiB at least, the bound is {bound // MIB} MiB"
+        message = f"learning needs {-(-needed // MIB)} MiB at least, the bound is {in_mib(bound)}"
         hint = f"give {-(-needed // MIB)}MiB or more; what the forward pass keeps comes on top of it"
         raise ResourceError(Problem("M601", message, "memory", hint))
 

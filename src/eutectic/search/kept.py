@@ -29,38 +29,66 @@ class KeptSteps:
         self._path, self._replace = path, replace
         self._journal: Journal | None = None
         self._lock: int | None = None
+        self._request = ""
         self.found: list[dict[str, Any]] = []
         self._empty = False  # nothing in the file is worth keeping
 
-    def open(self, identity: Any, stamps: Any) -> None:
-        """Takes up what is there.
+    @property
+    def opened(self) -> bool:
+        """Whether steps are kept."""
+        return self._journal is not None
+
+    def open(self, request: Any) -> None:
+        """Looks at what is there, before data are read.
 
         Args:
-            identity: plain data that decides every step.
-            stamps: of the files that go in; steps that were taken with other ones are of no use.
+            request: plain data of what is asked for, without the data's content.
 
         Raises `OutputError` (W402: another run is at it; W405), `RecipeError` (W403) for steps of another search.
         """
         if self._path is None:
             return
-        header = {"fingerprint": digest_of_json([__version__, identity]), "inputs": stamps}
+        self._request = digest_of_json([__version__, request])
         try:
             self._lock = REAL.lock(self._path)
             self._journal = Journal(self._path, REAL)
-            there = self._journal.header
-            if there is not None and there["fingerprint"] != header["fingerprint"] and not self._replace:
-                message = f"{self._path} holds {len(self._journal.records)} steps of another search"
-                hint = "run that command again to finish it, or discard it (`--replace`; in Python `replace`)"
-                raise RecipeError(Problem("W403", message, self._path, hint))
-            if there != header:
-                self._journal.restart(header)
         except BlockingIOError:
             message = f"another run is writing {self._path}"
             raise OutputError(Problem("W402", message, self._path, "wait for it, or choose another name")) from None
         except OSError as error:
             raise OutputError(self._problem(error)) from error
+        self._empty = not self._journal.records
+        self._refuse("request", self._request)
+
+    def take(self, data: Any, stamps: Any) -> None:
+        """Takes up what is there.
+
+        Args:
+            data: plain data of the content that decides every step, with the request.
+            stamps: of the files that go in; steps that were taken with other ones are of no use.
+
+        Raises `OutputError` (W405), `RecipeError` (W403) for steps of another search.
+        """
+        if self._path is None or self._journal is None:
+            return
+        fingerprint = digest_of_json([self._request, data])
+        self._refuse("fingerprint", fingerprint)
+        header = {"request": self._request, "fingerprint": fingerprint, "inputs": stamps}
+        try:
+            if self._journal.header != header:
+                self._journal.restart(header)
+        except OSError as error:
+            raise OutputError(self._problem(error)) from error
         self.found = self._journal.records
         self._empty = not self.found
+
+    def _refuse(self, key: str, wanted: str) -> None:
+        assert self._journal is not None and self._path is not None
+        there = self._journal.header
+        if there is not None and there.get(key) != wanted and not self._replace:
+            message = f"{self._path} holds {len(self._journal.records)} steps of another search"
+            hint = "run that command again to finish it, or discard it (`--replace`; in Python `replace`)"
+            raise RecipeError(Problem("W403", message, self._path, hint))
 
     def keep(self, record: dict[str, Any]) -> None:
         """Adds a step, which is on the disk when this returns. Raises `OutputError` (W405)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from eutectic import methods
-from eutectic.errors import EutecticError, NumericError, Problem, RecipeError, listed
+from eutectic.errors import EutecticError, NumericError, Problem, RecipeError, listed, several
 from eutectic.kernels.layers import Layer as Stored
 from eutectic.lazy import LazyModule
 from eutectic.statistics.batches import Batch
@@ -181,7 +181,7 @@ def _check(modules: Sequence[nn.Module], loaders: Sequence[Iterable[Any]]) -> No
     for number, module in enumerate(modules):
         for name, tensor in module.state_dict().items():
             if isinstance(tensor, torch.Tensor) and (bad := int((~tensor.isfinite()).sum())):
-                message = f"{bad} values of {name} are NaN or infinite"
+                message = f"{several(bad, 'value')} of {name} {'is' if bad == 1 else 'are'} NaN or infinite"
                 broken.append(Problem("F102", message, f"modules[{number}]", "mend the model"))
     if broken:
         raise NumericError(broken)
