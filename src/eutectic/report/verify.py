@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from eutectic.checkpoint import REAL, FileSource, Source, Storage, open_folder, 
 from eutectic.checkpoint.existing import MANIFEST, SWEEP
 from eutectic.dtypes import is_float
 from eutectic.errors import CheckpointError, EutecticError, Problem, RecipeError, listed
-from eutectic.kernels.digests import block_digest, digest_of
+from eutectic.kernels.digests import BLOCK, block_digest, digest_of
 from eutectic.lazy import LazyModule
 from eutectic.plan import Plan, make_plan
 from eutectic.report.manifest import encoded
@@ -249,12 +249,23 @@ def _check_derived(
 
 def _near(again: Source, source: Source, name: str) -> bool:
     """Whether two tensors differ by no more than sums in another order do: a last digit, more where terms cancel."""
-    if not is_float(source.specs[name].dtype):
+    dtype = source.specs[name].dtype
+    if not is_float(dtype):
         return False
-    one, two = again[name].double(), source[name].double()
-    eps = torch.finfo(source[name].dtype).eps
-    allowed = 2 * eps * two.abs() + ROUNDING * two.abs().amax()
-    return bool(((one - two).abs() <= allowed).all())
+    largest = max(float(two.nan_to_num(0.0, 0.0, 0.0).abs().amax()) for two in _blocks(source, name))
+    allowed = {"rtol": 2 * torch.finfo(getattr(torch, dtype)).eps, "atol": ROUNDING * largest}
+    pairs = zip(_blocks(again, name), _blocks(source, name), strict=True)
+    return all(bool(torch.isclose(one, two, **allowed, equal_nan=True).all()) for one, two in pairs)
+
+
+def _blocks(source: Source, name: str) -> Iterator[torch.Tensor]:
+    """A tensor in float64, a block at a time, as all of it may not fit in memory."""
+    spec = source.specs[name]
+    for first in range(0, spec.numel, BLOCK):
+        stop = min(first + BLOCK, spec.numel)
+        block = torch.empty(stop - first, dtype=getattr(torch, spec.dtype))
+        source.read_into(name, first, stop, block.view(torch.uint8).numpy().data)
+        yield block.double()
 
 
 def _other_bytes(plan: Plan, manifest: Mapping[str, Any], names: list[str], checked: int) -> list[Problem]:
