@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any, Self
 
@@ -171,7 +171,7 @@ def execute(
     started = monotonic()
     first = runs[0]
     options = first.options
-    counting, for_gpu = options.nonfinite == "count", options.device != "cpu"
+    counting, for_gpu = options.nonfinite == "count", any(run.budget.gpu_bytes for run in runs)
     loader = loader_for(first.plan, count_nonfinite=counting, reference=options.reference, for_gpu=for_gpu)
     with stop_on_signals() as stop:
         loader.check_copies()
@@ -244,7 +244,7 @@ def checked(options: Options | None, out: str | os.PathLike[str]) -> Options:
     if not isinstance(place, str) or not place or "\0" in place:
         raise RecipeError(Problem("M603", f"must be the folder to make, not {out!r}", "out"))
     check_device(options.device)
-    return options
+    return replace(options, device=gpu.numbered(options.device))
 
 
 class SweepFolder:

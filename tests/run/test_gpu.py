@@ -103,7 +103,7 @@ def test_too_little_memory_is_refused_before_anything_is_written(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "free_bytes", lambda device: 8 << 20)
-    with pytest.raises(ResourceError, match=r"M604.*embed_tokens.* MiB of cuda, which has 8 MiB free"):
+    with pytest.raises(ResourceError, match=r"M604.*embed_tokens.* MiB of cuda:0, which has 8 MiB free"):
         eutectic.merge(recipe(home, "ties"), tmp_path / "out", options=Options(device="cuda"))
     assert not list(tmp_path.iterdir())
 
@@ -114,7 +114,7 @@ def test_memory_that_somebody_else_takes_meanwhile(home: Path, tmp_path: Path) -
     left = torch.cuda.memory_reserved() + (12 << 20)
     torch.cuda.set_per_process_memory_fraction(left / torch.cuda.get_device_properties(0).total_memory)
     try:
-        with pytest.raises(ResourceError, match=r"M604 .*cuda has no room left"):
+        with pytest.raises(ResourceError, match=r"M604 .*cuda:0 has no room left"):
             eutectic.merge(asked, tmp_path / "out", options=Options(device="cuda", threads=1))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,7 +16,11 @@ import torch
 import eutectic
 from eutectic.api import Options
 from eutectic.errors import ResourceError
+from eutectic.kernels.streams import Block
+from eutectic.report.verify import _near
 from eutectic.run import gpu, groups
+from eutectic.run.blocks import Loader
+from eutectic.run.on_gpu import OnGpu
 from every_method import assert_near, models, recipe
 from faults import contents
 
@@ -27,7 +32,7 @@ METHODS = ["linear", "ties", "dare_ties", "della", "slerp", "iso_c", "iso_cts", 
 class Alone:
     """One lock, as on a GPU; `most` is how many have computed at a time."""
 
-    lock = threading.RLock()
+    lock = threading.Lock()
     inside: ClassVar[list[int]] = []
     most = 0
 
@@ -55,6 +60,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eutectic.merging.check_device", lambda device: None)
     monkeypatch.setattr(gpu, "Computing", Alone)
     monkeypatch.setattr(gpu, "worker_stream", lambda device: nullcontext())
+    monkeypatch.setattr(gpu, "wait", lambda device: None)
     monkeypatch.setattr(gpu, "load_linear_algebra", lambda device: None)
     monkeypatch.setattr(gpu, "shared", lambda shape, dtype, device: torch.empty(shape, dtype=dtype))
     monkeypatch.setattr(gpu, "pinned", lambda nbytes: np.empty(nbytes, np.uint8))
@@ -111,6 +117,109 @@ def test_a_sweep_gathers_once(
         assert all(torch.equal(own[tensor], alone[tensor]) for tensor in alone)
 
 
+def test_sweeps_that_measure_what_they_make_gather_apart(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered: dict[tuple[int, ...], int] = {}
+
+    def counted(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+        gathered[shape] = gathered.get(shape, 0) + 1
+        return torch.empty(shape, dtype=dtype)
+
+    monkeypatch.setattr(gpu, "shared", counted)
+    asked = recipe(home, "ties") | {"post": [{"norm_guard": {"factor": 0.5}}]}
+    swept = {**asked, "parameters": asked["parameters"] | {"lambda": {"sweep": [0.5, 1.0, 1.5]}}}
+    eutectic.sweep(swept, tmp_path / "swept", options=Options(device=DEVICE))
+    apart = eutectic.plan(asked)
+    together = eutectic.plan(recipe(home, "ties"))
+    largest = max(range(len(apart.jobs)), key=lambda number: apart.jobs[number].spec.numel)
+    more, less = (groups.gpu_bytes(groups.Work(plan, DEVICE), largest, 4, 3) for plan in (apart, together))
+    shape = (4, apart.jobs[largest].spec.numel)
+    assert gathered[shape] % 3 == 0 and more - less == 2 * 2 * (2 * shape[0] * shape[1])
+
+
+def test_inputs_of_several_dtypes_are_planned_as_they_are_gathered(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = models(tmp_path / "wide", "float32")
+    asked = recipe(home, "ties") | {"base_model": str(wide / "base")}
+    plan = eutectic.plan(asked)
+    taken: list[int] = []
+
+    def counted(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+        taken.append(shape[0] * shape[1] * dtype.itemsize)
+        return torch.empty(shape, dtype=dtype)
+
+    monkeypatch.setattr(gpu, "shared", counted)
+    on_gpu(asked, tmp_path / "out")
+    numel = max(job.spec.numel for job in plan.jobs)
+    number = next(i for i, job in enumerate(plan.jobs) if job.spec.numel == numel)
+    assert max(taken) == numel * groups._entry_bytes(plan, number)
+
+
+def test_rows_are_cut_on_the_gpu_too(home: Path, tmp_path: Path) -> None:
+    asked = recipe(home, "breadcrumbs")
+    asked["parameters"] = {**asked["parameters"], "scope": "row", "density": 0.3, "gamma": 0.1}
+    eutectic.merge(asked, tmp_path / "cpu")
+    one, two = eutectic.open(str(tmp_path / "cpu")), on_gpu(asked, tmp_path / "gpu")
+    assert all(torch.equal(one[tensor], two[tensor]) for tensor in one)
+    assert json.loads((tmp_path / "gpu" / "eutectic.json").read_text())["gpu"] == "a CPU"
+
+
+def test_a_result_is_shown_after_it_was_waited_for(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was gathered goes before anyone else computes."""
+    states: list[tuple[int, int, bool]] = []
+    compute = OnGpu._compute
+
+    def watched(self: OnGpu, job: int, floats: type[Any]) -> None:
+        def wait(device: str) -> None:
+            states.append((len(self._gathered), len(self._results), Alone.lock.locked()))
+
+        monkeypatch.setattr(gpu, "wait", wait)
+        compute(self, job, floats)
+        states.append((len(self._gathered), len(self._results), Alone.lock.locked()))
+
+    monkeypatch.setattr(OnGpu, "_compute", watched)
+    on_gpu(recipe(home, "ties"), tmp_path / "out", threads=1)
+    assert set(states) == {(1, 0, True), (0, 1, True)} and states[0] == (1, 0, True)
+
+
+def test_a_held_block_holds_nothing_that_was_made_of_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Block] = []
+    load, keep = Loader.load, Loader.keep
+
+    def noted(self: Loader, unit: groups.Unit) -> Block:
+        loaded.append(load(self, unit))
+        return loaded[-1]
+
+    kept: list[int] = []
+
+    def counted(self: Loader) -> Any:
+        kept.append(len(loaded[-1].cache))
+        return keep(self)
+
+    monkeypatch.setattr(Loader, "load", noted)
+    monkeypatch.setattr(Loader, "keep", counted)
+    asked = recipe(home, "task_arithmetic") | {"post": [{"norm_guard": {"factor": 0.5}}]}
+    on_gpu(asked, tmp_path / "out", threads=1)
+    assert kept and not any(kept)
+
+
+def test_a_device_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads begin at device 0, whichever is the caller's."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert [gpu.numbered(device) for device in ("cpu", "cuda", "cuda:0", "cuda:02")] == [
+        "cpu",
+        "cuda:1",
+        "cuda:0",
+        "cuda:2",
+    ]
+    seen = eutectic.merging.checked(Options(device="cuda"), "out")
+    assert seen.device == "cuda:1"
+
+
 def test_what_the_cpu_does_is_said(home: Path, tmp_path: Path) -> None:
     def notes(asked: dict[str, Any], out: str) -> list[str]:
         merge = eutectic.merge(asked, tmp_path / out, options=Options(device=DEVICE))
@@ -151,3 +260,15 @@ def test_verify_allows_a_gpu_its_last_digits(home: Path, tmp_path: Path, monkeyp
             on_gpu(recipe(home, "iso_c"), tmp_path / str(near))
         found = eutectic.verify(tmp_path / str(near))
         assert bool(found.near) == near and bool(found.problems) != near
+
+
+def test_near_is_told_by_blocks_and_with_nan() -> None:
+    two = torch.linspace(-1, 1, (1 << 20) + 5)
+    two[3], two[7], two[-1] = torch.nan, torch.inf, 0.25
+    one = two * (1 + 2**-23)
+    other = one.clone()
+    other[-1] += 1e-3
+    gone = one.clone()
+    gone[7] = 1.0
+    for tensor, near in ((one, True), (other, False), (gone, False)):
+        assert _near(eutectic.open({"w": tensor}), eutectic.open({"w": two}), "w") == near

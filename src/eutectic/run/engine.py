@@ -177,6 +177,8 @@ class Engine:
         held = self._held.get(place)
         block = held[0] if held else self._loader.load(unit)
         active.group.reduce(block)
+        # What steps after the method had made of it would stay with a block that is held, in no account.
+        block.cache.clear()
         if held is None and self._loader.holdable(unit) and self._open_lanes(active, unit.job):
             buffer = self._loader.keep()
             with self._change:

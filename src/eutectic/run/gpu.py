@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -30,6 +31,12 @@ WORKERS = 6
 LIBRARIES = 640 << 20
 
 
+def numbered(device: str) -> str:
+    """The device with its number: the workers' threads know nothing of the one that the caller has made the current."""
+    kind, _, number = device.partition(":")
+    return f"cuda:{int(number or torch.cuda.current_device())}" if kind == "cuda" else device
+
+
 def free_bytes(device: str) -> int:
     """What a merge may take of the device's memory now. Makes the device ready, which takes main memory too."""
     free, _ = torch.cuda.mem_get_info(device)
@@ -44,8 +51,8 @@ def name_of(device: str) -> str:
 
 
 def pinned(nbytes: int) -> NDArray[np.uint8]:
-    """Page-locked memory, which a GPU copies from and to by itself."""
-    memory: NDArray[np.uint8] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+    """Page-locked memory, which a GPU copies from and to by itself; all that torch takes for it."""
+    memory: NDArray[np.uint8] = torch.empty(pinned_size(nbytes), dtype=torch.uint8, pin_memory=True).numpy()
     return memory
 
 
@@ -72,8 +79,9 @@ _local = threading.local()
 _loading = threading.Lock()
 
 
+@cache
 def load_linear_algebra(device: str) -> None:
-    """Loads torch's library of decompositions, which several threads at once may not do."""
+    """Loads torch's library of decompositions, which several threads at once may not do; once for a device."""
     with _loading, _room(device):
         torch.linalg.cholesky_ex(torch.eye(1, device=device))
 
@@ -95,19 +103,24 @@ def worker_stream(device: str) -> Iterator[None]:
 def shared(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
     """Memory that any thread may write to, each from its own stream, which knows nothing of what others have to do."""
     held = torch.empty(shape, dtype=dtype, device=device)
-    torch.cuda.current_stream(device).synchronize()
+    wait(device)
     return held
 
 
+def wait(device: str) -> None:
+    """Waits for the calling thread's stream."""
+    torch.cuda.current_stream(device).synchronize()
+
+
 class Computing:
-    """One computation on whole tensors at a time, and all large memory from one stream, where it is used again."""
+    """One computation on whole tensors at a time, and all that it makes from one stream, where memory is used again."""
 
     _known: ClassVar[dict[str, Computing]] = {}
     _guard = threading.Lock()
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -120,10 +133,9 @@ class Computing:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Holds the device's computing stream; waits for it at the end."""
+        """Holds the device's computing stream, and does not wait for what is computed there."""
         with self._lock, torch.cuda.stream(self._stream), _room(self._device):
             yield
-            self._stream.synchronize()
 
 
 @contextmanager

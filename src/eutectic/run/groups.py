@@ -170,7 +170,7 @@ def _calibrated(job: Job) -> bool:
 def on_gpu(work: Work, number: int) -> bool:
     """Whether a job is done by a GPU, which has no form that ranks a whole model."""
     merged = work.plan.jobs[number].action == "merge"
-    return merged and work.device != "cpu" and work.plan.recipe.scope == "tensor"
+    return merged and work.device != "cpu" and work.plan.recipe.scope != "model"
 
 
 def _in_torch(work: Work, number: int) -> bool:
@@ -185,6 +185,14 @@ def as_stored(plan: Plan, number: int) -> bool:
     job = plan.jobs[number]
     kinds = {plan.inputs[i].specs[name].dtype for i, name in job.inputs}
     return len(kinds) == 1 and ("float64" in kinds) == (plan.working[number] == "float64")
+
+
+def _entry_bytes(plan: Plan, number: int) -> int:
+    """Bytes that one entry of every input takes in a block: as it is stored, or as it is worked with."""
+    job = plan.jobs[number]
+    if not as_stored(plan, number):
+        return len(job.inputs) * dtypes.itemsize(plan.working[number])
+    return sum(dtypes.itemsize(plan.inputs[i].specs[name].dtype) for i, name in job.inputs)
 
 
 def units_of(job: Job, number: int, within: int, whole: bool, row: int = 1) -> list[Unit]:
@@ -236,9 +244,8 @@ def block_bytes(work: Work, number: int) -> int:
     stored = sum(dtypes.itemsize(plan.inputs[i].specs[name].dtype) for i, name in job.inputs)
     held = count * (stored + dtypes.itemsize(job.spec.dtype)) + _beside_bytes(plan, job, count)
     if on_gpu(work, number):
-        held = pinned_size(count * stored + _beside_bytes(plan, job, count)) + pinned_size(
-            count * dtypes.itemsize(job.spec.dtype)
-        )
+        held = pinned_size(count * _entry_bytes(plan, number) + _beside_bytes(plan, job, count))
+        held += pinned_size(count * dtypes.itemsize(job.spec.dtype))
     if not as_stored(plan, number):
         held += count * len(job.inputs) * dtypes.itemsize(plan.working[number])
     # The change before and after the steps, the base and the deltas as floats.
@@ -267,17 +274,21 @@ def _torch_bytes(plan: Plan, job: Job, count: int) -> int:
 def gpu_bytes(work: Work, number: int, workers: int, lanes: int) -> int:
     """Memory that a job takes of the GPU it is done on: that of every worker's block, or that of the whole tensor.
 
-    While one tensor is computed, the next is on its way up, and the result of the last on its way down.
+    While one tensor is computed, the next is on its way up, and the result of the last on its way down. Between two
+    merges of a sweep, which share what one tensor is made into, another tensor may be computed.
     """
     plan, job = work.plan, work.plan.jobs[number]
     if not on_gpu(work, number):
         return 0
-    stored = sum(dtypes.itemsize(plan.inputs[i].specs[name].dtype) for i, name in job.inputs)
+    read = _entry_bytes(plan, number)
     gathered = not plan.method.elementwise and not plan.method.statistics
     count = min(job.spec.numel, BLOCK) if plan.method.elementwise else job.spec.numel
     # Random words are made as 64-bit integers.
     computing = _torch_bytes(plan, job, count) * 5 // 4 + (count * RANDOM_SCRATCH if plan.method.random else 0)
     computing += WORKSPACE if not plan.method.elementwise else 0
     if gathered:
-        return count * (2 * stored + 2 * lanes * dtypes.itemsize(plan.working[number])) + computing
-    return workers * (count * stored + _beside_bytes(plan, job, count) + computing)
+        # Merges of a sweep that measure what they make of a tensor have reductions of their own.
+        apart = any(step.name == "norm_guard" and not step.measures_model for step in job.post)
+        held = 2 * read * (lanes if apart else 1) + 2 * lanes * dtypes.itemsize(plan.working[number])
+        return count * held + min(lanes, 2) * computing
+    return workers * (count * read + _beside_bytes(plan, job, count) + computing)

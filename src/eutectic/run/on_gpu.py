@@ -78,16 +78,24 @@ class OnGpu(TorchForm, Stream):
             with gpu.worker_stream(self._device):
                 self._download(self._of_block(block), out)
             return
-        with self._computing.alone():
-            if block.job not in self._results:
-                # Kept until the stream has been waited for: its memory is another stream's.
-                held = self._gathered.pop(block.job)
-                if "tensors" not in held.cache:
-                    stacked = floats_of(held.bits, block.floats)
-                    held.cache["tensors"] = self.tensors(stacked, self._jobs[block.job].shape, [], block.job)
-                self._results[block.job] = self.made(block.job, held.cache)
+        if block.job not in self._results:
+            with self._computing.alone():
+                self._compute(block.job, block.floats)
         with gpu.worker_stream(self._device):
             self._download(self._results[block.job][block.first : block.first + len(out)], out)
+
+    def _compute(self, job: int, floats: type[Any]) -> None:
+        """Makes the result of a job, if no other thread has; on return its memory is free for the next one."""
+        if job in self._results:
+            return
+        held = self._gathered[job]
+        if "tensors" not in held.cache:
+            held.cache["tensors"] = self.tensors(floats_of(held.bits, floats), self._jobs[job].shape, [], job)
+        result = self.made(job, held.cache)
+        # Only now may others read the result, and may what was gathered go, whose memory is another stream's.
+        gpu.wait(self._device)
+        self._results[job] = result
+        del self._gathered[job]
 
     def _of_block(self, block: Block) -> torch.Tensor:
         def upload(bits: NDArray[Any]) -> torch.Tensor:
