@@ -305,6 +305,7 @@ def _by_weights(both: Common, ask: _Request) -> tuple[Match, Symmetries]:
         ask.tell(f"sweep {sweep}: {done} of {of}")
 
     ask.on_plan(predict(both.a.specs, both.symmetries, sweeps=ask.sweeps, restarts=ask.restarts))
+    ask.tell("sweep 0: both models to their least norm")
     how: dict[str, Any] = {key: getattr(ask, key) for key in ("seed", "restarts", "sweeps", "memory")}
     if ask.method == "weights":
         return match_weights(both.a, both.b, both.symmetries, progress=tell, **how), both.moved
