@@ -235,10 +235,10 @@ def test_options_that_cannot_be(
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"seed": ""}, "R112 --set seed: must be an integer from 0 on, not ''"),
-        ({"seed": -1}, "R112 --set seed: must be an integer from 0 on, not -1"),
-        ({"dtype": ""}, "R112 --set out_dtype: must be one of .*, not ''"),
-        ({"dtype": torch.int8}, "R112 --set out_dtype: must be one of .*, not 'int8'"),
+        ({"seed": ""}, "R112 seed: must be an integer from 0 on, not ''"),
+        ({"seed": -1}, "R112 seed: must be an integer from 0 on, not -1"),
+        ({"dtype": ""}, "R112 dtype: must be one of .*, not ''"),
+        ({"dtype": torch.int8}, "R112 dtype: must be one of .*, not 'int8'"),
         ({"overrides": None}, "R140 --set: nothing is not an override; write KEY=VALUE"),
         ({"overrides": [5]}, "R140 --set: 5 is not an override"),
         ({"overrides": {"seed": 3}}, "R140 --set: 'seed' is not an override"),

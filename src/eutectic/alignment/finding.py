@@ -50,11 +50,12 @@ def symmetries_of(source: Source, *, module: nn.Module | None = None, inputs: An
         if _holds(table, module, inputs):
             return table
     if module is None or inputs is None:
-        family = f"; it is nearest to {found.family}" if found.family else ""
+        unread = _unread(source)
+        family = f"; it is nearest to {found.family}" if found.family and not unread else ""
         lacking = "module and an input" if module is None else "input"
         hint = f"give the {lacking} to trace its graph, or a table of your own"
         problem = Problem("G160", f"no symmetries are declared that fit{family}", source.label, hint)
-        raise RecipeError([problem, *(_unread(source) or _gathered(found.problems))])
+        raise RecipeError([problem, *(unread or _gathered(found.problems))])
     if isinstance(inputs, Mapping):
         made = traced(module, **inputs)
     else:
