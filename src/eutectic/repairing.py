@@ -20,6 +20,7 @@ from eutectic.evaluate.loading import Loader
 from eutectic.evaluate.opening import opened
 from eutectic.merging import Merge, Options, checked, make
 from eutectic.plan import Plan, make_plan
+from eutectic.plan.labels import labels_of
 from eutectic.run.refusals import check_device, refuse_overlap_of
 from eutectic.statistics.layers import Names
 from eutectic.statistics.models import Given, given_data
@@ -180,10 +181,10 @@ def _unaligned(merged: Source, parents: Sequence[Source]) -> Iterator[str]:
     inputs = manifest.get("inputs", []) if isinstance(manifest, dict) else []
     aligned = {one.get("label") for one in inputs if "aligned" in one}
     # The manifest's labels tell all models of the merge apart, of which the parents here may be some.
-    for parent in parents:
+    told = "was aligned for the merge, and its channels stand here as they are stored: give the alignment"
+    for own, parent in zip(labels_of(parents), parents, strict=True):
         if any(f"/{parent.path or parent.label}".endswith(f"/{label}") for label in aligned):
-            told = "was aligned for the merge, and its channels stand here as they are stored"
-            yield f"{parent.label!r} {told}: give the alignment"
+            yield f"{own!r} {told}"
 
 
 def _moved(one: alignment.Alignment, parents: Sequence[Source]) -> int | None:

@@ -57,6 +57,18 @@ def test_a_parent_that_was_aligned_and_comes_as_it_is_stored_is_noted(run: Run, 
     assert "was aligned" not in run("repair", "merged", "other", *moved).stdout
 
 
+def test_of_parents_of_one_name_the_aligned_one_is_noted(run: Run, here: Path) -> None:
+    for name in ("one", "two"):
+        (here / "runs" / name).mkdir(parents=True)
+        (here / name).rename(here / "runs" / name / "final")
+    models = "[runs/one/final, {model: runs/two/final, aligned: perm}]"
+    (here / "finals.yml").write_text(f"merge_method: linear\nmodels: {models}\n")
+    assert run("merge", "finals.yml", "finals", "--quiet").exit_code == 0
+    ask = [f"runs/{word}/final" if word in ("one", "two") else word for word in ASK]
+    told = run("repair", "finals", "out", *ask).stdout
+    assert "'two/final' was aligned" in told and "'one/final' was" not in told
+
+
 def test_json_the_closed_form_and_a_recipe_in_place_of_the_merge(run: Run, here: Path) -> None:
     done = run(
         "repair", "m.yml", "out", *ASK, "--alignment", "perm", "--how", "closed_form", "--samples", "3", "--json"
