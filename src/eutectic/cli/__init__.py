@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 
-from eutectic.cli import streams
+from eutectic.cli import interrupts, streams
 
 
 def main() -> None:
     """Entry point."""
-    # Until a command has begun there is nothing to say about Ctrl-C, and a traceback out of an import says nothing.
-    listens = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if listens:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    interrupts.silence()
     # Imports make many objects and no garbage: looking for it among them is a good part of the start-up.
     gc.set_threshold(100_000, 50, 100)
     # numpy's linear algebra is not used, and its idle threads would spin on the cores that merge.
@@ -26,8 +22,6 @@ def main() -> None:
         sys.modules["scipy.linalg"] = None  # type: ignore[assignment]
     from eutectic.cli.commands import app
 
-    if listens:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except SystemExit as end:

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from eutectic.cli import interrupts
 from eutectic.errors import EutecticError, Problem
 
 # Told after Ctrl-C where the work goes on.
@@ -73,6 +74,7 @@ def refusals(as_json: bool = False, stopped: str = "stopped; nothing was written
     `stopped` is told after Ctrl-C.
     """
     try:
+        interrupts.listen()
         yield
     except EutecticError as error:
         fail(error, as_json)
