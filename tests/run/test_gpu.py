@@ -108,6 +108,10 @@ def test_too_little_memory_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_page_locked_memory_is_counted_as_torch_takes_it() -> None:
+    assert gpu.pinned(3 << 20).nbytes == 4 << 20 and gpu.pinned(4 << 20).nbytes == 4 << 20
+
+
 def test_memory_that_somebody_else_takes_meanwhile(home: Path, tmp_path: Path) -> None:
     asked = recipe(home, "iso_c")
     torch.cuda.empty_cache()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,6 +21,7 @@ from eutectic.kernels.streams import Block
 from eutectic.report.verify import _near
 from eutectic.run import gpu, groups
 from eutectic.run.blocks import Loader
+from eutectic.run.engine import Engine
 from eutectic.run.on_gpu import OnGpu
 from every_method import assert_near, models, recipe
 from faults import contents
@@ -205,6 +207,28 @@ def test_a_held_block_holds_nothing_that_was_made_of_it(
     asked = recipe(home, "task_arithmetic") | {"post": [{"norm_guard": {"factor": 0.5}}]}
     on_gpu(asked, tmp_path / "out", threads=1)
     assert kept and not any(kept)
+
+
+def test_what_a_group_holds_is_gone_when_it_is_done(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[groups.Group]] = []
+    too_many: list[int] = []
+    take = Engine._take
+
+    def noted(*given: Any) -> groups.Group:
+        group = groups.Group(*given)
+        made.append(weakref.ref(group))
+        return group
+
+    def counted(self: Engine) -> Any:
+        too_many.append(sum(ref() is not None for ref in made) - len(self._active))
+        return take(self)
+
+    monkeypatch.setattr("eutectic.run.engine.Group", noted)
+    monkeypatch.setattr(Engine, "_take", counted)
+    on_gpu(recipe(home, "ties"), tmp_path / "out", threads=1)
+    assert len(made) > 2 and not any(too_many)
 
 
 def test_a_device_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,8 @@ class Engine:
                 else:
                     self._make(active, unit)
                 self._complete(active)
+                # A worker that waits keeps no group alive, nor what its streams hold.
+                del taken, active, unit
         except BaseException as error:
             with self._change:
                 self._failure = self._failure or error
