@@ -149,7 +149,8 @@ CODES: dict[str, tuple[str, str]] = {
         "until the new one is complete, and is then removed; a folder that holds files which no merge wrote is never "
         "replaced, and if OUT.partial is such a folder nothing is begun. The very same merge finds its own output and "
         "is done, if it was made from the very files that the models have now (by path, size, time and inode) and its "
-        "weights are all there. Models in memory never count.",
+        "weights are all there. Models in memory never count. A recipe that `eutectic learn` wrote is not looked into: "
+        "the same command again is refused, or with `--replace` learns anew.",
     ),
     "W402": (
         "another run is writing this output",
