@@ -28,8 +28,9 @@ class _Patient(FileIO):
         # A reader that goes away (`head`) has read enough; and what standard error cannot say is not said.
         if isinstance(error, BrokenPipeError) or self.fileno() != 1:
             return
+        code = "W408"
         sys.stderr.write(
-            f"error W408 standard output cannot be written: {error.strerror}\n"
+            f"error {code} standard output cannot be written: {error.strerror}\n"
             "      → what was asked for is done to its end, and only its text is lost\n"
         )
 
