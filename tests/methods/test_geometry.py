@@ -73,9 +73,9 @@ def multislerp_oracle(x, weight, normalize):
     mean = mean / np.linalg.norm(mean)
     tangent = weight @ (units - np.outer(units @ mean, mean))
     length = np.linalg.norm(tangent) + 1e-300
-    return size * (mean * np.cos(length) + tangent * np.sin(length) / length), abs(weight) @ np.linalg.norm(
-        x, axis=1
-    ) * steep
+    # A rounding of the angle counts as often as there are radians in it.
+    behind = abs(weight) @ np.linalg.norm(x, axis=1) * steep * (1 + length)
+    return size * (mean * np.cos(length) + tangent * np.sin(length) / length), behind
 
 
 def log_map(at, to):

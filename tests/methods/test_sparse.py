@@ -329,7 +329,7 @@ def streamed(name, models, size, step, **given):
     """The method's stream on `(M, *shape)`, the base first, over blocks of `size` entries in the order of `step`."""
     method, shape, bits = methods.get(name), tuple(models.shape[1:]), as_bits(models)
     defaults = {p.name if p.name != "lambda" else "lambda_": p.default for p in method.params.values()}
-    parameters = defaults | {"wide": models.dtype == torch.float64} | given
+    parameters = defaults | {"wide": models.dtype == torch.float64, "scope": "tensor"} | given
     stream = method.streamed([StreamJob(bits.shape[1], len(models) - 1, parameters, shape)])
     job = SimpleNamespace(spec=SimpleNamespace(numel=bits.shape[1]))
     row = max(shape[-1], 1) if method.by_row and shape else 1
