@@ -94,13 +94,13 @@ RECIPES = {
         Recipe("karcher", TUNED, base=False, limit=4),
         Recipe("model_stock", TUNED, base=True, limit=4),
         Recipe("nearswap", TUNED[:1], base=True, limit=4, shared={"t": 5e-4}),
-        Recipe("arcee_fusion", TUNED[:1], base=True, limit=8),
+        Recipe("arcee_fusion", TUNED[:1], base=True, limit=4),
         Recipe("passthrough", TUNED[:1], base=False, limit=4, each={"scale": 0.5}),
         Recipe("wise_ft", TUNED, base=True, limit=4, shared={"alpha": 0.5}, peer=False),
         Recipe("consensus_ta", TUNED, base=True, limit=4, peer=False),
         Recipe("magmax", TUNED, base=True, limit=4, peer=False),
         Recipe("emr", TUNED, base=True, limit=4, peer=False),
-        Recipe("pcb", TUNED, base=True, limit=16, peer=False),
+        Recipe("pcb", TUNED, base=True, limit=4, peer=False),
         Recipe("fisher", TUNED[:2], base=False, limit=4, peer=False, statistics=True),
     )
 }
