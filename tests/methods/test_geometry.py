@@ -69,11 +69,11 @@ def multislerp_oracle(x, weight, normalize):
     mean = weight @ units
     if np.linalg.norm(mean) <= 1e-4 * abs(weight[x.any(1)]).sum():
         return weight @ x, abs(weight) @ abs(x)
-    size, steep = weight @ np.linalg.norm(x, axis=1), abs(weight) @ abs(units) / np.linalg.norm(mean)
+    # What is added is rounded on its way into the direction, over its length, and into the tangent, as it is.
+    size, steep = weight @ np.linalg.norm(x, axis=1), abs(weight) @ abs(units) * (1 + 1 / np.linalg.norm(mean))
     mean = mean / np.linalg.norm(mean)
     tangent = weight @ (units - np.outer(units @ mean, mean))
     length = np.linalg.norm(tangent) + 1e-300
-    # A rounding of the angle counts as often as there are radians in it.
     behind = abs(weight) @ np.linalg.norm(x, axis=1) * steep * (1 + length)
     return size * (mean * np.cos(length) + tangent * np.sin(length) / length), behind
 
