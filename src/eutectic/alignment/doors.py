@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from eutectic.alignment.activations import match_activations
@@ -14,7 +14,7 @@ from eutectic.alignment.common import Common, common, still, without
 from eutectic.alignment.comparing import Pair
 from eutectic.alignment.costs import Cost, predict
 from eutectic.alignment.finding import symmetries_of
-from eutectic.alignment.found import digests_of, refuse_twins, same_request, there, unproved, worth
+from eutectic.alignment.found import digests_of, filled, refuse_twins, same_request, there, unproved
 from eutectic.alignment.matching import match_weights
 from eutectic.alignment.model import Match
 from eutectic.alignment.orthogonal import match_orthogonal
@@ -192,15 +192,8 @@ def _aligned(a: Source, b: Source, ask: _Request, out: str | os.PathLike[str] | 
         if not replace:
             raise RecipeError(Problem("W401", "exists", os.fspath(out), REPLACE))
     match, table = _matched(a, b, both, ask, given)
-    return dataclasses.replace(
-        empty,
-        symmetries=table,
-        moves=match.moves,
-        objective=(match.start, *match.objective),
-        distance=(match.before, match.after),
-        changes={name: asdict(change) for name, change in match.changes.items()},
-        notes=(*both.notes, *unproved(table), *(given.notes if given else ()), *match.notes, *worth(match, table)),
-    )
+    notes = (*both.notes, *unproved(table), *(given.notes if given else ()))
+    return filled(dataclasses.replace(empty, symmetries=table), match, notes)
 
 
 def _common(a: Source, b: Source, ask: _Request, given: Given | None) -> Common:

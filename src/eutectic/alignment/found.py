@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 
 from eutectic.alignment.finding import BY_NAMES
 from eutectic.alignment.model import Match
@@ -56,6 +58,18 @@ def same_request(one: Alignment, other: Alignment) -> bool:
     """Whether both are what one method finds of the same models. Of rotations the table is known only after."""
     own = () if one.method == "orthogonal" else ("symmetries",)
     return all(getattr(one, key) == getattr(other, key) for key in ("method", "settings", "reference", "model", *own))
+
+
+def filled(empty: Alignment, match: Match, notes: Iterable[str]) -> Alignment:
+    """An alignment with what matching found, its notes behind those that were known before."""
+    return dataclasses.replace(
+        empty,
+        moves=match.moves,
+        objective=(match.start, *match.objective),
+        distance=(match.before, match.after),
+        changes={name: asdict(change) for name, change in match.changes.items()},
+        notes=(*notes, *match.notes, *worth(match, empty.symmetries)),
+    )
 
 
 def unproved(table: Symmetries) -> Iterator[str]:

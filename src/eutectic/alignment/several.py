@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from eutectic.alignment.finding import symmetries_of
-from eutectic.alignment.found import digests_of, refuse_twins, same_request, there, unproved, worth
+from eutectic.alignment.found import digests_of, filled, refuse_twins, same_request, there, unproved
 from eutectic.alignment.many import align_many, check_request, pairs_of
-from eutectic.alignment.model import Match
 from eutectic.checkpoint import REAL, Alignment, Named, Source
 from eutectic.checkpoint.alignment import ABOUT
 from eutectic.checkpoint.existing import REPLACE, refuse_parent, refuse_place
@@ -77,7 +75,8 @@ def align_all(
             told(f"round {turn}: {done} of {of}")
 
         found = align_many(sources, table, method=method, seed=seed, memory=memory, progress=progress)
-        made = {name: _filled(one, match) for (name, one), match in zip(empty.items(), found[1:], strict=True)}
+        notes = [*unproved(table)]
+        made = {name: filled(one, match, notes) for (name, one), match in zip(empty.items(), found[1:], strict=True)}
     if out is not None:
         _save(made, os.fspath(out), paths, replace)
     return made
@@ -106,17 +105,6 @@ def _empty(
     named = [Named(label, digests_of(source)) for label, source in zip(labels, sources, strict=True)]
     settings = {"seed": seed, "together": {one.label: digest_of_json(dict(one.digests)) for one in named}}
     return {one.label: Alignment(table, Moves(), named[0], one, method, settings) for one in named[1:]}
-
-
-def _filled(empty: Alignment, match: Match) -> Alignment:
-    return replace(
-        empty,
-        moves=match.moves,
-        objective=(match.start, *match.objective),
-        distance=(match.before, match.after),
-        changes={name: asdict(change) for name, change in match.changes.items()},
-        notes=(*unproved(empty.symmetries), *match.notes, *worth(match, empty.symmetries)),
-    )
 
 
 def _standing(empty: Mapping[str, Alignment], paths: Mapping[str, str], replace: bool) -> dict[str, Alignment] | None:
