@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 else:
     torch = LazyModule("torch")
-    nn = LazyModule("torch.nn")
 
 How = Literal["sequential", "closed_form"]
 HOW: tuple[How, ...] = ("sequential", "closed_form")
@@ -265,18 +264,20 @@ def problems_of(parents: int, weights: Sequence[float] | None, how: str) -> Iter
         yield Problem("G211", f"must be numbers from 0 on, not all 0: {list(weights)}", "weights")
 
 
+def _differences(merged: nn.Module, parents: Mapping[str, nn.Module]) -> Iterator[Problem]:
+    for where, parent in parents.items():
+        if differs := difference(merged, parent):
+            message = f"differs from the merge in {differs}"
+            yield Problem("G210", message, where, "give what it was merged from, aligned")
+
+
 def _checked(
     merged: nn.Module, parents: Sequence[nn.Module], batches: Iterable[Any], weights: Sequence[float] | None, how: str
 ) -> list[float]:
     """The weights, divided by their sum. Raises `RecipeError` (G210, G211) with every problem."""
     problems = list(problems_of(len(parents), weights, how))
-    given = {"merged": merged, **{f"parents[{number}]": parent for number, parent in enumerate(parents)}}
-    dead = list(no_modules("G210", given))
-    problems += dead
-    for where, one in {} if dead else given.items():
-        if differs := difference(merged, one):
-            message = f"differs from the merge in {differs}"
-            problems.append(Problem("G210", message, where, "give what it was merged from, aligned"))
+    named = {f"parents[{number}]": parent for number, parent in enumerate(parents)}
+    problems += list(no_modules("G210", {"merged": merged, **named})) or _differences(merged, named)
     if not isinstance(batches, Iterable) or isinstance(batches, Iterator | torch.Tensor):
         message = f"must be batches that can be gone through again, not a {type(batches).__name__}"
         problems.append(Problem("G211", message, "batches", "a list of them, or a DataLoader"))
