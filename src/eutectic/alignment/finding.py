@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.symmetry import Symmetries
 from eutectic.checkpoint.vocabulary import json_of
 from eutectic.errors import Problem, RecipeError
+from eutectic.names import numberless
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,7 +103,7 @@ def _gathered(problems: Sequence[Problem]) -> list[Problem]:
     """Problems with one for all tensors that differ in numbers alone: `layers.*.up.weight (32 tensors)`."""
     alike: dict[tuple[str, str, str], list[Problem]] = {}
     for one in problems:
-        alike.setdefault((one.code, one.message, re.sub(r"\d+", "*", one.where)), []).append(one)
+        alike.setdefault((one.code, one.message, numberless(one.where)), []).append(one)
     return [
         all_[0] if len(all_) == 1 else Problem(code, message, f"{where} ({len(all_)} tensors)", all_[0].hint)
         for (code, message, where), all_ in alike.items()

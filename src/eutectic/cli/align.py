@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -12,6 +11,7 @@ import typer
 
 from eutectic.cli import collect, options, scoring, screen, values
 from eutectic.errors import NumericError, Problem, RecipeError
+from eutectic.names import numberless
 
 if TYPE_CHECKING:
     from eutectic.alignment import Cost
@@ -226,7 +226,7 @@ def _rows(found: Alignment) -> Iterator[tuple[str, ...]]:
     """Groups of all layers together, and the bases that change."""
     gathered: dict[str, dict[str, float]] = {}
     for name, change in found.changes.items():
-        sums = gathered.setdefault(re.sub(r"\d+", "*", name), dict.fromkeys(change, 0.0))
+        sums = gathered.setdefault(numberless(name), dict.fromkeys(change, 0.0))
         for key, value in change.items():
             sums[key] += value
     for name, sums in gathered.items():
@@ -235,7 +235,7 @@ def _rows(found: Alignment) -> Iterator[tuple[str, ...]]:
     bases: dict[str, list[int]] = {}
     for name, gauge in found.symmetries.gauges.items():
         count = 1 if gauge.of is None else found.symmetries.groups[gauge.of].size
-        numbers = bases.setdefault(re.sub(r"\d+", "*", name), [0, 0])
+        numbers = bases.setdefault(numberless(name), [0, 0])
         numbers[0] += count
         numbers[1] += count if name in found.moves.matrices else 0
     for name, (count, moved) in bases.items():
