@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eutectic.checkpoint import Source
+from eutectic.checkpoint.vocabulary import json_of
 from eutectic.errors import CheckpointError, Problem, RecipeError
 from eutectic.evaluate import intervals, options
 from eutectic.evaluate.content import files_of
@@ -178,10 +178,7 @@ def _longest(source: Source, config: Any, tokenizer: Any) -> dict[str, Any]:
 
 def _json(data: bytes, kind: type) -> Any:
     """What a small file says; nothing where it is damaged or something else."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return kind()
+    found = json_of(data)
     return found if isinstance(found, kind) else kind()
 
 
