@@ -71,7 +71,8 @@ def artefact_at(node: Node, context: Context, what: str, made_by: str) -> object
         return node.data.value
     hint = f"write the folder that `{made_by}` made"
     if isinstance(node.data, str) and node.data.strip():
-        _note_absent(node.data, node, context, hint)
+        if not _exists(node.data, context):
+            _note_absent(node.data, node, context, hint)
         return node.data
     context.faults.add("R130", node.place, f"must name {what}, not {shown(node.data)}", hint)
     return None
@@ -116,8 +117,8 @@ def shadowed(recipe: Recipe) -> Iterator[str]:
 
 
 def _note_absent(text: str, node: Node, context: Context, hint: str) -> None:
-    """Notes a path to nothing, which is no hub id either; with a name beside it that is nearly the same, or a hint."""
-    if _exists(text, context) or _HUB.fullmatch(text):
+    """Notes a path to nothing, if it is no hub id; with a name beside it that is nearly the same, or a hint."""
+    if _HUB.fullmatch(text):
         return
     parent, name = os.path.split(os.path.join(context.folder or "", os.path.expanduser(text)))
     try:
