@@ -82,9 +82,7 @@ def shares_of_best(deltas: Tensor, density: float) -> Tensor:
     """
     total, count = total_of(deltas), kept_count(density, deltas[0].numel())
     kept = torch.stack([_kept_scores(delta, total, len(deltas), count) for delta in deltas])
-    share = kept[0]
-    for score in kept[1:]:
-        share = share + score
+    share = total_of(kept)
     return kept / torch.where(share == 0, torch.ones_like(share), share)
 
 
