@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from eutectic.errors import did_you_mean
+
 
 def collapsed(path: str) -> str:
     """`./a/b/../c` → `a/c`; a path that would lead elsewhere by that, as `b` is a link, stays as it is."""
@@ -11,6 +13,15 @@ def collapsed(path: str) -> str:
     if os.pardir not in path.split(os.sep) or os.path.realpath(plain) == os.path.realpath(path):
         return plain
     return path
+
+
+def near_file(path: str) -> str:
+    """A hint at a file of a similar name in the same folder, or nothing."""
+    folder, name = os.path.split(os.path.expanduser(path))
+    try:
+        return did_you_mean(name, (one for one in os.listdir(folder or os.curdir) if one != name))
+    except (OSError, ValueError):
+        return ""
 
 
 def absolute(path: str) -> str:

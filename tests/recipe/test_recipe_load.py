@@ -594,6 +594,10 @@ models:
         ("R121", "models[0].parameters.wieght", "fisher has no parameter 'wieght'"),
         ("C200", "models[1].model", "'./gone' does not exist"),
     ]
+    Path("gone").symlink_to("nowhere")
+    with pytest.raises(RecipeError) as caught:
+        load(recipe, methods=eutectic.methods)
+    assert "did you mean 'gone'" not in str(caught.value)
     # By themselves they are for whoever opens them.
     assert load(recipe.replace("wieght", "weight"), methods=eutectic.methods).models[0].statistics == "./gone"
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from eutectic.errors import Problem, RecipeError, did_you_mean
+from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate.content import digest_of_bytes
 from eutectic.evaluate.options import Checked, option
+from eutectic.paths import near_file
 from eutectic.recipe.located import shown
 
 # Told of one file; the rest is counted.
@@ -99,15 +100,6 @@ class DataTask(Checked):
         if not found:
             raise RecipeError(Problem("E904", "there is no text in it", "data", file=self.data))
         return found
-
-
-def near_file(path: str) -> str:
-    """A hint at a file of a similar name in the same folder, or nothing."""
-    folder, name = os.path.split(os.path.expanduser(path))
-    try:
-        return did_you_mean(name, (one for one in os.listdir(folder or os.curdir) if one != name))
-    except OSError:
-        return ""
 
 
 def _object(line: str) -> Row:

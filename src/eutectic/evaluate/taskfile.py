@@ -10,9 +10,8 @@ from typing import Any
 
 from eutectic.errors import Problem, RecipeError, did_you_mean
 from eutectic.evaluate import options
-from eutectic.evaluate.data import near_file
 from eutectic.evaluate.model import Task
-from eutectic.paths import collapsed
+from eutectic.paths import collapsed, near_file
 from eutectic.recipe.compose import compose
 from eutectic.recipe.located import Document, Faults, Node, Place, shown
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from eutectic.errors import did_you_mean
+from eutectic.paths import near_file
 from eutectic.recipe.located import Faults, Live, Node, shown
 from eutectic.recipe.model import Model, Recipe, rebased
 from eutectic.recipe.schema import MethodTable
@@ -120,11 +121,7 @@ def _note_absent(text: str, node: Node, context: Context, hint: str) -> None:
     """Notes a path to nothing, if it is no hub id; with a name beside it that is nearly the same, or a hint."""
     if _HUB.fullmatch(text):
         return
-    parent, name = os.path.split(os.path.join(context.folder or "", os.path.expanduser(text)))
-    try:
-        near = did_you_mean(name, os.listdir(parent or os.curdir))
-    except (OSError, ValueError):
-        near = ""
+    near = near_file(os.path.join(context.folder or "", os.path.expanduser(text)))
     context.faults.absent(node.place, text, near or hint)
 
 
