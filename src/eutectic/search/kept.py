@@ -61,7 +61,7 @@ class KeptSteps:
         self._refuse("request", self._request)
 
     def take(self, data: Any, stamps: Any) -> None:
-        """Takes up what is there.
+        """Takes up what is there, once it is opened.
 
         Args:
             data: plain data of the content that decides every step, with the request.
@@ -69,8 +69,7 @@ class KeptSteps:
 
         Raises `OutputError` (W405), `RecipeError` (W403) for steps of another search.
         """
-        if self._path is None or self._journal is None:
-            return
+        assert self._journal is not None
         fingerprint = digest_of_json([self._request, data])
         self._refuse("fingerprint", fingerprint)
         header = {"request": self._request, "fingerprint": fingerprint, "inputs": stamps}
