@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eutectic.cli import collect, options, scoring, screen, values
-from eutectic.errors import NumericError, Problem, RecipeError
+from eutectic.errors import NumericError, Problem, RecipeError, several
 from eutectic.names import numberless
 
 if TYPE_CHECKING:
@@ -208,8 +208,7 @@ def _show(found: Alignment, out: str | None) -> None:
     }
     if found.objective:
         first, *rest = found.objective
-        sweeps = f" in {len(rest)} sweep{'s' * (len(rest) != 1)}"
-        rows["objective"] = f"{first:.6g} → {rest[-1]:.6g}{sweeps}" if rest else f"{first:.6g}"
+        rows["objective"] = f"{first:.6g} → {rest[-1]:.6g} in {several(len(rest), 'sweep')}" if rest else f"{first:.6g}"
     for key, value in rows.items():
         console.print(f"[dim]{key:<10}[/]  {screen.text(value)}", soft_wrap=True)
     if found.changes:

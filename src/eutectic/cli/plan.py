@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eutectic.cli import options, screen, values
+from eutectic.errors import several
 
 if TYPE_CHECKING:
     from eutectic.checkpoint import Spec
@@ -153,7 +154,7 @@ def _how(planned: Plan, budget: Budget) -> Iterator[tuple[str, str]]:
     """What the merge costs, and its seed."""
     yield "reads", values.shown(planned.bytes_in)
     yield "writes", values.shown(planned.bytes_out)
-    threads = f"{budget.threads} thread{'s' * (budget.threads > 1)}"
+    threads = several(budget.threads, "thread")
     least = f"; needs {-(-budget.least_bytes >> 20)} MiB at least"
     yield "memory", f"peak about {-(-budget.peak_bytes >> 20)} MiB with {threads}{least}"
     if budget.gpu_bytes:
