@@ -234,12 +234,13 @@ def cite(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> list[Ci
     `source` is a path, YAML text, a dict or a `Recipe`, or the folder or manifest of a finished merge. Raises
     `RecipeError` with every problem of the recipe, `CheckpointError` for a folder that holds no merge.
     """
-    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
+    written = recipe_in(source)
+    if written is source and isinstance(source, str | os.PathLike) and os.path.isdir(source):
+        # It holds no merge, and this says why.
         read_manifest(os.fspath(source))
-    source = recipe_in(source)
-    swept = [variant.recipe for variant in recipe.load_sweep(source, methods=methods)]
+    swept = [variant.recipe for variant in recipe.load_sweep(written, methods=methods)]
     users: dict[str, list[str]] = {}
-    for one in swept or [recipe.load(source, methods=methods)]:
+    for one in swept or [recipe.load(written, methods=methods)]:
         for user, papers in _uses(one):
             for paper in papers:
                 users.setdefault(paper, []).append(user)
