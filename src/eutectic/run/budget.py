@@ -171,7 +171,7 @@ def _on_gpu(work: Work, free: int, workers: int, lanes: int) -> tuple[int, int]:
     while True:
         needs = [gpu_bytes(work, number, workers, lanes) for number in range(len(work.plan.jobs))]
         most = max(needs, default=0)
-        if most <= free or work.device == "cpu":
+        if most <= free:
             return workers, most
         if workers == 1:
             job = work.plan.jobs[needs.index(most)]
