@@ -117,6 +117,13 @@ def _store(out, i, value):  # type: ignore[no-untyped-def]
     return plain
 
 
+@inlined
+def put(out: Any, i: Any, origin: Any, total: Any) -> None:
+    """Stores origin + total; where nothing changes the origin stays bit for bit: adding zero turns -0.0 into 0.0."""
+    change = type(origin)(total)
+    store(out, i, origin if change == 0 else origin + change)
+
+
 # One entry of every model, summed over the models. A loop over models inside the loop over entries would keep the
 # latter from vectorising, so the sums are written out for each number of models when a kernel is compiled for it.
 
@@ -382,9 +389,7 @@ def _changed(base: Any, changes: Any, start: int, out: Any) -> None:
     """Stores the base plus the changes of the entries from `start` on."""
     for t in range(len(changes)):
         i = np.uint64(start) + np.uint64(t)
-        origin, change = value_of(base[i]), changes[np.uint64(t)]
-        # Where nothing changes the base stays bit for bit: adding zero would turn -0.0 into 0.0.
-        store(out, i, origin if change == 0 else origin + change)
+        put(out, i, value_of(base[i]), changes[np.uint64(t)])
 
 
 @compiled
@@ -407,9 +412,7 @@ def _summed(
         i = np.uint64(start) + np.uint64(t)
         origin = value_of(base[i])
         total = divided(delta_sum(origin, rows, weights, level, factor, made, i, t), divisor)
-        change = type(origin)(total * scale)
-        # As in `_changed`.
-        store(out, i, origin if change == 0 else origin + change)
+        put(out, i, origin, total * scale)
 
 
 @compiled
@@ -686,6 +689,17 @@ def kept_sums(base: Any, rows: Any, level: Any, sums: Any) -> None:
 
 
 @compiled
+def add_sizes(base: Any, row: Any, start: int, deltas: Any, lanes: Any) -> None:
+    """Adds |x - base| of the entries from `start` on, a whole tile or the last, and |δ| of what is left of them."""
+    for at in range(0, len(deltas), LANES):
+        for j in range(min(LANES, len(deltas) - at)):
+            t = np.uint64(at) + np.uint64(j)
+            i = np.uint64(start) + t
+            lanes[0, j] += abs(value_of(row[i]) - value_of(base[i]))
+            lanes[1, j] += abs(deltas[t])
+
+
+@compiled
 def dropped_sums(base: Any, rows: Any, first: int, keys: Any, keep: Any, bound: Any, sums: Any) -> None:
     """Adds to `sums[K, 2]` Σ|xₖ - base| of all entries and of those that a random drop keeps."""
     words = np.empty(TILE // 8, np.uint64)
@@ -698,10 +712,7 @@ def dropped_sums(base: Any, rows: Any, first: int, keys: Any, keep: Any, bound: 
             count = min(TILE, len(base) - start)
             deciding_bytes(first + start, count, keys[k], keep[k], words)
             kept_deltas(base, row, start, count, octets, bound[k], deltas)
-            for t in range(count):
-                i = np.uint64(start) + np.uint64(t)
-                lanes[0, t % LANES] += abs(value_of(row[i]) - value_of(base[i]))
-                lanes[1, t % LANES] += abs(deltas[t])
+            add_sizes(base, row, start, deltas[:count], lanes)
         sums[k, 0] += lanes[0].sum()
         sums[k, 1] += lanes[1].sum()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eutectic.kernels.fused import LANES, TILE, compiled, consensus, value_of
+from eutectic.kernels.fused import LANES, TILE, add_sizes, compiled, consensus, value_of
 
 # Entries that are compared at once while the last of several equal ones is looked for.
 STEP = 64
@@ -135,11 +135,6 @@ def band_sums(base: Any, rows: Any, words: Any, skipped: int, length: int, level
         for start in range(0, len(base), TILE):
             count = min(TILE, len(base) - start)
             banded(base, rows[k], words[k], skipped, length, levels[k], ends[k], start, count, deltas)
-            for at in range(0, count, LANES):
-                for j in range(min(LANES, count - at)):
-                    t = np.uint64(at) + np.uint64(j)
-                    i = np.uint64(start) + t
-                    lanes[0, j] += abs(value_of(rows[k][i]) - value_of(base[i]))
-                    lanes[1, j] += abs(deltas[t])
+            add_sizes(base, rows[k], start, deltas[:count], lanes)
         sums[k, 0] += lanes[0].sum()
         sums[k, 1] += lanes[1].sum()

@@ -12,8 +12,8 @@ from numba.extending import overload
 
 from eutectic.kernels.consensus import RANKED
 from eutectic.kernels.exponential import LEAST
-from eutectic.kernels.fused import TILE, compiled, inlined, scores, unrolled, value_of
-from eutectic.kernels.fused_consensus import put, total_delta
+from eutectic.kernels.fused import TILE, compiled, inlined, put, scores, unrolled, value_of
+from eutectic.kernels.fused_consensus import total_delta
 from eutectic.kernels.fused_exponential import as_double, as_long, exp, expm1
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from eutectic.kernels.fused import TILE, compiled, inlined, store, unrolled, value_of
+from eutectic.kernels.fused import TILE, compiled, inlined, put, unrolled, value_of
 
 # One entry of every model, written out for each number of models as in `fused`.
 
@@ -116,13 +116,6 @@ def _holder_count(origin, rows, epsilon, i):  # type: ignore[no-untyped-def]
 def _changed_sum(origin, rows, epsilon, factors, alone, i):  # type: ignore[no-untyped-def]
     term = f"part({_DELTA}, epsilon, factors[@], alone)"
     return unrolled("origin, rows, epsilon, factors, alone, i", term, rows, _NAMES)
-
-
-@inlined
-def put(out: Any, i: Any, origin: Any, total: Any) -> None:
-    """Stores origin + total; where nothing changes the origin stays bit for bit."""
-    change = type(origin)(total)
-    store(out, i, origin if change == 0 else origin + change)
 
 
 # Kernels. What is left out is multiplied by zero: choosing the constant 0.0 would make a branch, as `put` asks for it,

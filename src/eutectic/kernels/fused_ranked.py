@@ -20,6 +20,7 @@ import numpy as np
 from eutectic.kernels.fused import (
     LANES,
     TILE,
+    add_sizes,
     as_float,
     as_word,
     compiled,
@@ -388,10 +389,6 @@ def ranked_sums(base: Any, rows: Any, inverse: Any, skipped: int, first: int, ke
             count = min(TILE, len(base) - start)
             ahead = drawn(first + start, count, keys[k], words)
             kept(base, rows[k], start, count, inverse[k], skipped, words, ahead, by, deltas)
-            for at in range(0, count, LANES):
-                for j in range(min(LANES, count - at)):
-                    t = np.uint64(at) + np.uint64(j)
-                    lanes[0, j] += size_of(base, rows[k], np.uint64(start) + t)
-                    lanes[1, j] += abs(deltas[t])
+            add_sizes(base, rows[k], start, deltas[:count], lanes)
         sums[k, 0] += lanes[0].sum()
         sums[k, 1] += lanes[1].sum()

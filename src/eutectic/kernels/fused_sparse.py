@@ -15,8 +15,8 @@ from eutectic.kernels.fused import (
     agreeing_weight,
     compiled,
     inlined,
+    put,
     scores,
-    store,
     unrolled,
     value_of,
 )
@@ -164,8 +164,7 @@ def _selected(base: Any, rows: Any, weights: Any, level: Any, start: int, count:
         change = type(origin)(total / (1.0 if share == 0 else share))
         if level is not None:
             change = type(origin)(0) if spread_at(origin, rows, i) < level else change
-        # Where nothing changes the base stays bit for bit: adding zero would turn -0.0 into 0.0.
-        store(out, i, origin if change == 0 else origin + change)
+        put(out, i, origin, change)
 
 
 @compiled
