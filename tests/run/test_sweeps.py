@@ -54,6 +54,7 @@ CASES = [
     ("ties", {"lambda": {"sweep": [0.5, 1.0]}, "density": {"sweep": [0.3, 0.7]}, "rescale": True, "weight": 1.0}),
     ("dare_linear", {"density": {"sweep": [0.1, 0.5]}, "weight": {"sweep": [0.3, [0.2, 0.9]]}}),
     ("dare_ties", {"lambda": {"sweep": [0.3, 1.0]}, "density": 0.4, "rescale": "l1", "weight": 1.0}),
+    ("della", {"lambda": {"sweep": [0.3, 1.0]}, "epsilon": {"sweep": [0.05, 0.2]}, "rescale": "l1", "weight": 1.0}),
     ("breadcrumbs_ties", {"lambda": {"sweep": [0.3, 1.0]}, "density": 0.4, "weight": 1.0}),
     ("breadcrumbs", {"lambda": {"sweep": [0.3, 1.0]}, "scope": "row", "rescale": True, "weight": 1.0}),
     ("task_arithmetic", {"weight": {"sweep": [-1.0, 0.0, 0.4]}}),

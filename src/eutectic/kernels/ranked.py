@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eutectic.kernels.random import Rng, random_words, uint32_key
-from eutectic.kernels.streams import Bits, Block, Stream, StreamJob
-from eutectic.kernels.sums import divisor, factors_for_kernels, for_kernels, negligible, one_a_model
+from eutectic.kernels.random import Rng, random_words
+from eutectic.kernels.streams import Bits, Block, StreamJob
+from eutectic.kernels.sums import factors_for_kernels, one_a_model
+from eutectic.kernels.task_vectors import TaskVectors
 from eutectic.kernels.trim import match_l1
 from eutectic.lazy import LazyModule
 
@@ -96,71 +97,36 @@ def keep_by_rank(
     return match_l1(thin, deltas) if rescale == "l1" else thin
 
 
-class Della(Stream):
-    """θ₀ + λ · consensus(rescale(keep by rank(τ))). Reductions: the norms, where L1 norms are matched."""
+class Della(TaskVectors):
+    """θ₀ + λ · consensus(rescale(keep by rank(τ))). Reductions: the norms, where L1 norms are matched.
+
+    Blocks have whole rows around them.
+    """
 
     def __init__(self, jobs: Sequence[StreamJob], *, elect: bool) -> None:
-        (job,) = jobs
-        given, models = job.parameters, job.models
-        normalize = bool(given["normalize"])
-        shares = one_a_model(given["weight"], models)
-        self._weights = factors_for_kernels(shares)
-        # Under an election the divisor is the weight of those who agree, entry by entry.
-        self._divisor = None if elect else for_kernels(divisor(shares, normalize))
-        self._scale = float(given["lambda_"])
-        self._ending = (normalize, negligible(shares))
+        super().__init__(jobs, elect=elect)
+        (job,), (task,) = jobs, self._tasks
         self._length = row_length(job.shape or ())
-        windows = zip(one_a_model(given["density"], models), one_a_model(given["epsilon"], models), strict=True)
-        self._windows = list(windows)
-        rng: Rng = given["rng"]
-        self._keys = np.array([uint32_key(rng.key(model)) for model in range(models)])
-        self._divides = given["rescale"] is True
-        self._norms_due = bool(given["rescale"] == "l1")
-        self._factor = [1.0] * models
-        self._sums: dict[int, NDArray[np.float64]] = {}
-
-    @property
-    def pending(self) -> bool:
-        return self._norms_due
-
-    def reduce(self, block: Block) -> None:
-        sums = np.zeros((len(self._keys), 2))
-        for part, inverse, skipped in self._ranked(block):
-            models = tuple(row[part] for row in block.models)
-            drop = (inverse, skipped, block.first + part.start, self._keys, self._divides)
-            fused_ranked.ranked_sums(block.base[part], models, *drop, sums)
-        self._sums[block.index] = sums
-
-    def fold(self) -> None:
-        total = np.zeros((len(self._keys), 2))
-        for index in sorted(self._sums):
-            total = total + self._sums[index]
-        self._factor = [float(full) / float(kept) if kept else 1.0 for full, kept in total]
-        self._sums.clear()
-        self._norms_due = False
-
-    def shares(self, other: Stream) -> bool:
-        if not self.pending or not isinstance(other, Della) or not other.pending:
-            return False
-        return np.array_equal(self._keys, other._keys) and self._windows == other._windows
-
-    def take(self, other: Stream) -> None:
-        assert isinstance(other, Della)
-        self._factor, self._norms_due = other._factor, False
+        self._windows = list(zip(task.densities, one_a_model(job.parameters["epsilon"], job.models), strict=True))
+        self._divides = job.parameters["rescale"] is True
+        self._norms_due = bool(job.parameters["rescale"] == "l1")
 
     def combine(self, block: Block, out: Bits) -> None:
-        factor = factors_for_kernels(block.floats(value) for value in self._factor)
-        for part, inverse, skipped in self._ranked(block):
+        task = self._tasks[block.job]
+        factor = factors_for_kernels(block.floats(value) for value in task.factor)
+        shared = (task.weights, task.divisor, task.scale, factor)
+        for part, drop in self._ranked(block):
+            models, ending = tuple(row[part] for row in block.models), (task.normalize, task.tiny, out[part])
+            fused_ranked.combine_ranked(block.base[part], models, *shared, *drop, *ending)
+
+    def _add_norms(self, block: Block, sums: NDArray[np.float64]) -> None:
+        for part, drop in self._ranked(block):
             models = tuple(row[part] for row in block.models)
-            drop = (inverse, skipped, block.first + part.start, self._keys, self._divides)
-            shared = (self._weights, self._divisor, self._scale, factor)
-            fused_ranked.combine_ranked(block.base[part], models, *shared, *drop, *self._ending, out[part])
+            fused_ranked.ranked_sums(block.base[part], models, *drop, sums)
 
-    def _ranked(self, block: Block) -> Iterator[tuple[slice, NDArray[Any], int]]:
-        """Ranges of the block, each with 1 / p of whole rows, `(K, m)`, and how many of these come before it.
-
-        The array is valid until the next range.
-        """
+    def _ranked(self, block: Block) -> Iterator[tuple[slice, tuple[Any, ...]]]:
+        """Ranges of the block, each with what the kernels take to drop by; valid until the next range."""
+        keys = self._tasks[block.job].keys
         inverse = np.empty((len(self._windows), 0), block.floats)
         for rows, part, skipped in block.pieces(self._length, RANKED):
             if inverse.shape[1] < rows.shape[1]:
@@ -168,7 +134,7 @@ class Della(Stream):
             for row, window, out in zip(rows[1:], self._windows, inverse, strict=True):
                 by_place = _inverse(self._length, *window, out.itemsize == 8)
                 _look_up(rows[0], row, self._length, by_place, out[: len(row)])
-            yield part, inverse, skipped
+            yield part, (inverse, skipped, block.first + part.start, keys, self._divides)
 
 
 def _look_up(base: Bits, row: Bits, length: int, inverse: NDArray[Any], out: NDArray[Any]) -> None:

@@ -118,7 +118,7 @@ class TaskVectors(Stream):
     def shares(self, other: Stream) -> bool:
         if not self.pending or not isinstance(other, TaskVectors) or self._drops != other._drops:
             return False
-        deciding = ("scope", "density", "gamma", "rescale", "rng")
+        deciding = ("scope", "density", "gamma", "epsilon", "rescale", "rng")
         pairs = zip(self._jobs, other._jobs, strict=True)
         return all(a.parameters.get(name) == b.parameters.get(name) for a, b in pairs for name in deciding)
 
