@@ -19,6 +19,7 @@ from eutectic.checkpoint.layout import INDEX, index_of, lay_out
 from eutectic.checkpoint.output import AlreadyCompleteError, Output
 from eutectic.errors import InterruptedMergeError, NumericError, OutputError, Problem, RecipeError, listed
 from eutectic.kernels.digests import block_digest, digest_of
+from eutectic.paths import folder_name
 from eutectic.plan import Plan
 from eutectic.report.manifest import manifest_of
 from eutectic.run import gpu
@@ -240,8 +241,7 @@ def checked(options: Options | None, out: str | os.PathLike[str]) -> Options:
     options = options or Options()
     if not isinstance(options, Options):
         raise RecipeError(Problem("M603", f"must be eutectic.Options, not {type(options).__name__}", "options"))
-    place = os.fspath(out) if isinstance(out, str | os.PathLike) else None
-    if not isinstance(place, str) or not place or "\0" in place:
+    if folder_name(out) is None:
         raise RecipeError(Problem("M603", f"must be the folder to make, not {out!r}", "out"))
     check_device(options.device)
     return replace(options, device=gpu.numbered(options.device))

@@ -15,6 +15,12 @@ def collapsed(path: str) -> str:
     return path
 
 
+def folder_name(given: object) -> str | None:
+    """The path as text, or None for what can name no folder."""
+    path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    return path if isinstance(path, str) and path and "\0" not in path else None
+
+
 def near_file(path: str) -> str:
     """A hint at a file of a similar name in the same folder, or nothing."""
     folder, name = os.path.split(os.path.expanduser(path))

@@ -15,6 +15,7 @@ from eutectic.dtypes import is_float
 from eutectic.errors import CheckpointError, EutecticError, Problem, RecipeError, listed
 from eutectic.kernels.digests import BLOCK, block_digest, digest_of
 from eutectic.lazy import LazyModule
+from eutectic.paths import folder_name
 from eutectic.plan import Plan, make_plan
 from eutectic.report.manifest import encoded
 from eutectic.run.merged import MergedSource
@@ -117,9 +118,8 @@ def verify(
 
 def _checked(out: str | os.PathLike[str], sample: int | None) -> str:
     """The folder. Raises `RecipeError` (M603) for what names none, and for a sample that is no number of tensors."""
-    place = os.fspath(out) if isinstance(out, str | os.PathLike) else None
-    problems = []
-    if not isinstance(place, str) or not place or "\0" in place:
+    place, problems = folder_name(out), []
+    if place is None:
         problems.append(Problem("M603", f"must be a folder that `merge` made, not {out!r}", "out"))
     if sample is not None and (isinstance(sample, bool) or not isinstance(sample, int) or sample < 1):
         problems.append(Problem("M603", f"must be a whole number from 1 on, not {sample!r}", "sample"))
