@@ -241,11 +241,12 @@ def block_bytes(work: Work, number: int) -> int:
     whole = is_whole(work, number)
     # Rows that begin before a block or end after it are read as a whole.
     count = job.spec.numel if whole else min(job.spec.numel, BLOCK + 2 * (_row(plan, number) - 1))
-    stored = sum(dtypes.itemsize(plan.inputs[i].specs[name].dtype) for i, name in job.inputs)
-    held = count * (stored + dtypes.itemsize(job.spec.dtype)) + _beside_bytes(plan, job, count)
+    beside, made = _beside_bytes(plan, job, count), count * dtypes.itemsize(job.spec.dtype)
     if on_gpu(work, number):
-        held = pinned_size(count * _entry_bytes(plan, number) + _beside_bytes(plan, job, count))
-        held += pinned_size(count * dtypes.itemsize(job.spec.dtype))
+        held = pinned_size(count * _entry_bytes(plan, number) + beside) + pinned_size(made)
+    else:
+        stored = sum(dtypes.itemsize(plan.inputs[i].specs[name].dtype) for i, name in job.inputs)
+        held = count * stored + made + beside
     if not as_stored(plan, number):
         held += count * len(job.inputs) * dtypes.itemsize(plan.working[number])
     # The change before and after the steps, the base and the deltas as floats.
