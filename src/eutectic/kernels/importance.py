@@ -161,7 +161,7 @@ class ArceeFusion(Stream):
         """Both rows of a block, where its first row of the tensor begins and how long each is, and their divergence."""
         found = self._divergences.get(block.index)
         if found is None:
-            around = block.bits if block.around is None else block.around
+            around = block.whole_rows
             sums = np.empty((around.shape[1] // self._length, 5))
             fused_importance.row_sums(around[0], around[1], self._length, sums)
             found = divergence(sums)

@@ -83,16 +83,20 @@ class Block:
         """The type of the working floats."""
         return np.float64 if self.bits.dtype == np.float64 else np.float32
 
+    @property
+    def whole_rows(self) -> Bits:
+        """Entries of every input in the whole rows that it touches, for a method that works by rows."""
+        return self.bits if self.around is None else self.around
+
     def pieces(self, length: int, most: int) -> Iterator[tuple[Bits, slice, int]]:
         """Cuts it into whole rows of `length`, `most` entries at a time, or one row if that is longer.
 
         Each piece is the entries of every input in these rows, which of the block's entries are among them, and how
         many others come before those.
         """
-        around = self.bits if self.around is None else self.around
         step = length * max(1, most // length)
-        for first in range(0, around.shape[1], step):
-            rows = around[:, first : first + step]
+        for first in range(0, self.whole_rows.shape[1], step):
+            rows = self.whole_rows[:, first : first + step]
             start = first - self.before
             low, high = max(start, 0), min(start + rows.shape[1], len(self.base))
             yield rows, slice(low, high), low - start
