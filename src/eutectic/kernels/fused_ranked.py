@@ -7,8 +7,7 @@ while rows are ranked, as the word that a float32 is stored as.
 A row is cut into bins of equal width. The width is a power of two, so its multiples are represented exactly: they have
 an even bin each, and what lies before the next one has the odd bin between. All of an even bin are equal. Where several
 share an odd bin they are *open*: those are listed with all their bits, sorted, and settled. Deltas of 16-bit floats are
-multiples of few widths, and few are open; float32 takes more bins
-than can be counted, and in these some are equal.
+multiples of few widths, and few are open; float32 takes more bins than can be counted, and in these some are equal.
 """
 
 from __future__ import annotations
