@@ -272,4 +272,4 @@ def test_five_thousand_mutated_pickles() -> None:
             except CheckpointError:
                 refused += 1
     assert refused > 4000
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 120

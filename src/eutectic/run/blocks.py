@@ -25,7 +25,7 @@ from eutectic.kernels.digests import BLOCK, block_digest
 from eutectic.kernels.streams import Block
 from eutectic.lazy import LazyModule
 from eutectic.plan import Job, Plan
-from eutectic.run.gpu import pinned
+from eutectic.run import gpu
 from eutectic.run.groups import Group, Unit, as_stored, units_of
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Loader:
 
     def __init__(self, plan: Plan, sources: list[Source], *, count_nonfinite: bool, for_gpu: bool = False) -> None:
         self.plan = plan
-        self._fresh: Callable[[int], NDArray[np.uint8]] = pinned if for_gpu else _pageable
+        self._fresh: Callable[[int], NDArray[np.uint8]] = gpu.pinned if for_gpu else _pageable
         self.sources = sources
         self._count = count_nonfinite
         self._local = threading.local()
