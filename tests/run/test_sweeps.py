@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,21 @@ def test_plans_of_a_sweep_share_their_inputs(models):
     assert all(a.source is b.source for a, b in zip(first.inputs, second.inputs, strict=True))
     first.close()
     second.close()
+
+
+def test_links_to_the_files_of_a_sweep_are_followed_once(models, monkeypatch):
+    followed, real = [], os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path, **more: followed.append(path) or real(path, **more))
+    asked = {}
+    for count in (2, 9):
+        followed.clear()
+        plans = eutectic.plan_sweep(
+            recipe(models, "ties", weight=1.0, density={"sweep": [k / 10 for k in range(1, count)]})
+        )
+        asked[count] = sum(str(path).endswith(".safetensors") for path in followed)
+        for plan in plans.values():
+            plan.close()
+    assert asked[2] == asked[9] > 0
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,7 @@ class FileSource(Source):
         self._folder = folder
         self._identity = dict(identity or {})
         self._stamps = dict(stamps or {})
+        self._real: dict[str, str] = {}
         self._storage = storage
         self._lock = threading.Lock()
         self._closed = False
@@ -162,14 +163,17 @@ class FileSource(Source):
 
     def stamp(self) -> Any:
         """Size, both times of change and inode of every file, by its path."""
-        return {
-            os.path.realpath(path): [s.size, s.mtime_ns, s.ctime_ns, s.inode]
-            for path, s in sorted(self._stamps.items())
-        }
+        return {self._led(path): [s.size, s.mtime_ns, s.ctime_ns, s.inode] for path, s in sorted(self._stamps.items())}
 
     def files(self) -> Mapping[str, int] | None:
-        """Every file by its path, with its time of change when its header was read."""
-        return {path: stamp.mtime_ns for path, stamp in self._stamps.items()}
+        """Every file by its path, links followed, with its time of change when its header was read."""
+        return {self._led(path): stamp.mtime_ns for path, stamp in self._stamps.items()}
+
+    def _led(self, path: str) -> str:
+        """Where links lead from a path. Asked once, as every plan of a sweep wants to know."""
+        if path not in self._real:
+            self._real[path] = os.path.realpath(path)
+        return self._real[path]
 
     def check_unchanged(self) -> None:
         """Raises `CheckpointError` (C220) if a file was written to, replaced or removed since it was first seen.

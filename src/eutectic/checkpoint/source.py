@@ -83,7 +83,7 @@ class Source(Mapping[str, "torch.Tensor"]):
         return uuid.uuid4().hex
 
     def files(self) -> Mapping[str, int] | None:
-        """Path → time of the last change in ns of every file of weights; None when the weights live in memory."""
+        """Path, links followed → time of the last change in ns, of every file of weights; None for those in memory."""
         return None
 
     def check_unchanged(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -131,7 +130,7 @@ def twins(sources: Iterable[Source | None]) -> Iterator[tuple[int, int]]:
     """Numbers of sources that read the files of an earlier one, and of that one."""
     seen: dict[frozenset[str], int] = {}
     for number, source in enumerate(sources):
-        key = frozenset(map(os.path.realpath, (source.files() if source else None) or ()))
+        key = frozenset((source.files() if source else None) or ())
         if key and (first := seen.setdefault(key, number)) != number:
             yield number, first
 
