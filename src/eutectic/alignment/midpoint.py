@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from eutectic.alignment.common import refuse_no_modules
@@ -13,7 +13,7 @@ from eutectic.checkpoint import Source
 from eutectic.checkpoint.symmetry import Moves, Symmetries
 from eutectic.errors import NumericError, Problem, RecipeError
 from eutectic.lazy import LazyModule
-from eutectic.statistics.batches import Batch
+from eutectic.statistics.batches import AGAIN, Batch, no_batches
 from eutectic.statistics.doors import place_of
 
 if TYPE_CHECKING:
@@ -117,9 +117,8 @@ class Midpoint:
 def problems_of(batches: Any, steps: Any, lr: float) -> list[Problem]:
     """What is wrong (G220) with batches that are gone through again and again, steps and a learning rate."""
     problems = []
-    if not isinstance(batches, Iterable) or isinstance(batches, Iterator):
-        message = f"must be batches that can be gone through again, not a {type(batches).__name__}"
-        problems.append(Problem("G220", message, "batches", "a list of them, or a DataLoader"))
+    if why := no_batches(batches):
+        problems.append(Problem("G220", why, "batches", AGAIN))
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         problems.append(Problem("G220", f"must be a whole number from 1 on, not {steps!r}", "steps"))
     if not (math.isfinite(lr) and lr > 0):

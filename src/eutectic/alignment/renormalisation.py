@@ -15,7 +15,7 @@ from eutectic.averaging.statistics import update_bn
 from eutectic.errors import NumericError, Problem, RecipeError, did_you_mean, listed
 from eutectic.kernels.comoments import Moments
 from eutectic.lazy import LazyModule
-from eutectic.statistics.batches import Batch
+from eutectic.statistics.batches import AGAIN, Batch, no_batches
 from eutectic.statistics.doors import place_of
 from eutectic.statistics.layers import still
 from eutectic.statistics.layerwise import difference
@@ -278,9 +278,8 @@ def _checked(
     problems = list(problems_of(len(parents), weights, how))
     named = {f"parents[{number}]": parent for number, parent in enumerate(parents)}
     problems += list(no_modules("G210", {"merged": merged, **named})) or _differences(merged, named)
-    if not isinstance(batches, Iterable) or isinstance(batches, Iterator | torch.Tensor):
-        message = f"must be batches that can be gone through again, not a {type(batches).__name__}"
-        problems.append(Problem("G211", message, "batches", "a list of them, or a DataLoader"))
+    if why := no_batches(batches):
+        problems.append(Problem("G211", why, "batches", AGAIN))
     if problems:
         raise RecipeError(problems)
     shares = [1.0] * len(parents) if weights is None else [float(weight) for weight in weights]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +18,8 @@ else:
 
 # Keys of a mapping that say what is right, and are not inputs.
 ANSWERS = ("labels", "targets")
+# What to give where batches are to be gone through again and again.
+AGAIN = "a list of them, or a DataLoader"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,16 @@ class Parts:
         if self._divides is None:
             self._divides = mixes(batch.head(2))
         return [batch.sample(number) for number in range(batch.size)] if self._divides else [batch]
+
+
+def no_batches(value: Any) -> str:
+    """Why what was given cannot be gone through again and again, a batch at a time; empty where it can.
+
+    A tensor is one batch: its rows are none.
+    """
+    if isinstance(value, Iterable) and not isinstance(value, Iterator | torch.Tensor):
+        return ""
+    return f"must be batches that can be gone through again, not a {type(value).__name__}"
 
 
 def sliced(value: Any, number: int, size: int) -> Any:

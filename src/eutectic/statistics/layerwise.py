@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from eutectic import methods
 from eutectic.errors import EutecticError, NumericError, Problem, RecipeError, listed, several
 from eutectic.kernels.layers import Layer as Stored
 from eutectic.lazy import LazyModule
-from eutectic.statistics.batches import Batch
+from eutectic.statistics.batches import AGAIN, Batch, no_batches
 from eutectic.statistics.doors import place_of
 from eutectic.statistics.inputs import GramCollector
 from eutectic.statistics.layers import Layer, Names, hooked, layers_of, still
@@ -168,9 +168,8 @@ def _check(modules: Sequence[nn.Module], loaders: Sequence[Iterable[Any]]) -> No
             Problem("F109", f"{len(modules)} modules and {len(loaders)} loaders", "loaders", "give one each")
         )
     for number, loader in enumerate(loaders):
-        if not isinstance(loader, Iterable) or isinstance(loader, Iterator):
-            message = f"must be batches that can be gone through again, not a {type(loader).__name__}"
-            problems.append(Problem("F108", message, f"loaders[{number}]", "a list of them, or a DataLoader"))
+        if why := no_batches(loader):
+            problems.append(Problem("F108", why, f"loaders[{number}]", AGAIN))
     for number, module in enumerate(modules[1:], 1):
         if differs := difference(modules[0], module):
             hint = "merge fine-tunes of one architecture"

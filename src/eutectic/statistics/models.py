@@ -16,7 +16,7 @@ from eutectic.evaluate.loading import Loader
 from eutectic.evaluate.model import Settings
 from eutectic.evaluate.opening import opened, refuse_several
 from eutectic.run.refusals import check_device, refuse_overlap_of
-from eutectic.statistics.batches import Batch
+from eutectic.statistics.batches import AGAIN, Batch, no_batches
 from eutectic.statistics.collecting import Going, collect_into
 from eutectic.statistics.fisher import FisherCollector
 from eutectic.statistics.folder import SHARD_BYTES, Folder
@@ -304,9 +304,8 @@ def _text(data: Any, how: Options, source: Source, run: Settings) -> Given:
 
 def _loader(loader: Any, how: Options, source: Source, run: Settings) -> Given:
     """Batches of a loader, the first `samples` samples of them."""
-    if not isinstance(loader, Iterable) or isinstance(loader, Iterator):
-        message = f"must be a file of text, or batches that can be gone through again, not a {type(loader).__name__}"
-        raise RecipeError(Problem("F108", message, "data"))
+    if why := no_batches(loader):
+        raise RecipeError(Problem("F108", why, "data", f"{AGAIN}, or a file of text"))
     run.loader.check_module(source)
 
     def batches() -> Iterator[Any]:
