@@ -57,19 +57,12 @@ def taken(
         problems = [Problem("R142", "has no default and must be given", f"{method.name}.{name}") for name in missing]
     if problems := problems or _statistics_faults(method, tensors, statistics):
         raise RecipeError(problems)
-    keywords = _keywords(method)
-    return tensors, {keywords[name]: value for name, value in given.items()}
-
-
-def _keywords(method: Method) -> dict[str, str]:
-    """The function's name for each parameter by its name in recipes: `lambda` → `lambda_`."""
-    found = inspect.signature(method.function).parameters.values()
-    return {one.name.rstrip("_"): one.name for one in found if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    return tensors, {method.keywords[name]: value for name, value in given.items()}
 
 
 def _named(method: Method, parameters: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     """Values by recipe name, numbers plain, and a problem for each that the method does not have."""
-    keywords, given, problems = _keywords(method), {}, []
+    keywords, given, problems = method.keywords, {}, []
     for keyword, value in parameters.items():
         name = next((name for name, own in keywords.items() if keyword in (name, own)), None)
         if name is None:

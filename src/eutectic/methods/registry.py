@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -174,6 +174,12 @@ class Method:
     def __repr__(self) -> str:
         return by_hand.shown(self)
 
+    @cached_property
+    def keywords(self) -> dict[str, str]:
+        """The function's name for each parameter by its name in recipes: `lambda` → `lambda_`; also `rng`, `scope`."""
+        found = inspect.signature(self.function).parameters.values()
+        return {_plain(one.name): one.name for one in found if one.kind is inspect.Parameter.KEYWORD_ONLY}
+
     def __call__(self, tensors: Tensor, /, *statistics: Tensor | Sequence[Tensor] | None, **parameters: Any) -> Tensor:
         """The method on tensors stacked as `(K, *shape)`; the result has shape `*shape` and the same dtype.
 
@@ -245,6 +251,11 @@ class Method:
 _METHODS: dict[str, Method] = {}
 
 
+def _plain(name: str) -> str:
+    """What recipes call what Python's own words force an underscore on: `lambda_` → `lambda`."""
+    return name.rstrip("_")
+
+
 def _param(parameter: inspect.Parameter, namespace: dict[str, Any]) -> Param:
     annotation = parameter.annotation
     if isinstance(annotation, str):
@@ -273,7 +284,7 @@ def _param(parameter: inspect.Parameter, namespace: dict[str, Any]) -> Param:
         kind = "float"
     required = parameter.default is inspect.Parameter.empty
     return Param(
-        name=parameter.name.rstrip("_"),
+        name=_plain(parameter.name),
         kind=kind,
         per_model=per_model,
         required=required,
@@ -326,7 +337,7 @@ def method(
         space, signature = _signature(function, 2 if statistics else 1)
         found = [_param(p, function.__globals__) for p in signature if p.name not in ("rng", "scope")]
         made = Method(
-            name=function.__name__.rstrip("_"),
+            name=_plain(function.__name__),
             function=function,
             family=family,
             paper=paper,

@@ -215,7 +215,7 @@ def _row(plan: Plan, number: int) -> int:
 def stream_job(plan: Plan, number: int) -> StreamJob:
     """The job as its stream sees it; parameters under the names that the method's function has."""
     job = plan.jobs[number]
-    bound = {("lambda_" if name == "lambda" else name): value for name, value in job.parameters.items()}
+    bound = {plan.method.keywords[name]: value for name, value in job.parameters.items()}
     bases = 1 if plan.method.space == "deltas" else 0
     if plan.method.random:
         labels = tuple(plan.inputs[i].label for i, _ in job.inputs[bases:])

@@ -105,9 +105,7 @@ class Reference(TorchForm, Stream):
 
 def arguments(method: Method, job: StreamJob) -> dict[str, Any]:
     """What the method's function is called with, beside the tensors."""
-    keywords = ["lambda_" if name == "lambda" else name for name in method.params]
-    given = {keyword: job.parameters[keyword] for keyword in keywords}
-    return given | {name: job.parameters[name] for name in ("rng", "scope") if name in job.parameters}
+    return {keyword: job.parameters[keyword] for keyword in method.keywords.values()}
 
 
 def _keywords(function: Any) -> list[str]:

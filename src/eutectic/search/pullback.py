@@ -112,9 +112,9 @@ class Pullback:
         del rows
         given = arguments(plan.method, stream_job(plan, number))
         for param in plan.method.params.values():
-            value = given["lambda_" if param.name == "lambda" else param.name]
-            if param.per_model and not isinstance(value, int | float | str):
-                given[param.name] = value[k : k + 1]
+            keyword = plan.method.keywords[param.name]
+            if param.per_model and not isinstance(given[keyword], int | float | str):
+                given[keyword] = given[keyword][k : k + 1]
         if "rng" in given:
             given["rng"] = replace(given["rng"], models=given["rng"].models[k : k + 1])
         sparse = plan.method.function(delta[None], **given | {"weight": 1.0, "normalize": False, "lambda_": 1.0})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,8 +92,7 @@ class Subject:
 
         One that uses statistics gets some that follow from each model's own values, so that they go where it goes.
         """
-        keywords = {name.rstrip("_"): name for name in inspect.signature(self.method.function).parameters}
-        arguments = {keywords[name]: value for name, value in setting.items() if self.declares(name)}
+        arguments = {self.method.keywords[name]: value for name, value in setting.items() if self.declares(name)}
         if self.method.random:
             arguments["rng"] = rng or Rng(seed=1, tensor="tensor", models=labels(len(tensors)))
         beside = [statistics_of(tensors, self.method.statistics)] if self.method.statistics else []
