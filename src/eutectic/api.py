@@ -9,7 +9,7 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +17,7 @@ from eutectic import averaging, checkpoint, dtypes, methods, recipe
 from eutectic.checkpoint import REAL, Source, Storage
 from eutectic.errors import Problem, RecipeError, did_you_mean
 from eutectic.merging import Merge as Merge
-from eutectic.merging import OnPlan, Run, SweepFolder, checked, execute, make
+from eutectic.merging import OnPlan, Run, SweepFolder, changes_of, checked, execute, make
 from eutectic.merging import Options as Options
 from eutectic.merging import beside as beside
 from eutectic.merging import budget_for as budget_for
@@ -129,8 +129,7 @@ def _loaded(
 
 
 def _changes(overrides: Sequence[str], seed: int | None = None, dtype: str | None = None) -> list[str]:
-    several = isinstance(overrides, Iterable) and not isinstance(overrides, str)
-    changes: list[Any] = list(overrides) if several else [overrides]
+    changes = changes_of(overrides)
     for key, value in (("seed", seed), ("out_dtype", dtypes.named(dtype))):
         if value is not None:
             # Text in quotes: empty text would be YAML for nothing.

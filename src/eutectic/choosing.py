@@ -13,7 +13,7 @@ from eutectic.checkpoint.existing import refuse_place
 from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate import Score, Settings
 from eutectic.evaluate.doors import Kept
-from eutectic.merging import Merge, OnPlan, Options, checked, make
+from eutectic.merging import Merge, OnPlan, Options, changes_of, checked, make
 from eutectic.plan import make_plan
 from eutectic.recipe import Recipe
 
@@ -140,8 +140,7 @@ def tune(
     is given and no merge keeps the constraints), and what `evaluate` and `merge` raise.
     """
     watch, options = watch or Watch(), _checked(options, out)
-    changes = [overrides] if isinstance(overrides, str) else list(overrides)
-    variants = search.variants_of(source, [*changes, *search.overrides_of(over)])
+    variants = search.variants_of(source, [*changes_of(overrides), *search.overrides_of(over)])
     given: dict[str, Any] = {"tasks": tasks, "keep": keep, "settings": settings, "cache": cache}
     found = search.tune_recipe(variants, _open, on_start=watch.on_start, on_score=watch.on_score, **given)
     chosen = next((one.recipe for one in variants if one.label == found.best), None)
@@ -206,8 +205,7 @@ def learn(
     `NumericError` (E908) and what `plan` and `evaluate` raise; all but E908 before a weight is read.
     """
     chosen = search.LearnOptions(by, objective, steps, lr, init, clamp, held_out, patience)
-    changes = [overrides] if isinstance(overrides, str) else overrides
-    loaded = recipe.load(source, overrides=changes, methods=methods)
+    loaded = recipe.load(source, overrides=changes_of(overrides), methods=methods)
     given: dict[str, Any] = {"settings": settings, "memory": memory, "log": log, "on_step": on_step}
     if out is None:
         return search.learn_coefficients(loaded, _open, data, chosen, **given)

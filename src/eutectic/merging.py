@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any, Self
@@ -247,6 +247,12 @@ def checked(options: Options | None, out: str | os.PathLike[str]) -> Options:
     return replace(options, device=gpu.numbered(options.device))
 
 
+def changes_of(overrides: Any) -> list[Any]:
+    """The changes to a recipe as a list: a text is one of them, as is what is none and will be refused as such."""
+    several = isinstance(overrides, Iterable) and not isinstance(overrides, str)
+    return list(overrides) if several else [overrides]
+
+
 class SweepFolder:
     """The folder that the merges of a sweep stand in, with a table of the values that each has.
 
@@ -329,7 +335,14 @@ def beside(planned: Plan, storage: Storage = REAL) -> Companions:
     """Config, tokenizer and other small files for the output."""
     floats = {job.spec.dtype for job in planned.jobs if dtypes.is_float(job.spec.dtype)}
     dtype = floats.pop() if len(floats) == 1 else None
-    return companions(planned.donor.folder(), dtype, planned.tokenizer_folder(), storage, specs=planned.specs)
+    return companions(
+        planned.donor.folder(),
+        dtype,
+        planned.tokenizer_folder(),
+        storage,
+        specs=planned.specs,
+        chat_template=planned.chat_template,
+    )
 
 
 def budget_for(planned: Plan, options: Options, lanes: int = 1) -> Budget:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,14 @@ def test_options_that_cannot_be(
 def test_arguments_of_a_plan_that_cannot_be(home: Path, keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=f"^{message}"):
         eutectic.plan(recipe_of("linear", home), **keywords)
+
+
+@pytest.mark.parametrize("overrides", [None, 5, [5]])
+def test_all_that_take_changes_to_a_recipe_refuse_what_is_none(home: Path, overrides: Any) -> None:
+    doors: list[Any] = [eutectic.plan, partial(eutectic.tune, over={}), partial(eutectic.learn, data=())]
+    for door in doors:
+        with pytest.raises(RecipeError, match=r"^R140 --set: (nothing|5) is not an override"):
+            door(recipe_of("linear", home), overrides=overrides)
 
 
 @pytest.mark.parametrize("out", [None, 5, b"out", "", "a\0b"])
