@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Callable, Iterable
 
 from eutectic.errors import did_you_mean
 
@@ -28,6 +30,26 @@ def near_file(path: str) -> str:
         return did_you_mean(name, (one for one in os.listdir(folder or os.curdir) if one != name))
     except (OSError, ValueError):
         return ""
+
+
+def near_path(written: str, bases: Iterable[str], among: Callable[[str], Iterable[str]] = os.listdir, /) -> str:
+    """A hint at a path that differs a little from the one written, in case or letters of its last part, or nothing.
+
+    Args:
+        written: what leads nowhere.
+        bases: the folders from which it was looked for; the first that has something near wins.
+        among: what may be meant in a folder; raises `OSError` where there is none.
+    """
+    parent, name = os.path.split(written.rstrip(os.sep))
+    for base in bases:
+        try:
+            found = among(os.path.join(base, os.path.expanduser(parent)) or os.curdir)
+        except OSError:
+            continue
+        by_lower = {one.lower(): os.path.join(parent, one) for one in found if one != name}
+        if near := difflib.get_close_matches(name.lower(), by_lower, n=1):
+            return f"did you mean {by_lower[near[0]]!r}?"
+    return ""
 
 
 def absolute(path: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from eutectic.checkpoint.memory import MemorySource
 from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.storage import REAL, Storage
 from eutectic.errors import CheckpointError, Problem
-from eutectic.paths import absolute
+from eutectic.paths import absolute, near_path
 
 # No hub id ends like a file of weights; a file that is not there is nothing to ask the network for.
 _FILE = re.compile(r"\.(safetensors|bin|pt|pth|gguf)$", re.IGNORECASE)
@@ -51,7 +50,7 @@ def resolve(ref: str, folder: str | None = None) -> Place:
         raise CheckpointError(Problem("C205", f"{ref!r} asks for a model with a LoRA adapter", hint=ADAPTER_HINT))
     if (found := _HUB.fullmatch(ref)) and not _FILE.search(ref):
         return Place(ref, None, found[1], found[2])
-    near = _near(ref, folder)
+    near = near_path(ref, ("", folder or ""))
     hint = near or "name a folder, a checkpoint file, or a hub id such as 'org/name@revision'"
     raise CheckpointError(Problem("C200", f"{ref!r} does not exist", hint=hint))
 
@@ -86,7 +85,7 @@ def _open_place(place: Place, label: str | None, folder: str | None, storage: St
         try:
             path = fetch(place.repo_id, place.revision)
         except CheckpointError as error:
-            if near := _near(place.label, folder):
+            if near := near_path(place.label, ("", folder or "")):
                 raise _with_hint(error, near) from error
             raise
     source = open_folder(path, name, storage) if os.path.isdir(path) else open_file(path, name, storage)
@@ -98,17 +97,3 @@ def _open_place(place: Place, label: str | None, folder: str | None, storage: St
 def _with_hint(error: CheckpointError, hint: str) -> CheckpointError:
     first = error.problems[0]
     return CheckpointError(replace(first, hint=f"{first.hint}; {hint}"))
-
-
-def _near(ref: str, folder: str | None) -> str:
-    """A suggestion from what stands where `ref` was looked for."""
-    parent, name = os.path.split(ref.rstrip("/"))
-    for base in ("", folder or ""):
-        try:
-            siblings = os.listdir(os.path.join(base, os.path.expanduser(parent)) or os.curdir)
-        except OSError:
-            continue
-        by_lower = {sibling.lower(): sibling for sibling in siblings if sibling != name}
-        if found := difflib.get_close_matches(name.lower(), by_lower, n=1):
-            return f"did you mean {os.path.join(parent, by_lower[found[0]])!r}?"
-    return ""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Sequence
 
 from eutectic.checkpoint.alignment import ABOUT
 from eutectic.errors import Problem, listed
+from eutectic.paths import near_path
 
 _MADE = "name a folder that `eutectic align` made"
 # What the hub says of a name that it does not have, or that it cannot be asked for.
@@ -32,7 +31,7 @@ def meant(problem: Problem, written: object, model: str, folder: str | None) -> 
         return Problem("G110", f"{written!r} is a folder of alignments and not one itself", hint=hint)
     if problem.code in _HUB:
         message = f"{written!r} does not exist; an alignment is a folder"
-        return Problem("C200", message, hint=_near(written, ("", folder or "")) or _MADE)
+        return Problem("C200", message, hint=near_path(written, ("", folder or ""), _alignments_in) or _MADE)
     return problem
 
 
@@ -40,12 +39,3 @@ def _alignments_in(folder: str) -> list[str]:
     if not os.path.isdir(folder):
         return []
     return sorted(name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name, ABOUT)))
-
-
-def _near(written: str, bases: Sequence[str]) -> str:
-    parent, name = os.path.split(written.rstrip("/"))
-    for base in bases:
-        inside = _alignments_in(os.path.join(base, os.path.expanduser(parent)) or os.curdir)
-        if found := difflib.get_close_matches(name, inside, n=1):
-            return f"did you mean {os.path.join(parent, found[0])!r}?"
-    return ""
