@@ -25,6 +25,7 @@ def test_what_belongs_to_a_model_is_copied_and_nothing_else(tmp_path):
         "LICENSE",
         "NOTICE.md",
         "1_Pooling/config.json",
+        "additional_chat_templates/rag.jinja",
     }
     others = {
         "model.safetensors.index.json",
@@ -39,6 +40,7 @@ def test_what_belongs_to_a_model_is_copied_and_nothing_else(tmp_path):
         "checkpoint-5/config.json",
         "1_Pooling/deep/config.json",
         "1_Pooling/LICENSE",
+        "1_Pooling/x.jinja",
         "run.sh",
     }
     for name in wanted | others:
@@ -86,7 +88,11 @@ def test_what_json_escapes_and_utf8_cannot_hold_stays_escaped(tmp_path):
 def test_the_tokenizer_may_come_from_another_model(tmp_path):
     tiny_llama(tmp_path / "a")
     tiny_llama(tmp_path / "b", vocab=50)
+    for name in "ab":
+        (tmp_path / name / "additional_chat_templates").mkdir()
+        (tmp_path / name / "additional_chat_templates" / f"{name}.jinja").write_text(name)
     found = copied(tmp_path / "a", tokenizer=tmp_path / "b").files
+    assert {name for name in found if "additional" in name} == {"additional_chat_templates/b.jinja"}
     assert found["tokenizer.json"] == (tmp_path / "b" / "tokenizer.json").read_bytes()
     assert json.loads(found["config.json"])["vocab_size"] == 96
 

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from eutectic.checkpoint.vocabulary import moved_tokens, tokens_of
+from eutectic.checkpoint.vocabulary import differing, moved_tokens, same_numbers, tokens_of
 
 TABLE = {"a": 0, "b": 1, "c": 2}
+ADDED = b'{"added_tokens_decoder": {"2": {"content": "c"}, "x": {"content": "d"}, "3": {"content": 3}, "4": "e"}}'
 
 
 def in_tokenizer(vocab: object, added: object = None) -> dict[str, bytes]:
@@ -23,6 +24,9 @@ def in_tokenizer(vocab: object, added: object = None) -> dict[str, bytes]:
         {"vocab.json": b'{"a": 0, "b": 1, "x": "2"}', "added_tokens.json": b'{"c": 2}'},
         {"vocab.json": b'{"a": 0, "b": 1, "c": 2}'},
         {"vocab.txt": b"a\nb\nc\n"},
+        {"vocab.txt": b"a\r\nb\r\nc"},
+        {"vocab.txt": b"a\nb\n", "tokenizer_config.json": ADDED},
+        {"vocab.json": b'{"a": 0, "b": 1}', "tokenizer_config.json": ADDED},
         {"tokenizer.json": b"{", "vocab.txt": b"a\nb\nc\n"},
         {"tokenizer.json": b"[" * 100_000, "vocab.txt": b"a\nb\nc\n"},
     ],
@@ -42,3 +46,23 @@ def test_how_vocabularies_differ() -> None:
     assert moved_tokens(many, many | {"0": 1, "1": 0}) == (2, 0, False)
     assert moved_tokens(many, many | {"0": 2, "1": 0, "2": 1}) == (3, 0, True)
     assert moved_tokens(TABLE, {"x": 0}) == (0, 4, True)
+
+
+def test_a_token_may_be_what_ends_a_line_elsewhere() -> None:
+    assert tokens_of({"vocab.txt": "a\n\u2028\nc\n".encode()}) == {"a": 0, "\u2028": 1, "c": 2}
+
+
+def test_which_tokens_differ() -> None:
+    assert differing(TABLE, TABLE) == ([], [])
+    assert differing(TABLE, {"d": 5, "c": 0, "a": 2, "e": 4}) == (["a", "c"], ["b", "e", "d"])
+    assert differing({"c": 0, "a": 2}, TABLE) == (["c", "a"], ["b"])
+
+
+def test_the_same_bytes_are_the_same_numbers_whatever_the_format() -> None:
+    one = {"tokenizer.model": b"pieces", "tokenizer_config.json": ADDED}
+    assert same_numbers(one, one)
+    assert same_numbers(one, one | {"tokenizer_config.json": ADDED + b" "})
+    assert not same_numbers(one, one | {"tokenizer_config.json": b"{}"})
+    assert not same_numbers(one, one | {"tokenizer.model": b"others"})
+    assert not same_numbers(one, one | {"vocab.json": b"{}"})
+    assert not same_numbers({"tokenizer_config.json": ADDED}, {"tokenizer_config.json": ADDED})

@@ -126,11 +126,13 @@ def answers(source: Any, overrides: list[str] | None = None) -> None:
 KEYS = re.findall(
     r"\w+",
     """merge_method models base_model slices parameters dtype out_dtype name seed missing buffers_from tokenizer_source
-    sources model weight density t normalize lambda rescale scope filter value layer_range path revision lora""",
+    tokenizer source tokens chat_template sources model weight density t normalize lambda rescale scope filter value
+    layer_range path revision lora""",
 )
 WORDS = re.findall(
     r"\S+",
-    "linear slerp ties dare_ties task_arithmetic a b c base org/x@main tensor model copy float16 l1 union mlp /a+/ *",
+    "linear slerp ties dare_ties task_arithmetic a b c base org/x@main tensor model copy float16 l1 union auto {{x}} "
+    "mlp /a+/ *",
 )
 scalars = st.one_of(
     st.sampled_from(WORDS),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from eutectic.checkpoint import REAL, Source, inside
-from eutectic.checkpoint.extents import unreadable
+from eutectic.checkpoint import Source
+from eutectic.checkpoint.companions import files_named
 from eutectic.checkpoint.vocabulary import json_of, tokens_of
 from eutectic.kernels.digests import block_digest, digest_of
 
-_LIMIT = 256 << 20
 _TOKENIZER = (
     "tokenizer.json",
     "vocab.json",
@@ -43,23 +41,10 @@ def beside(source: Source) -> Beside:
     Raises `CheckpointError` for a file that cannot be read or that a link leads out of the folder.
     """
     folder = source.folder()
-    if folder is None:
-        return Beside()
-    files = {name: data for name in _TOKENIZER if (data := _read(folder, name, source.label)) is not None}
-    config = json_of(_read(folder, "config.json", source.label))
+    files = files_named(folder, _TOKENIZER, source.label)
+    config = json_of(files_named(folder, ["config.json"], source.label).get("config.json"))
     return Beside(
         config if isinstance(config, dict) else {},
         {name: digest_of([block_digest(data)]) for name, data in files.items()},
         tokens_of(files),
     )
-
-
-def _read(folder: str, name: str, label: str) -> bytes | None:
-    path = os.path.join(folder, name)
-    try:
-        if not REAL.exists(path):
-            return None
-        inside(folder, name, label)
-        return REAL.read_bytes(path, _LIMIT)
-    except OSError as error:
-        raise unreadable(error, path, label) from error

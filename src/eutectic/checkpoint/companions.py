@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from eutectic.checkpoint.extents import unreadable
 from eutectic.checkpoint.folder import inside
 from eutectic.checkpoint.source import Spec
 from eutectic.checkpoint.storage import REAL, Storage
+from eutectic.checkpoint.templates import NAMED_TEMPLATES, named_templates, with_template
 from eutectic.checkpoint.tied import HEAD, embedding_of_head
-from eutectic.checkpoint.vocabulary import json_of
+from eutectic.checkpoint.vocabulary import json_of, json_text
+from eutectic.errors import listed
 
 _SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab", ".spm", ".bpe")
 _LICENCES = ("license", "notice", "usage_policy", "use_policy")
@@ -46,6 +47,7 @@ def companions(
     storage: Storage = REAL,
     *,
     specs: Mapping[str, Spec] | None = None,
+    chat_template: str | None = None,
 ) -> Companions:
     """The files of `folder` (and its direct subfolders) that belong to a model, with `dtype` corrected in config.json.
 
@@ -54,6 +56,8 @@ def companions(
         dtype: the output's floating dtype if it has one, for `torch_dtype` and `dtype` in config.json.
         tokenizer_folder: where tokenizer files come from instead.
         storage: the file system.
+        specs: the output's tensors, by which ties are corrected.
+        chat_template: a Jinja text that the tokenizer gets in place of its own; never run.
 
     Raises `CheckpointError` (C221) for a file that cannot be read.
     """
@@ -72,11 +76,32 @@ def companions(
         found.files |= {n: d for n, d in others.files.items() if _is_tokenizer(n)}
     if "config.json" in found.files:
         found.files["config.json"] = _corrected(found, dtype, specs or {}, os.path.basename(os.path.normpath(folder)))
+    if chat_template is not None:
+        if left := named_templates(found.files):
+            found.notes.append(f"chat_template is the only one: templates with names are left out ({listed(left)})")
+        found.files = with_template(found.files, chat_template)
+    return found
+
+
+def files_named(folder: str | None, names: Iterable[str], label: str, storage: Storage = REAL) -> dict[str, bytes]:
+    """Those of the files that a model's folder has; none without a folder.
+
+    Raises `CheckpointError` for a file that cannot be read (C221) or that a link leads out of the folder (C208).
+    """
+    found = {}
+    for name in names if folder is not None else ():
+        path = os.path.join(str(folder), name)
+        try:
+            if storage.exists(path):
+                inside(str(folder), name, label)
+                found[name] = storage.read_bytes(path, _LIMIT)
+        except OSError as error:
+            raise unreadable(error, path, label) from error
     return found
 
 
 def _is_tokenizer(name: str) -> bool:
-    return os.path.basename(name).lower().startswith(_TOKENIZER)
+    return os.path.basename(name).lower().startswith(_TOKENIZER) or name.startswith(NAMED_TEMPLATES)
 
 
 def _gather(found: Companions, folder: str, storage: Storage) -> None:
@@ -101,7 +126,7 @@ def _collect(found: Companions, home: str, prefix: str, storage: Storage) -> Non
         wanted = low.endswith(_SUFFIXES) or low.startswith(_LICENCES)
         if not wanted or low.endswith(_NEVER) or low.startswith("."):
             continue
-        if prefix and not low.endswith((".json", ".txt", ".model")):
+        if prefix and not low.endswith((".json", ".txt", ".model")) and prefix != NAMED_TEMPLATES:
             continue
         inside(home, prefix + name, os.path.basename(home))
         if storage.stat_path(path).st_size > _LIMIT:
@@ -130,5 +155,4 @@ def _corrected(found: Companions, dtype: str | None, specs: Mapping[str, Spec], 
         found.notes.append(f"{HEAD} is not tied in every model, so it is merged by itself and config.json unties it")
     if all(config[key] == value for key, value in changes.items()):
         return text
-    # A lone surrogate, which JSON can escape and UTF-8 cannot hold, is escaped again.
-    return (json.dumps(config | changes, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    return json_text(config | changes)

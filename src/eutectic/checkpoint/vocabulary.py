@@ -6,6 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+# The files that say which token has which number; the config does so of added tokens, beside much else.
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "added_tokens.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer_config.json",
+)
 # Fine-tunes put a few tokens of their own into reserved rows. Where more than this share of the tokens stands in
 # other rows, rows of the embeddings that mean different words would be averaged.
 MOVED_TOKENS = 0.01
@@ -27,9 +38,23 @@ class Moved(NamedTuple):
 
 def moved_tokens(first: Mapping[str, int], other: Mapping[str, int]) -> Moved:
     """Compares two vocabularies, neither of them empty."""
-    moved = sum(other.get(token, at) != at for token, at in first.items())
-    apart = moved > MOVED_TOKENS * len(first) or not other.keys() & first.keys()
-    return Moved(moved, len(other.keys() ^ first.keys()), apart)
+    moved, extra = (len(tokens) for tokens in differing(first, other))
+    return Moved(moved, extra, moved > MOVED_TOKENS * len(first) or not other.keys() & first.keys())
+
+
+def differing(first: Mapping[str, int], other: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """The tokens that have other numbers in another vocabulary, and those that are in one only, by their numbers."""
+    moved = [token for token, at in first.items() if other.get(token, at) != at]
+    numbers = {**other, **first}
+    extra = sorted(first.keys() ^ other.keys(), key=lambda token: (numbers[token], token))
+    return sorted(moved, key=first.__getitem__), extra
+
+
+def same_numbers(first: Mapping[str, bytes], other: Mapping[str, bytes]) -> bool:
+    """Whether two tokenizers number their tokens alike because the files that say so are the same byte for byte."""
+    names = [name for name in VOCABULARY_FILES if name != "tokenizer_config.json"]
+    told = [name for name in names if name in first]
+    return bool(told) and all(first.get(name) == other.get(name) for name in names) and _added(first) == _added(other)
 
 
 def tokens_of(files: Mapping[str, bytes]) -> dict[str, int]:
@@ -43,10 +68,23 @@ def tokens_of(files: Mapping[str, bytes]) -> dict[str, int]:
                 tokens[one["content"]] = one["id"]
         return tokens
     if "vocab.json" in files:
-        return _numbered(json_of(files["vocab.json"])) | _numbered(json_of(files.get("added_tokens.json")))
+        return _numbered(json_of(files["vocab.json"])) | _added(files)
     if "vocab.txt" in files:
-        return {token: at for at, token in enumerate(files["vocab.txt"].decode(errors="replace").splitlines())}
+        # Other characters that end a line elsewhere may be tokens.
+        lines = files["vocab.txt"].decode(errors="replace").replace("\r\n", "\n").removesuffix("\n").split("\n")
+        return {token: at for at, token in enumerate(lines)} | _added(files)
     return {}
+
+
+def _added(files: Mapping[str, bytes]) -> dict[str, int]:
+    """Tokens that were added to a vocabulary: in a file of their own, later in the config."""
+    config = json_of(files.get("tokenizer_config.json"))
+    table = config.get("added_tokens_decoder") if isinstance(config, dict) else None
+    found = _numbered(json_of(files.get("added_tokens.json")))
+    for at, one in table.items() if isinstance(table, dict) else ():
+        if at.isascii() and at.isdigit() and isinstance(one, dict) and isinstance(one.get("content"), str):
+            found[one["content"]] = int(at)
+    return found
 
 
 def json_of(data: bytes | None) -> Any:
@@ -55,6 +93,12 @@ def json_of(data: bytes | None) -> Any:
         return None if data is None else json.loads(data)
     except (ValueError, RecursionError):
         return None
+
+
+def json_text(data: Mapping[str, Any]) -> bytes:
+    """The content of a JSON file, as checkpoints have it."""
+    # A lone surrogate, which JSON can escape and UTF-8 cannot hold, is escaped again.
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def _numbered(vocabulary: Any) -> dict[str, int]:

@@ -35,9 +35,10 @@ def files_of(source: Source) -> dict[str, bytes]:
     A merge's are those of its donor, with the dtype and the ties that the weights have, as `merge` writes them.
     """
     floats = {spec.dtype for spec in source.specs.values() if dtypes.is_float(spec.dtype)}
-    tokenizer = source.plan.tokenizer_folder() if isinstance(source, MergedSource) else None
     dtype = floats.pop() if len(floats) == 1 else None
-    found = companions(source.folder(), dtype, tokenizer, specs=source.specs)
+    plan = source.plan if isinstance(source, MergedSource) else None
+    tokenizer, template = (plan.tokenizer_folder(), plan.chat_template) if plan else (None, None)
+    found = companions(source.folder(), dtype, tokenizer, specs=source.specs, chat_template=template)
     return {name: data for name, data in found.files.items() if os.path.basename(name) == name or _pooling(name)}
 
 

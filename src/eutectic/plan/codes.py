@@ -69,6 +69,18 @@ CODES: dict[str, tuple[str, str]] = {
         "lack a tensor that those of the other models have. Tensors that none of them has are averaged, and the plan "
         "says so. Collect the statistics of all models with the same command.",
     ),
+    "P315": (
+        "tokenizers that have no union",
+        "`union` is the tokenizer of all models where they give the same tokens the same numbers. Where they do not, a "
+        "row of the embeddings means one token in one model and another in the next, and rows are not moved yet: give "
+        "the models one tokenizer first. Where the tokens that differ do not matter, `tokenizer_source` names one "
+        "model, whose tokenizer files are copied.",
+    ),
+    "P316": (
+        "a chat template that cannot be written",
+        "A chat template stands in the tokenizer's files, and the model that they are taken from has none, or a broken "
+        "tokenizer_config.json. Remove `chat_template`, or name a model with `tokenizer_source`.",
+    ),
     "P312": (
         "steps after a method that cannot be",
         "What stands under `post` rescales the change from the base model: the method must work on task vectors or "

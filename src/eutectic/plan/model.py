@@ -156,6 +156,11 @@ class PlanInput:
         """Where its tokenizer is: of a nested recipe, where that one takes it from."""
         return self.plan.tokenizer_folder() if self.plan else self._open.folder()
 
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template that a nested recipe gives its tokenizer; None where that of the files stays."""
+        return self.plan.chat_template if self.plan else None
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -172,6 +177,7 @@ class Plan:
         dropped: input tensors that the output does not have: (input label, name, why).
         seed: what random masks are keyed by.
         notes: what the user should know: defaults that were taken, values without effect.
+        chat_template: the Jinja text that the tokenizer gets; None to leave its files as they are.
     """
 
     recipe: Recipe
@@ -184,6 +190,7 @@ class Plan:
     dropped: tuple[tuple[str, str, str], ...]
     seed: int
     notes: tuple[str, ...]
+    chat_template: str | None = None
 
     @property
     def models(self) -> tuple[PlanInput, ...]:

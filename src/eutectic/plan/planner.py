@@ -13,7 +13,9 @@ from eutectic.plan.model import Job, Plan, PlanInput
 from eutectic.plan.parameters import Parameters
 from eutectic.plan.post import Posts
 from eutectic.plan.statistics import Measured
+from eutectic.plan.tokenizers import chat_template, check_numbers, place_of_source
 from eutectic.recipe import Place, Recipe, label_of, same_model
+from eutectic.recipe.tokenizers import UNION
 
 # (input number, name there) of every input that has a tensor.
 _Holders = list[tuple[int, str]]
@@ -101,26 +103,30 @@ class _Planner:
             labels = listed([item.label for item in self.inputs])
             self.findings.say("P308", f"no tensor can be merged: {labels} have none of floats in common")
         self.parameters.check(jobs)
-        tokenizer = self._input_named(self.recipe.tokenizer_source, "tokenizer_source")
+        tokenizer, template = self._tokenizer()
         self.parameters.note_defaults()
         self.parameters.note_overruled()
         self._tell_of_inputs()
         if problems := self.findings.problems:
-            for item in (*self.inputs, *self.artefacts, *filter(None, [self.file_donor])):
-                item.close()
+            self._close()
             raise RecipeError(problems)
         return Plan(
             self.recipe,
             self.method,
             (*self.inputs, *self.artefacts),
             self.file_donor or self.inputs[self.donor],
-            None if tokenizer is None else self.inputs[tokenizer],
+            tokenizer,
             tuple(jobs),
             self.ties,
             tuple(self.findings.dropped),
             self.recipe.seed or 0,
             tuple(dict.fromkeys(self.findings.notes)),
+            template,
         )
+
+    def _close(self) -> None:
+        for item in (*self.inputs, *self.artefacts, *filter(None, [self.file_donor])):
+            item.close()
 
     # Names
 
@@ -276,6 +282,22 @@ class _Planner:
             hint = f"write [0, {layers}]; stacking layers is not supported yet"
             self.findings.say("P309", message, hint, "slices[0].sources[0].layer_range")
 
+    def _tokenizer(self) -> tuple[PlanInput | None, str | None]:
+        """The input that the recipe names for its tokenizer, and the chat template; None each to leave them alone."""
+        wanted = self.recipe.tokenizer_source
+        number = None if wanted == UNION else self._input_named(wanted, place_of_source(self.recipe))
+        tokenizer = None if number is None else self.inputs[number]
+        donor = self.file_donor or self.inputs[self.donor]
+        listed_first = sorted(self.inputs, key=lambda item: -1 if item.place is None else item.place)
+        models = [donor, *(item for item in listed_first if item is not donor)]
+        try:
+            if wanted is not None:
+                check_numbers(self.recipe, models, tokenizer or donor, self.findings)
+            return tokenizer, chat_template(self.recipe, models, tokenizer or donor, self.findings)
+        except CheckpointError:
+            self._close()
+            raise
+
     def _input_named(self, wanted: str | None, key: str) -> int | None:
         """The input that a key of the recipe names; None, and a problem, if it is not merged."""
         if wanted is None:
@@ -284,7 +306,7 @@ class _Planner:
             written = self.recipe.base if entry is None else entry.model
             if self.inputs[number].role == "base" if wanted == "base" else same_model(wanted, label_of(written)):
                 return number
-        if key == "tokenizer_source" and self.file_donor and wanted in ("base", self.recipe.base):
+        if key != "buffers_from" and self.file_donor and wanted in ("base", self.recipe.base):
             return None  # where it comes from anyway
         hint = "list it under `models`, or name one of the models"
         self.findings.say("P311", f"{wanted!r} is not merged by {self.method.name}", hint, key)

@@ -27,7 +27,8 @@ CODES: dict[str, tuple[str, str]] = {
     "R105": (
         "recipe too large",
         "A recipe may have 100 uses of aliases, 100,000 values after they are expanded, 50 levels of nesting, 4,096 "
-        "characters in one text, 1,000 models, 100 recipes inside it, and those 20 deep. Real recipes stay far below.",
+        "characters in one text (65,536 in a chat template), 1,000 models, 100 recipes inside it, and those 20 deep. "
+        "Real recipes stay far below.",
     ),
     "R106": (
         "value that no recipe can hold",
@@ -38,7 +39,8 @@ CODES: dict[str, tuple[str, str]] = {
     "R107": (
         "not one recipe",
         "A recipe is a mapping with the key merge_method. A file may hold several, separated by lines of ---, when "
-        "each but one has a name: of its own. The one without a name is the result, or the last if all have names.",
+        "each but one has a name: of its own. The one without a name is the result, or the last if all have names. Of "
+        "models and slices a recipe has one, and of tokenizer and tokenizer_source.",
     ),
     "R108": (
         "recipe contains itself",
@@ -60,8 +62,8 @@ CODES: dict[str, tuple[str, str]] = {
     "R113": (
         "not supported yet",
         "mergekit has this and Eutectic does not, so far: layer stacking, modules, mixtures of experts, LoRA inputs, "
-        "tokenizer surgery and chat templates. Nothing is merged, because the result would not be what the recipe "
-        "asks for.",
+        "tokens with embeddings of their own, padded vocabularies, and chat templates by a name that means several. "
+        "Nothing is merged, because the result would not be what the recipe asks for.",
     ),
     "R120": (
         "unknown merge method",

@@ -166,7 +166,7 @@ class _Composer:
     def scalar(self, event: Any, trail: Trail) -> _Raw:
         self.count(_mark(event), trail)
         value = scalars.plain_scalar(event.value) if event.implicit[0] else event.value
-        if reason := scalars.fault(value):
+        if reason := scalars.fault(value, *trail[-1:]):
             self.fault("R106", event, trail, reason)
             value = None
         return _Raw(value, _mark(event))

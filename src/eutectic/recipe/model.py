@@ -61,7 +61,9 @@ class Recipe:
         missing: `error`, or `copy` a tensor that some of the models lack.
         buffers_from: the model (as written there, or `base`) whose integer and boolean buffers are taken if they
             differ.
-        tokenizer_source: the model (as written there, or `base`) whose tokenizer files are copied.
+        tokenizer_source: the model (as written there, or `base`) whose tokenizer files are copied; `union` for the
+            one that all models have.
+        chat_template: what is written into the tokenizer's files: a Jinja text, the name of one, or `auto`.
         layer_range: first layer and the one after the last, if the recipe was written as a slice of whole models.
         folder: what relative paths may be relative to, besides the current directory: the recipe file's folder.
         file: the recipe file as named by the user, None for text and dicts.
@@ -83,6 +85,7 @@ class Recipe:
     missing: str = "error"
     buffers_from: str | None = None
     tokenizer_source: str | None = None
+    chat_template: str | None = None
     layer_range: tuple[int, int] | None = None
     folder: str | None = field(default=None, compare=False)
     file: str | None = field(default=None, compare=False)
@@ -115,7 +118,7 @@ class Recipe:
             plain["parameters"] = parameters
         if self.post:
             plain["post"] = [_post(step) for step in self.post]
-        for key in ("dtype", "out_dtype", "seed", "buffers_from", "tokenizer_source"):
+        for key in ("dtype", "out_dtype", "seed", "buffers_from", "tokenizer_source", "chat_template"):
             if getattr(self, key) is not None:
                 plain[key] = getattr(self, key)
         if self.leave_out:
@@ -172,9 +175,9 @@ def rebased(recipe: Recipe, folder: str | None) -> Recipe:
         path = os.path.join(own, model)
         return os.path.relpath(path, folder or os.curdir) if os.path.exists(path) else model
 
-    def donor(name: str | None) -> str | None:
-        # The word `base` is no path, even where a folder has that name.
-        return name if name == "base" else moved(name)
+    def donor(name: str | None, *words: str) -> str | None:
+        # The words are no paths, even where a folder has such a name.
+        return name if name in words else moved(name)
 
     if own == folder:
         return recipe
@@ -186,8 +189,8 @@ def rebased(recipe: Recipe, folder: str | None) -> Recipe:
             replace(entry, model=moved(entry.model), statistics=moved(entry.statistics), aligned=moved(entry.aligned))
             for entry in recipe.models
         ),
-        buffers_from=donor(recipe.buffers_from),
-        tokenizer_source=donor(recipe.tokenizer_source),
+        buffers_from=donor(recipe.buffers_from, "base"),
+        tokenizer_source=donor(recipe.tokenizer_source, "base", "union"),
     )
 
 

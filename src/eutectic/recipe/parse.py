@@ -14,6 +14,7 @@ from eutectic.recipe.model import Model, ModelEntry, Recipe, label_of, same_mode
 from eutectic.recipe.post import read_post
 from eutectic.recipe.references import WHOLE, Context, artefact_at, model_at
 from eutectic.recipe.schema import MethodLike
+from eutectic.recipe.tokenizers import BASE, UNION, read_source, read_template
 from eutectic.recipe.values import Setting
 
 KEYS = (
@@ -31,17 +32,9 @@ KEYS = (
     "missing",
     "buffers_from",
     "tokenizer_source",
+    "tokenizer",
+    "chat_template",
 )
-_NOT_YET = {
-    "modules": "merges of models with several modules are not supported yet",
-    "tokenizer": "building a tokenizer is not supported yet",
-    "chat_template": "setting a chat template is not supported yet",
-}
-_NOT_YET_HINTS = {
-    "modules": "give the whole models under `models`",
-    "tokenizer": "remove it: tokenizer files are copied as they are; `tokenizer_source` says from which model",
-    "chat_template": "remove it: the template is copied with the tokenizer files",
-}
 # Keys of other tools' recipes, and what says the same here.
 _ELSEWHERE = {
     "random_seed": "write `seed`, or pass `--seed`",
@@ -94,9 +87,10 @@ def read_recipe(root: Node, context: Context) -> Recipe | None:
 def _unknown_keys(draft: _Draft) -> None:
     faults, method = draft.context.faults, draft.method
     for key, node in draft.root.items():
-        if key in _NOT_YET:
+        if key == "modules":
             if node.data is not None:
-                faults.add("R113", node.key_place, _NOT_YET[key], _NOT_YET_HINTS[key])
+                message = "merges of models with several modules are not supported yet"
+                faults.add("R113", node.key_place, message, "give the whole models under `models`")
         elif key not in KEYS:
             is_parameter = method is not None and (key in method.params or key in method.accepted)
             hint = "write it under `parameters`" if is_parameter else _ELSEWHERE.get(key) or did_you_mean(key, KEYS)
@@ -280,8 +274,9 @@ def _assemble(draft: _Draft, inputs: Inputs) -> Recipe:
         leave_out=_leave_out(draft),
         missing=_choice(draft, "missing", ("error", "copy")) or "error",
         scope=draft.scope,
-        buffers_from=_donor(draft, "buffers_from"),
-        tokenizer_source=_donor(draft, "tokenizer_source"),
+        buffers_from=_buffers_from(draft),
+        tokenizer_source=_tokenizer_source(draft),
+        chat_template=read_template(root, context.faults),
         layer_range=inputs.layer_range,
         folder=context.folder,
         file=context.file,
@@ -331,23 +326,30 @@ def _leave_out(draft: _Draft) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values.pattern_at(item, draft.context.faults) for item in items))
 
 
-def _donor(draft: _Draft, key: str) -> str | None:
-    """The value of a key that names `base` or one of the models."""
-    name = _text(draft, key)
-    node = draft.root.get(key)
-    if name is None or node is None or not draft.complete:
-        return name
+def _buffers_from(draft: _Draft) -> str | None:
+    name, node = _text(draft, "buffers_from"), draft.root.get("buffers_from")
+    return None if name is None or node is None else _donor(draft, node, name)
+
+
+def _tokenizer_source(draft: _Draft) -> str | None:
+    found = read_source(draft.root, draft.context.faults)
+    if found is None or found[1] == UNION:
+        return None if found is None else UNION
+    return _donor(draft, *found)
+
+
+def _donor(draft: _Draft, node: Node, name: str) -> str:
+    """The name at `node`, which must be `base` or one of the models."""
     faults = draft.context.faults
-    if key == "tokenizer_source" and name == "union":
-        hint = "name one model, or base; all must have the same vocabulary"
-        faults.add("R113", node.place, "a union of tokenizers is not supported yet", hint)
-    elif name == "base":
+    if not draft.complete:
+        return name
+    if name == BASE:
         if draft.base is None:
             faults.add("R132", node.place, "is base, but the recipe has no base_model", "add base_model")
-    else:
-        models = [entry.model for entry in draft.models] + ([draft.base] if draft.base is not None else [])
-        labels = [label_of(model) for model in models]
-        if not any(same_model(name, label) for label in labels):
-            hint = did_you_mean(name, labels) or f"write base or one of {listed(labels)}"
-            faults.add("R130", node.place, f"{shown(name)} is none of the models", hint)
+        return name
+    models = [entry.model for entry in draft.models] + ([draft.base] if draft.base is not None else [])
+    labels = [label_of(model) for model in models]
+    if not any(same_model(name, label) for label in labels):
+        hint = did_you_mean(name, labels) or f"write base or one of {listed(labels)}"
+        faults.add("R130", node.place, f"{shown(name)} is none of the models", hint)
     return name

@@ -67,7 +67,7 @@ class _Converter:
             value = float(value)
         if value is not None and not isinstance(value, bool | int | float | str):
             return Live(value)
-        if reason := scalars.fault(value):
+        if reason := scalars.fault(value, *trail[-1:]):
             self.fault("R106", trail, reason)
         return value
 

@@ -125,30 +125,64 @@ def _note_absent(text: str, node: Node, context: Context, hint: str) -> None:
     context.faults.absent(node.place, text, near or hint)
 
 
+def written_at(node: Node, faults: Faults) -> str | None:
+    """The name of a model as it stands at `node`, the long form as `path@revision`; None after a problem."""
+    inner = _inner(node, faults) if isinstance(node.data, dict) else node
+    if inner is None:
+        return None
+    if isinstance(inner.data, dict):
+        parts = _parts(inner, faults)
+        return None if parts is None else f"{parts[0].data}{parts[1]}"
+    if isinstance(inner.data, str) and inner.data:
+        return inner.data
+    hint = "put it in quotes" if isinstance(inner.data, bool | int | float) else ""
+    faults.add("R112", inner.place, f"must name a model, not {shown(inner.data)}", hint)
+    return None
+
+
 def _mapping(node: Node, context: Context) -> Model | None:
     """mergekit's long form: `{model: {path, revision}, lora, override_architecture}`, or only the inner part."""
+    inner = _inner(node, context.faults)
+    if inner is None:
+        return None
+    if isinstance(inner.data, str | Live):
+        return model_at(inner, context)
+    parts = _parts(inner, context.faults)
+    if parts is None:
+        return None
+    path, revision = parts
+    return f"{path.data}{revision}" if revision else _text(path.data, path, context)
+
+
+def _inner(node: Node, faults: Faults) -> Node | None:
+    """What names the model in the long form: text, a live object, or a mapping with `path`."""
     outer = node if "model" in node.data else None
     if outer is not None:
-        _check_keys(outer, ("model", "lora", "override_architecture"), context.faults)
+        _check_keys(outer, ("model", "lora", "override_architecture"), faults)
         if lora := outer.get("lora"):
             hint = "merge the adapter into its base first"
-            context.faults.add("R113", lora.key_place, "LoRA inputs are not supported yet", hint)
+            faults.add("R113", lora.key_place, "LoRA inputs are not supported yet", hint)
     inner = node.get("model") if outer is not None else node
-    if inner is not None and isinstance(inner.data, str | Live):
-        return model_at(inner, context)
-    if inner is None or not isinstance(inner.data, dict) or "path" not in inner.data:
-        context.faults.add("R130", (inner or node).place, "this mapping names no model", _SHAPE)
+    if inner is None or not (
+        isinstance(inner.data, str | Live) or (isinstance(inner.data, dict) and "path" in inner.data)
+    ):
+        faults.add("R130", (inner or node).place, "this mapping names no model", _SHAPE)
         return None
-    _check_keys(inner, ("path", "revision"), context.faults)
+    return inner
+
+
+def _parts(inner: Node, faults: Faults) -> tuple[Node, str] | None:
+    """The path of the long form, and `@revision` where there is one."""
+    _check_keys(inner, ("path", "revision"), faults)
     path, revision = inner.get("path"), inner.get("revision")
     for part in (path, revision):
         if part is not None and not isinstance(part.data, str):
-            context.faults.add("R112", part.place, f"must be text, not {shown(part.data)}", "put it in quotes")
+            faults.add("R112", part.place, f"must be text, not {shown(part.data)}", "put it in quotes")
             return None
     if path is None:
-        context.faults.add("R130", inner.place, "this mapping names no model", _SHAPE)
+        faults.add("R130", inner.place, "this mapping names no model", _SHAPE)
         return None
-    return f"{path.data}@{revision.data}" if revision is not None else _text(path.data, path, context)
+    return path, "" if revision is None else f"@{revision.data}"
 
 
 def _check_keys(node: Node, known: tuple[str, ...], faults: Faults) -> None:

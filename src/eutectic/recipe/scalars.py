@@ -6,6 +6,8 @@ import math
 import re
 
 LONGEST_TEXT = 4096
+# Templates with tools and thinking have some 10,000 characters.
+LONGEST_TEMPLATE = 65_536
 LARGEST_INTEGER = 2**63
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
@@ -45,19 +47,19 @@ def plain_scalar(text: str) -> bool | int | float | str | None:
     return text if value is None else value
 
 
-def fault(value: object) -> str | None:
-    """Why this scalar can stand in no recipe, or None if it can."""
+def fault(value: object, key: object = None) -> str | None:
+    """Why this scalar can stand in no recipe, or not under `key`; None if it can."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"must be a finite number, not {value}"
     if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
         return "must be a number smaller than 2**63"
     if isinstance(value, str):
-        return _text_fault(value)
+        return _text_fault(value, LONGEST_TEMPLATE if key == "chat_template" else LONGEST_TEXT)
     return None
 
 
-def _text_fault(text: str) -> str | None:
-    if len(text) > LONGEST_TEXT:
-        return f"text of {len(text)} characters, the most is {LONGEST_TEXT}"
+def _text_fault(text: str, longest: int) -> str | None:
+    if len(text) > longest:
+        return f"text of {len(text)} characters, the most is {longest}"
     found = _CONTROL.search(text)
     return f"text must not contain the control character U+{ord(found[0]):04X}" if found else None

@@ -11,8 +11,8 @@ from eutectic.report.verify import read_manifest
 
 # Keys of a recipe whose text may be a path.
 _PATHS = ("model", "base_model", "statistics", "aligned")
-# The same, but that the word `base` is no path there, even where a folder has that name.
-_DONORS = ("buffers_from", "tokenizer_source")
+# The same, and the words that are no paths there, even where a folder has such a name.
+_DONORS = {"buffers_from": ("base",), "tokenizer_source": ("base", "union")}
 
 
 def recipe_in(source: Any) -> Any:
@@ -40,7 +40,7 @@ def _moved(written: Any, folders: Sequence[str]) -> Any:
         return written
     moved = dict(written)
     for key in (*_PATHS, *_DONORS):
-        if key in moved and not (key in _DONORS and moved[key] == "base"):
+        if key in moved and moved[key] not in _DONORS.get(key, ()):
             moved[key] = _found(moved[key], folders)
     if isinstance(moved.get("models"), list):
         moved["models"] = [_found(one, folders) for one in moved["models"]]

@@ -1,0 +1,121 @@
+"""Whose tokenizer the output has, and its chat template: from the small files beside the models, which are data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from eutectic.checkpoint.companions import files_named
+from eutectic.checkpoint.templates import CONFIG, TEMPLATE_FILES, template_of
+from eutectic.checkpoint.vocabulary import VOCABULARY_FILES, differing, json_of, same_numbers, tokens_of
+from eutectic.errors import listed, several
+from eutectic.plan.findings import Findings
+from eutectic.plan.model import PlanInput
+from eutectic.recipe import Recipe
+from eutectic.recipe.tokenizers import AUTO, TEMPLATES, UNION
+
+# How a recipe may say whose tokenizer it wants.
+_KEYS = ("tokenizer_source", "tokenizer.source", "tokenizer")
+_NAME_ONE = "name the model whose to take: `tokenizer_source: MODEL`"
+# Tokens that a message names.
+_SHOWN = 3
+
+
+def place_of_source(recipe: Recipe) -> str:
+    """The path in the recipe where it says whose tokenizer it wants."""
+    return next((key for key in _KEYS if key in recipe.places), _KEYS[0])
+
+
+def check_numbers(recipe: Recipe, models: Sequence[PlanInput], taken: PlanInput, findings: Findings) -> None:
+    """Where the recipe says whose tokenizer to take: do all number their tokens alike?
+
+    P315 under `union`, as rows of the embeddings would mean different tokens; else a note.
+
+    Args:
+        recipe: a recipe with `tokenizer_source`.
+        models: what is merged, and the base.
+        taken: whose tokenizer the output gets.
+        findings: where it is told.
+    """
+    union, where = recipe.tokenizer_source == UNION, place_of_source(recipe)
+    files = _files_of(taken)
+    others = [(item, _files_of(item)) for item in models if item is not taken]
+    silent = [item.label for item, found in [(taken, files), *others] if not _numbered(found)]
+    if union and silent:
+        verb = "has" if len(silent) == 1 else "have"
+        message = f"{listed(silent)} {verb} no tokenizer files, so nothing says which token has which number"
+        findings.say("P315", message, f"copy them beside the weights, or {_NAME_ONE}", where)
+    differ = False
+    for item, found in others:
+        if not (_numbered(files) and _numbered(found)) or not (how := _difference(files, found)):
+            continue
+        differ = True
+        told = f"the tokenizers of {taken.label} and {item.label} differ: {how}"
+        if union:
+            hint = "rows of the embeddings mean other tokens: give all models one tokenizer first, or, where these "
+            findings.say("P315", told, f"{hint}tokens do not matter, {_NAME_ONE}", where)
+        else:
+            findings.notes.append(f"{told}; rows of the embeddings are merged as they are numbered")
+    if union and not silent and not differ:
+        findings.notes.append(f"tokenizer_source: union is the tokenizer of {taken.label}: all have the same tokens")
+
+
+def _files_of(item: PlanInput) -> dict[str, bytes]:
+    return files_named(item.tokenizer_folder(), VOCABULARY_FILES, item.label)
+
+
+def _numbered(files: Mapping[str, bytes]) -> bool:
+    return bool(files.keys() - {CONFIG})
+
+
+def _difference(first: Mapping[str, bytes], other: Mapping[str, bytes]) -> str:
+    """What differs between the numbers that two tokenizers give to tokens; empty if nothing does."""
+    if same_numbers(first, other):
+        return ""
+    one, two = tokens_of(first), tokens_of(other)
+    if not (one and two):
+        names = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
+        return f"{listed(names)}, which cannot be compared by token"
+    moved, extra = differing(one, two)
+    said = []
+    if moved:
+        shown = listed([f"{token!r} {one[token]} and {two[token]}" for token in moved], _SHOWN)
+        said.append(f"{several(len(moved), 'token')} {'has' if len(moved) == 1 else 'have'} other numbers ({shown})")
+    if extra:
+        verb = "is" if len(extra) == 1 else "are"
+        said.append(f"{several(len(extra), 'token')} {verb} in one only ({listed([*map(repr, extra)], _SHOWN)})")
+    return ", ".join(said)
+
+
+def chat_template(recipe: Recipe, models: Sequence[PlanInput], taken: PlanInput, findings: Findings) -> str | None:
+    """The Jinja text that the output's tokenizer gets; None to leave its files as they are.
+
+    The arguments are those of `check_numbers`; of equally many models the first decides. P316 where the files cannot
+    hold a template.
+    """
+    wanted = recipe.chat_template
+    if wanted is None:
+        return taken.chat_template
+    files = files_named(taken.tokenizer_folder(), VOCABULARY_FILES, taken.label)
+    if not files:
+        message = f"{taken.label} has no tokenizer files that could hold a chat template"
+        findings.say("P316", message, f"remove it, or {_NAME_ONE}", "chat_template")
+    elif not isinstance(json_of(files.get(CONFIG, b"{}")), dict):
+        message = f"{CONFIG} of {taken.label} is no valid JSON object and can hold no chat template"
+        findings.say("P316", message, f"mend it, or {_NAME_ONE}", "chat_template")
+    if wanted != AUTO:
+        return TEMPLATES.get(wanted, wanted)
+    found = {item.label: text for item in models if (text := _template_of(item)) is not None}
+    if not found:
+        findings.notes.append("chat_template: auto has no effect: no model has a chat template")
+        return None
+    text, count = Counter(found.values()).most_common(1)[0]
+    whose = next(label for label, one in found.items() if one == text)
+    findings.notes.append(f"chat_template: auto is that of {whose}, which {count} of {len(models)} models have")
+    return taken.chat_template if text == _template_of(taken) else text
+
+
+def _template_of(item: PlanInput) -> str | None:
+    if item.chat_template is not None:
+        return item.chat_template.strip()
+    return template_of(files_named(item.tokenizer_folder(), TEMPLATE_FILES, item.label))
