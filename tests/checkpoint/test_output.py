@@ -214,7 +214,7 @@ def test_a_part_of_a_tensor_is_synced_and_not_journalled(tmp_path, monkeypatch):
     sink.open()
     watching = True
     sink.write(1, 0, DATA["b"][:BLOCK])
-    assert synced.wait(30)
+    assert synced.wait(600)
     sink.flush()
     assert sink.records == {}
     sink.abandon(remove=False)

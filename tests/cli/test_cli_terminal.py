@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-m", "eutectic"]
 
 def shell(text: str, **more: str) -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "PYTHON": sys.executable, **more}
-    return subprocess.run(["bash", "-c", text], capture_output=True, env=environment, timeout=60)
+    return subprocess.run(["bash", "-c", text], capture_output=True, env=environment, timeout=600)
 
 
 @pytest.mark.parametrize("options", ["", "--json"])
@@ -206,9 +206,9 @@ def test_signals_end_it_with_their_number(here: Path, number: signal.Signals) ->
         "engine.Engine.run = stopped\n"
         "sys.argv[1:] = ['merge', 'r.yml', 'out']\neutectic.cli.main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 128 + number
     assert "W407" in done.stderr and "the same command resumes" in done.stderr
     assert not (here / "out").exists()
-    again = subprocess.run([*COMMAND, "merge", "r.yml", "out", "-q"], capture_output=True, timeout=60)
+    again = subprocess.run([*COMMAND, "merge", "r.yml", "out", "-q"], capture_output=True, timeout=600)
     assert (again.returncode, again.stdout, again.stderr) == (0, b"", b"")

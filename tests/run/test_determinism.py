@@ -221,7 +221,7 @@ def test_hash_seeds_do_not_matter(small, tmp_path):
             check=True,
             env={**os.environ, "PYTHONHASHSEED": seed},
             cwd=tmp_path,
-            timeout=60,
+            timeout=600,
         )
         found.append(contents(out))
     assert found[0] == found[1] == found[2]

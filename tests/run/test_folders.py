@@ -27,7 +27,7 @@ from eutectic import api, errors
 from eutectic.checkpoint.storage import Storage
 class Slow(Storage):
     def write(self, fd, data, offset):
-        time.sleep(0.02)
+        time.sleep(float(sys.argv[3]))
         super().write(fd, data, offset)
 try:
     done = api.merge(json.loads(sys.argv[1]), sys.argv[2], options=api.Options(threads=2), storage=Slow())
@@ -49,14 +49,14 @@ def merge(recipe, out, **options):
     return eutectic.merge(recipe, out, options=Options(**{"threads": 1} | options), storage=FaultStorage())
 
 
-def start(recipe, out):
-    """A merge in a process of its own, slowed down to about a second."""
-    command = [sys.executable, "-c", SLOW, json.dumps(recipe), str(out)]
+def start(recipe, out, seconds=0.02):
+    """A merge in a process of its own that takes so long for each write."""
+    command = [sys.executable, "-c", SLOW, json.dumps(recipe), str(out), str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for(path, process):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not path.exists() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -66,7 +66,7 @@ def wait_for(path, process):
 def test_of_several_runs_into_one_folder_one_works(job, count):
     recipe, home, expected = job
     runs = [start(recipe, home / "out") for _ in range(count)]
-    said = [(run.communicate(timeout=120)[0].strip(), run.returncode) for run in runs]
+    said = [(run.communicate(timeout=600)[0].strip(), run.returncode) for run in runs]
     merged = [text for text, _ in said if text == "merged"]
     assert len(merged) == 1
     for text, code in said:
@@ -77,12 +77,14 @@ def test_of_several_runs_into_one_folder_one_works(job, count):
 
 def test_the_lock_of_a_killed_run_is_free(job):
     recipe, home, expected = job
-    run = start(recipe, home / "out")
-    wait_for(home / "out.partial" / "data", run)
-    with pytest.raises(OutputError, match="W402"):
-        merge(recipe, home / "out")
-    run.kill()
-    run.communicate(timeout=30)
+    run = start(recipe, home / "out", seconds=3600)
+    try:
+        wait_for(home / "out.partial" / "journal", run)
+        with pytest.raises(OutputError, match="W402"):
+            merge(recipe, home / "out")
+    finally:
+        run.kill()
+        run.communicate()
     merge(recipe, home / "out")
     assert contents(home / "out") == expected
 

@@ -271,7 +271,7 @@ def threads_read_the_same(source: Source) -> None:
         return [name for name in names[shift:] + names[:shift] if _stored(source[name]) != alone[name]]
 
     with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(differing, range(8), timeout=60):
+        for found in pool.map(differing, range(8)):
             _require(not found, f"{', '.join(found[:1])!r}: read differently by several threads")
 
 
