@@ -10,7 +10,7 @@ from typing import Any
 from eutectic import averaging, checkpoint, methods, recipe, search
 from eutectic.checkpoint import REAL, Source
 from eutectic.checkpoint.existing import refuse_place
-from eutectic.errors import Problem, RecipeError
+from eutectic.errors import Problem, RecipeError, several
 from eutectic.evaluate import Score, Settings
 from eutectic.evaluate.doors import Kept
 from eutectic.merging import Merge, OnPlan, Options, changes_of, checked, make
@@ -148,7 +148,7 @@ def tune(
         return Tuned(found, chosen)
     if chosen is None:
         nearest = min(found.failed, key=lambda label: len(found.failed[label]))
-        message = f"none of {len(found.choices)} merges keeps {', '.join(found.keep)}"
+        message = f"none of {several(len(found.choices), 'merge')} keeps {', '.join(found.keep)}"
         hint = f"{nearest} fails {', '.join(found.failed[nearest])}; without OUT the table shows all"
         raise RecipeError(Problem("S808", message, "keep", hint))
     return Tuned(found, chosen, _written(chosen, out, options, watch))

@@ -91,9 +91,10 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else ""
 
 
-def several(count: int, noun: str) -> str:
-    """``1 value``, ``2 values``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def several(count: int, noun: str, verb: str = "", verbs: str = "") -> str:
+    """``1 value``, ``2,000 values``, ``1 batch``; with its verb ``1 value is``, ``0 values are``."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{count:,} {noun}{ending} {verb if count == 1 else verbs}".rstrip()
 
 
 def listed(names: Sequence[str], limit: int = 4) -> str:

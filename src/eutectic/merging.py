@@ -17,7 +17,7 @@ from eutectic.checkpoint.companions import Companions, companions
 from eutectic.checkpoint.existing import SWEEP
 from eutectic.checkpoint.layout import INDEX, index_of, lay_out
 from eutectic.checkpoint.output import AlreadyCompleteError, Output
-from eutectic.errors import InterruptedMergeError, NumericError, OutputError, Problem, RecipeError, listed
+from eutectic.errors import InterruptedMergeError, NumericError, OutputError, Problem, RecipeError, listed, several
 from eutectic.kernels.digests import block_digest, digest_of
 from eutectic.paths import folder_name
 from eutectic.plan import Plan
@@ -129,9 +129,15 @@ class Run:
     def interrupted(self, signal_number: int) -> InterruptedMergeError:
         """What was made is kept, and this says so."""
         self.output.flush()
-        kept = f"{len(self.output.records)} of {len(self.plan.jobs)} tensors are kept in {self.output.path}.partial"
+        kept = f"{len(self.output.records)} of {several(len(self.plan.jobs), 'tensor')}"
         return InterruptedMergeError(
-            Problem("W407", f"stopped; {kept}", self.output.path, "the same command resumes"), signal_number
+            Problem(
+                "W407",
+                f"stopped; {kept} are kept in {self.output.path}.partial",
+                self.output.path,
+                "the same command resumes",
+            ),
+            signal_number,
         )
 
     def complete(self) -> None:

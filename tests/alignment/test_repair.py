@@ -247,7 +247,7 @@ def test_bad_requests_are_answered_at_once_and_together() -> None:
     with pytest.raises(EutecticError) as caught:
         repair(parents[0], parents, iter([X]), weights=[1.0], how="sequentail")  # type: ignore[arg-type]
     text = str(caught.value)
-    for part in ("parents[1]: differs", "did you mean 'sequential'", "gone through again", "1 weights for 2 parents"):
+    for part in ("parents[1]: differs", "did you mean 'sequential'", "gone through again", "1 weight for 2 parents"):
         assert part in text
     with pytest.raises(EutecticError) as caught:
         repair(parents[0], [parents[0].state_dict()], X)  # type: ignore[list-item]

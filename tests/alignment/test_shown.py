@@ -43,5 +43,5 @@ def test_merged_modules_are_lines(nets: list[nn.Module]) -> None:
     said = f"2 models with {len(zipped.shared)} tensors of 13 groups in common; see .groups and .members"
     assert repr(zipped) == f"<Zipped: {said}>"
     assert repr(repair(nets[0], nets, BATCHES)) == (
-        "<Repaired Sequential: 26 tensors changed, 1 layers left as they were; see .changed and .left>"
+        "<Repaired Sequential: 26 tensors changed, 1 layer left as they were; see .changed and .left>"
     )

@@ -77,7 +77,7 @@ def test_groups_that_are_more_than_an_order_stay_and_are_counted() -> None:
     a, b = trained(1), trained(2)
     nested = Symmetries({**TABLE.groups, "pairs": Group(5), "0": Group(10, within="pairs")}, TABLE.axes)
     found = match_sinkhorn(net(), a, b, BATCHES, loss, nested, steps=4)
-    assert found.notes == ("2 groups stay as weight matching has them",)
+    assert found.notes == ("matched by weights alone: 2 groups",)
 
 
 def test_without_an_order_to_soften_it_is_weight_matching() -> None:

@@ -288,7 +288,7 @@ def test_statistics_of_the_trunk_are_over_all_tasks_and_of_heads_over_their_own(
             member(images)
         torch.testing.assert_close(member.norm3.running_mean, torch.cat(given).mean((0, 2, 3)))
     assert {"norm2.running_mean", "norm.running_var"} <= zipped.shared and "norm3.running_mean" not in zipped.shared
-    with pytest.raises(RecipeError, match="G248 loaders: there are 1 loaders for 2 models"):
+    with pytest.raises(RecipeError, match="G248 loaders: 1 loader for 2 models"):
         reset_statistics(zipped, loaders[:1])
 
 
@@ -317,7 +317,7 @@ def test_a_folder_of_other_models_is_refused_with_all_that_differs(tmp_path: Pat
     assert "G247 modules[0]: models.0.fc.bias is of shape [5] in the folder, [4] in the module" in said
     assert any("G247 modules[1]: the folder has no models.1.features.0.weight" in one for one in said)
     assert any("the modules have no models.1.fc.weight" in one for one in said)
-    with pytest.raises(CheckpointError, match="holds 2 models, and there are 1 modules"):
+    with pytest.raises(CheckpointError, match="holds 2 models, and 1 module is given"):
         load_zipped(tmp_path / "out", [network(ResNet, 8, 4)])
     about = tmp_path / "out" / "zipit.json"
     text = json.loads(about.read_text())

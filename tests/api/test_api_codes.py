@@ -1,4 +1,4 @@
-"""Every code that can be printed is explained, and every explanation is of a code that can be printed."""
+"""Every code that can be printed is explained, and every explanation is of a code; the words of messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 import eutectic
 from eutectic.api import CODES
-from eutectic.errors import RecipeError
+from eutectic.errors import RecipeError, several
 
 SOURCES = Path(eutectic.__file__).parent
 CODE = re.compile(r'"([A-Z]\d{3})"')
@@ -43,3 +43,20 @@ def test_no_such_code() -> None:
         eutectic.explain("R1")
     with pytest.raises(RecipeError, match=r"^X902 there is no code 101"):
         eutectic.explain(101)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "said"),
+    [
+        (0, ("tensor",), "0 tensors"),
+        (1, ("tensor",), "1 tensor"),
+        (12345, ("tensor",), "12,345 tensors"),
+        (1, ("batch",), "1 batch"),
+        (2, ("batch",), "2 batches"),
+        (3, ("pass",), "3 passes"),
+        (1, ("step", "is", "are"), "1 step is"),
+        (2, ("step", "is", "are"), "2 steps are"),
+    ],
+)
+def test_numbers_go_with_their_nouns(count: int, words: tuple[str, ...], said: str) -> None:
+    assert several(count, *words) == said

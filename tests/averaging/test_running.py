@@ -350,9 +350,7 @@ def test_before_the_first_collection(options):
     average = WeightAverage(nn.Linear(1, 1), **options)
     average.step()
     for use in (average.averaged, average.apply, average.swap_in, lambda: average.update_bn([])):
-        with pytest.raises(
-            RecipeError, match="T703 no weights were collected in 1 steps; the first are due at step 10"
-        ):
+        with pytest.raises(RecipeError, match="T703 no weights were collected in 1 step; the first are due at step 10"):
             use()
 
 

@@ -107,7 +107,7 @@ def test_what_cannot_be_is_said_before_long_work(run: Run, here: Path) -> None:
         return str(result.stderr)
 
     assert "G212" in refused("out", "--parent", "one", "--data", "text.jsonl", "--alignment", "perm")
-    assert "G211 weights: 1 weights for 2 parents" in refused("out", *ASK, "--weight", "1")
+    assert "G211 weights: 1 weight for 2 parents" in refused("out", *ASK, "--weight", "1")
     tiny_llama(here / "wide", seed=1, layers=1, hidden=32, intermediate=16)
     other = refused("out", "--parent", "one", "--parent", "wide", *ASK[4:], "--weight", "0", "--weight", "0")
     assert "G210 parents[1]: 'wide' differs from the merge in lm_head.weight" in other and "G211 weights" in other

@@ -60,7 +60,7 @@ def test_a_sweep_that_is_evaluated(run: Run, here: Path) -> None:
 def test_nothing_keeps_the_constraint(run: Run, here: Path) -> None:
     arguments = ["sweep", "wise.yml", "--over", "parameters.alpha=[0.5]", "--task", "dev.yml", "--keep", "dev <= 1"]
     result = run(*arguments)
-    assert result.exit_code == 0 and "none of 1 merges keeps dev <= 1" in result.stdout
+    assert result.exit_code == 0 and "none of 1 merge keeps dev <= 1" in result.stdout
     refused = run(*arguments, "out")
     assert refused.exit_code == 2 and "S808" in refused.stderr and not (here / "out").exists()
 

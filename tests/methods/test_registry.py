@@ -99,7 +99,7 @@ def test_values_that_do_not_go_together(name: str, given: dict[str, Any], why: s
         ("slerp", {}, r"slerp\.t: has no default and must be given"),
         ("ties", {"weight": None}, r"ties\.weight: must be a number, not None"),
         ("ties", {"weight": [0.5, math.nan]}, r"ties\.weight: must be a finite number, not nan"),
-        ("ties", {"weight": [0.5]}, r"ties\.weight: has 1 values for 2 models"),
+        ("ties", {"weight": [0.5]}, r"ties\.weight: has 1 value for 2 models"),
         ("ties", {"weight": 10**400}, r"ties\.weight: must be a finite number"),
         ("breadcrumbs", {"scope": "layer"}, r"breadcrumbs\.scope: must be one of tensor, row, model, not 'layer'"),
         ("dare_linear", {"rng": 3}, r"dare_linear\.rng: must be an Rng, not 3"),

@@ -151,7 +151,7 @@ def test_a_known_optimum() -> None:
     options: dict[str, Any] = {"objective": "cross-entropy", "held_out": 0, "steps": 400, "lr": 0.02}
     found = learned(source, data, Two, **options)
     assert found.weights[""] == pytest.approx([math.log(7 / 3) / 2, math.log(6 / 4)], abs=1e-3)
-    said = f"weights of 2 models in 1 parts: step {found.chosen} of 400; see .weights and .recipe"
+    said = f"weights of 2 models in 1 part: step {found.chosen} of 400; see .weights and .recipe"
     assert repr(found) == f"<Learned {said}>"
     # Labels of the second class only: the optimum lies beyond the bound, where the weight stops.
     never = Classification([(x, torch.ones_like(labels))], name="never")

@@ -197,7 +197,7 @@ X = [torch.ones(2, 4)]
 @pytest.mark.parametrize(
     ("code", "message", "modules", "loaders", "keys"),
     [
-        ("F109", "loaders: 2 modules and 1 loaders", [nn.Linear(4, 2)] * 2, [X], {}),
+        ("F109", "loaders: 2 modules and 1 loader", [nn.Linear(4, 2)] * 2, [X], {}),
         ("F109", "loaders: 0 modules and 0 loaders", [], [], {}),
         ("F109", r"modules\[1\]: differs .* its tensors bias", [nn.Linear(4, 2), nn.Linear(4, 2, False)], [X, X], {}),
         ("F109", r"its tensors bias, weight", [nn.Linear(4, 2), nn.Linear(4, 3)], [X, X], {}),

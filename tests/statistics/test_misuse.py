@@ -32,8 +32,8 @@ def code_of(call: Callable[[], Any]) -> tuple[str, str]:
 def test_fewer_sequences_than_asked_for_and_empty_documents_are_told(run: Run, here: Path) -> None:
     (here / "gaps.jsonl").write_text('{"text": "w3 w4 w5"}\n{"text": "  "}\n{"text": ""}\n')
     said = run("gram", "model", "out", "--data", "gaps.jsonl", "--samples", "9").output
-    assert "2 documents without text are left out" in said
-    assert "there are 1 sequences, not 9" in said
+    assert "left out: 2 documents without text" in said
+    assert "the data have 1 sequence, not 9" in said
 
 
 def test_nan_leaves_nothing_behind(here: Path) -> None:

@@ -16,7 +16,7 @@ from eutectic.alignment.model import Match
 from eutectic.alignment.moves import essential
 from eutectic.checkpoint import MemorySource, Source
 from eutectic.checkpoint.symmetry import Moves, Symmetries
-from eutectic.errors import NumericError, Problem, RecipeError, ResourceError, listed
+from eutectic.errors import NumericError, Problem, RecipeError, ResourceError, listed, several
 from eutectic.kernels.comoments import Comoments
 from eutectic.lazy import LazyModule
 from eutectic.statistics.batches import Batch, Parts
@@ -241,7 +241,7 @@ def _check_finite(sums: Mapping[View, Comoments], done: int) -> None:
     for view, one in sums.items():
         for label, moments in (("the first", one.left), ("the second", one.right)):
             if not bool(moments.variance.isfinite().all()):
-                message = f"NaN or infinity in {label} model, within {done} samples"
+                message = f"NaN or infinity in {label} model, within {several(done, 'sample')}"
                 hint = "a float16 overflow goes away with dtype float32; else weights or data are broken"
                 raise NumericError(Problem("F102", message, view.layer.path, hint))
 

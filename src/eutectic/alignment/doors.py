@@ -25,7 +25,7 @@ from eutectic.checkpoint import Alignment, Named, Source
 from eutectic.checkpoint.alignment import ABOUT
 from eutectic.checkpoint.existing import REPLACE, refuse_place
 from eutectic.checkpoint.symmetry import Moves, Symmetries
-from eutectic.errors import Problem, RecipeError, did_you_mean
+from eutectic.errors import Problem, RecipeError, did_you_mean, several
 from eutectic.evaluate import LiveSource, Loader, Settings
 from eutectic.evaluate.opening import opened, refuse_several
 from eutectic.lazy import LazyModule
@@ -288,7 +288,7 @@ def _matched(a: Source, b: Source, both: Common, ask: _Request, given: Given | N
                 sources=(both.a, both.b),
                 memory=ask.memory,
                 seed=ask.seed,
-                progress=lambda samples: ask.tell(f"{samples:,} samples"),
+                progress=lambda samples: ask.tell(f"{several(samples, 'sample')}"),
             )
             return match, both.moved
 

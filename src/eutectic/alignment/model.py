@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from eutectic.checkpoint.symmetry import Moves
+from eutectic.errors import several
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,10 @@ class Match:
 
     def __repr__(self) -> str:
         units, moved = (sum(getattr(one, key) for one in self.changes.values()) for key in ("units", "moved"))
-        reached = f"objective {self.start:.6g} → {[self.start, *self.objective][-1]:.6g} in {len(self.objective)} steps"
+        steps, groups = several(len(self.objective), "step"), several(len(self.changes), "group")
+        reached = f"objective {self.start:.6g} → {[self.start, *self.objective][-1]:.6g} in {steps}"
         distance = f"distance² {self.before:.4g} before and {self.after:.4g} after"
-        return (
-            f"<Match: {moved} of {units} units in {len(self.changes)} groups move, {reached}, {distance}; see .changes>"
-        )
+        return f"<Match: {moved} of {several(units, 'unit')} in {groups} move, {reached}, {distance}; see .changes>"
 
     @property
     def gain(self) -> float:

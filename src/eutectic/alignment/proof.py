@@ -14,7 +14,7 @@ from eutectic.alignment.moves import random_moves
 from eutectic.alignment.plain import plain
 from eutectic.checkpoint.source import Spec
 from eutectic.checkpoint.symmetry import Moves, Symmetries
-from eutectic.errors import Problem, RecipeError, listed
+from eutectic.errors import Problem, RecipeError, listed, several
 from eutectic.lazy import LazyModule
 from eutectic.statistics.layers import still
 
@@ -61,7 +61,7 @@ class Check:
         return f"<Check: {self}>"
 
     def __str__(self) -> str:
-        what = f"{self.groups} groups and {self.gauges} gauges"
+        what = f"{several(self.groups, 'group')} and {several(self.gauges, 'gauge')}"
         if self.holds:
             beside = f"; nothing is proved of {listed(self.unreached)}: no input reaches them" if self.unreached else ""
             return f"{what} hold: {self.elements} random elements change outputs by {self.error:.1e} at most{beside}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from eutectic.alignment.common import no_modules
 from eutectic.alignment.preactivations import Sites, Watch, sites_of
 from eutectic.averaging.statistics import update_bn
-from eutectic.errors import NumericError, Problem, RecipeError, did_you_mean, listed
+from eutectic.errors import NumericError, Problem, RecipeError, did_you_mean, listed, several
 from eutectic.kernels.comoments import Moments
 from eutectic.lazy import LazyModule
 from eutectic.statistics.batches import AGAIN, Batch, no_batches
@@ -49,7 +49,7 @@ class Repaired:
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
-        counts = f"{len(self.changed)} tensors changed, {len(self.left)} layers left as they were"
+        counts = f"{several(len(self.changed), 'tensor')} changed, {several(len(self.left), 'layer')} left as they were"
         return f"<Repaired {type(self.module).__name__}: {counts}; see .changed and .left>"
 
 
@@ -245,7 +245,7 @@ def _notes(module: nn.Module, sites: Sites, work: _Repairing) -> Iterator[str]:
         yield f"{listed(norms)} scales each sample by itself, which undoes most of a collapse: expect little"
     scaled = [path for path in sites.layers if f"{path}.weight" in work.changed]
     if bare := [path for path in scaled if f"{path}.bias" not in work.changed]:
-        yield f"{len(bare)} of {len(scaled)} layers have no bias, so that only their deviations are repaired"
+        yield f"{len(bare)} of {several(len(scaled), 'layer')} have no bias, so that only their deviations are repaired"
     if not work.changed:
         yield "nothing was repaired: there is no hidden layer that can be"
 
@@ -259,7 +259,9 @@ def problems_of(parents: int, weights: Sequence[float] | None, how: str) -> Iter
     if weights is None:
         return
     if len(weights) != parents:
-        yield Problem("G211", f"{len(weights)} weights for {parents} parents", "weights", "give one each")
+        yield Problem(
+            "G211", f"{several(len(weights), 'weight')} for {several(parents, 'parent')}", "weights", "give one each"
+        )
     elif not (all(math.isfinite(one) and one >= 0 for one in weights) and sum(weights) > 0):
         yield Problem("G211", f"must be numbers from 0 on, not all 0: {list(weights)}", "weights")
 

@@ -16,7 +16,7 @@ from eutectic.alignment.places import Index, Place
 from eutectic.alignment.universe import plain, softened
 from eutectic.checkpoint import open_source
 from eutectic.checkpoint.symmetry import Moves, Symmetries
-from eutectic.errors import Problem, RecipeError
+from eutectic.errors import Problem, RecipeError, several
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class _Descent:
         }
         self._optimiser = torch.optim.Adam(self._scores.values(), lr=lr) if groups else None
         left = len(work.symmetries.groups) - len(groups)
-        self.notes = (f"{left} groups stay as weight matching has them",) if left else ()
+        self.notes = (f"matched by weights alone: {several(left, 'group')}",) if left else ()
 
     def run(self, steps: int, tell: Callable[[int, float], None]) -> tuple[Moves, list[float]]:
         """The best moves by the loss over all batches, and that loss at the start and after each pass."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from eutectic.alignment.comparing import Pair
 from eutectic.alignment.moves import essential
 from eutectic.checkpoint.symmetry import Moves
+from eutectic.errors import several
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ def thrifty(pair: Pair, moves: Moves) -> tuple[Moves, tuple[str, ...]]:
         elif not _worth(pair, moves, name):
             moves = _without(moves, name)
             dropped += 1
-    groups = "1 group" if dropped == 1 else f"{dropped} groups"
-    note = f"scales and bases of {groups} stay as they are: they would bring the models hardly nearer"
+    note = (
+        f"scales and bases of {several(dropped, 'group')} stay as they are: they would bring the models hardly nearer"
+    )
     return essential(moves), (note,) if dropped else ()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from eutectic.errors import Problem, RecipeError, did_you_mean, listed
+from eutectic.errors import Problem, RecipeError, did_you_mean, listed, several
 
 KINDS = ("uniform", "exponential", "ema")
 _STEP = re.compile(r"step[-_=]?(\d+)", re.IGNORECASE)
@@ -217,7 +217,7 @@ def _too_few(found: Sequence[Any], models: Sequence[Any], window: Window) -> Pro
         return Problem("T711", message, "until", "choose a later step")
     hint = "name another, or a pattern such as 'run/checkpoint-*'"
     if found and isinstance(found[0], str) and (inside := sorted(glob.glob(os.path.join(found[0], "checkpoint-*")))):
-        hint = f"it holds {len(inside)} checkpoints: name them as {os.path.join(found[0], 'checkpoint-*')!r}"
+        hint = f"it holds {several(len(inside), 'checkpoint')}: name them as {os.path.join(found[0], 'checkpoint-*')!r}"
     shown = f" ({found[0]})" if found and isinstance(found[0], str) else ""
     return Problem(
         "T711",

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from eutectic.averaging.statistics import Forward, statistics_layers, update_bn
-from eutectic.errors import Problem, RecipeError, did_you_mean, listed
+from eutectic.errors import Problem, RecipeError, did_you_mean, listed, several
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -145,7 +145,9 @@ class WeightAverage:
         For the end of a training whose result must not be lost because the average was to start too late.
         """
         if not self.collected:
-            warnings.warn(f"no weights were collected in {self.steps} steps: the model keeps its own", stacklevel=2)
+            warnings.warn(
+                f"no weights were collected in {several(self.steps, 'step')}: the model keeps its own", stacklevel=2
+            )
             return
         if bn_loader is not None:
             self.update_bn(bn_loader)
@@ -292,7 +294,9 @@ class WeightAverage:
 
     def _refuse_empty(self) -> None:
         if not self.collected:
-            message = f"no weights were collected in {self.steps} steps; the first are due at step {self.first}"
+            message = (
+                f"no weights were collected in {several(self.steps, 'step')}; the first are due at step {self.first}"
+            )
             raise RecipeError(Problem("T703", message, hint="call step() after each step of the optimiser"))
 
 

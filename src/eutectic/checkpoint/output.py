@@ -19,7 +19,7 @@ from eutectic.checkpoint.existing import MANIFEST, REPLACE, STAMP, Existing, ref
 from eutectic.checkpoint.journal import Journal
 from eutectic.checkpoint.layout import Shard
 from eutectic.checkpoint.storage import REAL, Storage
-from eutectic.errors import EutecticError, OutputError, Problem, RecipeError, listed
+from eutectic.errors import EutecticError, OutputError, Problem, RecipeError, listed, several
 from eutectic.kernels.digests import tensor_digest
 
 # What the name of the folder of unfinished work adds to the output's.
@@ -184,7 +184,7 @@ class Output:
             raise RecipeError(
                 Problem(
                     "W403",
-                    f"{self._work} holds unfinished work of another merge ({done} tensors done)",
+                    f"{self._work} holds unfinished work of another merge ({several(done, 'tensor')} done)",
                     self.path,
                     "run that command again to finish it, or pass `--replace` to discard it",
                 )

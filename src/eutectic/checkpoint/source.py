@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from eutectic import dtypes
+from eutectic.errors import several
 from eutectic.kernels.digests import tensor_digest
 from eutectic.lazy import LazyModule
 
@@ -137,4 +138,4 @@ class Source(Mapping[str, "torch.Tensor"]):
 
     def __repr__(self) -> str:
         total = sum(spec.nbytes for spec in self.specs.values())
-        return f"<{type(self).__name__} {self.label!r}: {len(self.specs)} tensors, {total:,} bytes>"
+        return f"<{type(self).__name__} {self.label!r}: {several(len(self.specs), 'tensor')}, {total:,} bytes>"

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from eutectic.checkpoint.source import Spec
-from eutectic.errors import Problem
+from eutectic.errors import Problem, several
 from eutectic.kernels.axes import mixed, scaled, taken
 from eutectic.lazy import LazyModule
 
@@ -143,8 +143,9 @@ class Symmetries:
     stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        counts = f"{len(self.groups)} groups and {len(self.gauges)} gauges in {len(self.axes)} tensors"
-        return f"<Symmetries{self.origin and f' {self.origin}'}: {counts}>"
+        counts = f"{several(len(self.groups), 'group')} and {several(len(self.gauges), 'gauge')}"
+        inside = several(len(self.axes), "tensor")
+        return f"<Symmetries{self.origin and f' {self.origin}'}: {counts} in {inside}>"
 
     def places(self, name: str) -> Iterator[tuple[str, int, Part, int]]:
         """Where a group or gauge is: tensor, number of the axis, part, and place of the factor in the part."""
@@ -273,7 +274,9 @@ class Symmetries:
                     continue
                 size = self.groups[factor.group].size if factor.group else factor.size
                 if factor.size != size:
-                    yield Problem("G103", f"has {factor.size} units of {factor.group!r}, which has {size}", name)
+                    yield Problem(
+                        "G103", f"has {several(factor.size, 'unit')} of {factor.group!r}, which has {size}", name
+                    )
                 if factor.gauge is not None and not self._fits(factor.gauge, factor.size, units):
                     yield Problem("G103", f"has vectors of {factor.gauge!r}, which has none like these", name)
                 units *= factor.size

@@ -192,8 +192,10 @@ def _prove(model: str, seed: int, *, json: bool, quiet: bool) -> None:
 
 def _show_cost(cost: Cost) -> None:
     largest = max(cost.assignments, default=0)
-    sweeps = f"{cost.flops / 1e9:,.3g} GFLOP and {values.shown(cost.read)} a sweep, {cost.sweeps:,} sweeps at most"
-    text = f"{sweeps}, up to {largest:,} units at a time, {values.shown(cost.memory)} beside --memory"
+    sweeps = (
+        f"{cost.flops / 1e9:,.3g} GFLOP and {values.shown(cost.read)} a sweep, {several(cost.sweeps, 'sweep')} at most"
+    )
+    text = f"{sweeps}, up to {several(largest, 'unit')} at a time, {values.shown(cost.memory)} beside --memory"
     screen.out().print(f"[dim]matching  [/]  {screen.text(text)}", soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eutectic.cli import options, screen, values
-from eutectic.errors import Problem, RecipeError
+from eutectic.errors import Problem, RecipeError, several
 
 if TYPE_CHECKING:
     from eutectic.statistics import Collected, Planned
@@ -145,7 +145,8 @@ def merge(
             if done.already_complete:
                 console.print(f"[green]nothing to do[/]: {where} holds these statistics already", soft_wrap=True)
                 return
-            console.print(f"[green]merged[/] {done.parts} parts, {done.tensors} tensors, {done.samples:,} samples")
+            found = f"{several(done.tensors, 'tensor')}, {several(done.samples, 'sample')}"
+            console.print(f"[green]merged[/] {several(done.parts, 'part')}, {found}")
             console.print(where, soft_wrap=True)
 
 
@@ -211,14 +212,14 @@ def _bar(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
 def show_plan(planned: Planned) -> None:
     """The plan, a line a fact."""
     console, passes = screen.out(), planned.passes
-    shared = f", {planned.shared} weights share theirs" if planned.shared else ""
-    several = len(passes.units) > 1
+    shared = f", {several(planned.shared, 'weight', 'shares', 'share')} theirs" if planned.shared else ""
+    more = len(passes.units) > 1
     rows = {
         "statistics": f"{planned.kind} of {planned.model}",
-        "samples": f"{planned.samples:,}" + (f", gone through {len(passes.units)} times" if several else ""),
+        "samples": f"{planned.samples:,}" + (f", gone through {len(passes.units)} times" if more else ""),
         "tensors": f"{planned.tensors}, {values.shown(passes.total_bytes)}{shared}",
         "memory": f"model {values.shown(passes.model_bytes)}, sums {values.shown(passes.sums_bytes)}"
-        + (f" in each of {len(passes.units)} passes" if several else ""),
+        + (f" in each of {len(passes.units)} passes" if more else ""),
     }
     for key, value in rows.items():
         console.print(f"[dim]{key:<10}[/]  {screen.text(value)}", soft_wrap=True)
@@ -236,9 +237,11 @@ def show(done: Collected) -> None:
         console.print(f"[green]nothing to do[/]: {where} holds these statistics already", soft_wrap=True)
         return
     if done.unseen:
-        message = f"{len(done.unseen)} tensors are zero, as their layers saw nothing: {_listed(list(done.unseen))}"
+        zero = several(len(done.unseen), "tensor", "is", "are")
+        message = f"{zero} zero, as no data reached their layers: {_listed(list(done.unseen))}"
         console.print(f"[yellow]note[/] {screen.text(message)}", soft_wrap=True)
-    console.print(f"[green]collected[/] {done.planned.tensors} tensors from {done.samples:,} samples")
+    count = several(done.planned.tensors, "tensor")
+    console.print(f"[green]collected[/] {count} from {several(done.samples or 0, 'sample')}")
     console.print(where, soft_wrap=True)
 
 

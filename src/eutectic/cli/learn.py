@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eutectic.cli import options, scoring, screen, values
+from eutectic.errors import several
 
 if TYPE_CHECKING:
     from eutectic.search import Learned, LearnStep
@@ -147,7 +148,7 @@ def _show(done: Learned, out: str) -> None:
     console.print(scoring.table(words.weights_head(done), words.weights_rows(done)))
     console.print(f"\n[bold]{screen.text(words.learning_in_words(done))}[/]", soft_wrap=True)
     if done.resumed:
-        console.print(f"[dim]{done.resumed} steps are from the interrupted run[/]")
+        console.print(f"[dim]{several(done.resumed, 'step', 'is', 'are')} from the interrupted run[/]")
     for note in done.notes:
         console.print(f"[yellow]note[/] {screen.text(note)}", soft_wrap=True)
     console.print(f"{screen.text(out)}  [dim]eutectic merge runs it[/]", soft_wrap=True)

@@ -76,7 +76,7 @@ def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
         size = sum(spec.nbytes for spec in item.specs.values())
         inside = "nested recipe, " if item.plan else ""
         moved = f", aligned to {screen.text(item.aligned)}" if item.aligned else ""
-        about = f"{inside}{len(item.specs)} tensors, {values.shown(size)}{moved}"
+        about = f"{inside}{several(len(item.specs), 'tensor')}, {values.shown(size)}{moved}"
         table.add_row(item.role, f"{label}[dim]{about}[/]")
     if planned.recipe.tokenizer_source is not None:
         table.add_row("tokenizer", screen.text((planned.tokenizer or planned.donor).label))
@@ -101,7 +101,9 @@ def show_sweep(labels: Sequence[str], first: Plan) -> None:
     """The folders that a sweep makes, the first of which `show` has described."""
     names = ", ".join(labels[:SWEPT]) + (f", … ({len(labels)} in all)" if len(labels) > SWEPT else "")
     total = values.shown(first.bytes_out * len(labels))
-    screen.out().print(f"[dim]sweep[/] {len(labels)} merges in one pass, {total} in all: {screen.text(names)}")
+    screen.out().print(
+        f"[dim]sweep[/] {several(len(labels), 'merge')} in one pass, {total} in all: {screen.text(names)}"
+    )
     screen.out().print(f"[dim]what stands above is the plan of {screen.text(labels[0])}[/]")
 
 

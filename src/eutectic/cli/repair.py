@@ -11,6 +11,7 @@ import typer
 
 from eutectic.cli import options, screen, values
 from eutectic.cli.collect import Field, Length, Pack, Replace, Samples, ShardSize, Size
+from eutectic.errors import several
 
 if TYPE_CHECKING:
     from eutectic.api import RepairedMerge
@@ -100,7 +101,7 @@ def _show(done: RepairedMerge) -> None:
     for note in done.notes:
         console.print(f"[yellow]note[/] {screen.text(note)}", soft_wrap=True)
     count = len(done.merge.plan.jobs)
-    console.print(f"[green]repaired[/] {len(done.changed)} of {count} tensors")
+    console.print(f"[green]repaired[/] {len(done.changed)} of {several(count, 'tensor')}")
     console.print(screen.text(done.merge.path), soft_wrap=True)
 
 

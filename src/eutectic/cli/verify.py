@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from eutectic.cli import options, screen
+from eutectic.errors import several
 
 
 def verify(
@@ -44,6 +45,7 @@ def verify(
         elif not quiet:
             again = f", {found.derived} merged again and equal" if found.derived else ""
             again += f" ({found.near} of them but for the last digits of a GPU)" if found.near else ""
-            screen.out().print(f"[green]verified[/] {found.stored} tensors and {found.files} files as written{again}")
+            count = f"{several(found.stored, 'tensor')} and {several(found.files, 'file')}"
+            screen.out().print(f"[green]verified[/] {count} as written{again}")
         if found.problems:
             raise typer.Exit(1)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eutectic.checkpoint import Source
-from eutectic.errors import Problem, RecipeError
+from eutectic.errors import Problem, RecipeError, several
 from eutectic.evaluate import options
 from eutectic.evaluate.content import digest_of_bytes
 from eutectic.evaluate.model import Score, Settings, score_of
@@ -115,7 +115,7 @@ class Classification(Checked):
             )
         if logits.ndim != 2 or len(logits) != len(labels):
             raise self._wrong(
-                number, f"gives logits of shape {logits.shape} for {len(labels)} labels, not one row each"
+                number, f"gives logits of shape {logits.shape} for {several(len(labels), 'label')}, not one row each"
             )
         strange = labels[(labels < 0) | (labels >= logits.shape[1])]
         if len(strange):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from eutectic.errors import Problem, RecipeError
+from eutectic.errors import Problem, RecipeError, several
 from eutectic.evaluate.content import digest_of_bytes
 from eutectic.evaluate.options import Checked, option
 from eutectic.paths import near_file
@@ -115,7 +115,7 @@ def _object(line: str) -> Row:
 def _cells(head: Sequence[str], line: str) -> Row:
     cells = line.rstrip("\r").split("\t")
     if len(cells) != len(head):
-        raise ValueError(f"has {len(cells)} columns, the first line has {len(head)}")
+        raise ValueError(f"has {several(len(cells), 'column')}, the first line has {len(head)}")
     return dict(zip(head, cells, strict=True))
 
 

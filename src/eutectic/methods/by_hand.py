@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eutectic.errors import Problem, RecipeError, did_you_mean
+from eutectic.errors import Problem, RecipeError, did_you_mean, several
 from eutectic.kernels.random import Rng
 from eutectic.lazy import LazyModule
 
@@ -100,8 +100,8 @@ def _tensor_faults(method: Method, tensors: Any) -> list[Problem]:
         return [Problem("R142", message, method.name, _STACK)]
     least, most = method.models
     if len(tensors) < least or (most is not None and len(tensors) > most):
-        wanted = f"{least}" if least == most else f"{least} or more"
-        return [Problem("R142", f"takes {wanted} models, not {len(tensors)}", method.name)]
+        wanted = several(least, "model") if least == most else f"{least} or more models"
+        return [Problem("R142", f"takes {wanted}, not {len(tensors)}", method.name)]
     return []
 
 

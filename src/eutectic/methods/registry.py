@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
+from eutectic.errors import several
 from eutectic.methods import by_hand
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Param:
         if not self.per_model or isinstance(value, str) or not isinstance(value, Sequence):
             return self.fault(value)
         if len(value) != models:
-            return f"has {len(value)} values for {models} models"
+            return f"has {several(len(value), 'value')} for {several(models, 'model')}"
         return next((why for one in value if (why := self.fault(one))), None)
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from eutectic.checkpoint import About, Aligned, Source, Spec
+from eutectic.errors import several
 from eutectic.kernels.layers import Layer
 from eutectic.methods import Method
 from eutectic.recipe import Recipe
@@ -265,7 +266,7 @@ class Plan:
     def __repr__(self) -> str:
         # As a dataclass prints itself, a model of a thousand tensors runs to pages.
         of = ", ".join(item.label for item in self.inputs)
-        return f"<Plan {self.method.name} of {of}: {len(self.jobs)} tensors, {self.bytes_out:,} bytes>"
+        return f"<Plan {self.method.name} of {of}: {several(len(self.jobs), 'tensor')}, {self.bytes_out:,} bytes>"
 
     def __enter__(self) -> Self:
         return self

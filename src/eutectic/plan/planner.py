@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eutectic import dtypes, methods
 from eutectic.checkpoint import Spec
-from eutectic.errors import CheckpointError, RecipeError, did_you_mean, listed
+from eutectic.errors import CheckpointError, RecipeError, did_you_mean, listed, several
 from eutectic.methods import Method
 from eutectic.names import Depths, layer_of, matcher
 from eutectic.plan.findings import Findings
@@ -278,7 +278,7 @@ class _Planner:
         first, last = self.recipe.layer_range
         layers = max(self.depths.layers.values(), default=0)
         if (first, last) != (0, layers):
-            message = f"layer_range [{first}, {last}] does not cover the model's {layers} layers"
+            message = f"layer_range [{first}, {last}] does not cover the model's {several(layers, 'layer')}"
             hint = f"write [0, {layers}]; stacking layers is not supported yet"
             self.findings.say("P309", message, hint, "slices[0].sources[0].layer_range")
 

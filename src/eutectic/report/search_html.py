@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from numbers import Real
 
+from eutectic.errors import several
 from eutectic.evaluate import Difference, Score
 from eutectic.report import html
 from eutectic.report.curves import Point, Series, chart
@@ -21,7 +22,7 @@ def write_soup_report(choice: Choice, path: str | os.PathLike[str]) -> None:
         body.append(html.table(STEP_HEAD, [step_row(step) for step in choice.steps]))
     if choice.held_out:
         body += ["<h2>On data that had no say</h2>", html.table(HELD_OUT_HEAD, held_out_rows(choice))]
-    html.write(html.document(f"Soup of {len(choice.models)} checkpoints", body, "from their scores"), path)
+    html.write(html.document(f"Soup of {several(len(choice.models), 'checkpoint')}", body, "from their scores"), path)
 
 
 def write_tuning_report(found: Tuning, path: str | os.PathLike[str]) -> None:
@@ -45,9 +46,9 @@ def write_learning_report(learned: Learned, path: str | os.PathLike[str]) -> Non
 def soup_in_words(choice: Choice) -> str:
     """One sentence: what the soup is made of, and its score."""
     if choice.weights is not None:
-        made = f"learned soup of {len(choice.ingredients)} checkpoints"
+        made = f"learned soup of {several(len(choice.ingredients), 'checkpoint')}"
     else:
-        made = f"{choice.method} soup: {len(choice.ingredients)} of {len(choice.models)} checkpoints"
+        made = f"{choice.method} soup: {len(choice.ingredients)} of {several(len(choice.models), 'checkpoint')}"
     if choice.score is None:
         return made
     said = f"{made}, {choice.score.task} {choice.score.metric} {number(choice.score.value)}"
@@ -59,7 +60,7 @@ def tuning_in_words(found: Tuning) -> str:
     """One sentence: which merge was chosen."""
     condition = f" among those that keep {', '.join(found.keep)}" if found.keep else ""
     if found.best is None:
-        return f"none of {len(found.choices)} merges keeps {', '.join(found.keep)}"
+        return f"none of {several(len(found.choices), 'merge')} keeps {', '.join(found.keep)}"
     score = found.scores[found.best][found.tasks[0]]
     return f"best{condition}: {found.best}, {found.tasks[0]} {score.metric} {number(score.value)}"
 

@@ -12,7 +12,7 @@ from eutectic import methods, recipe
 from eutectic.checkpoint import REAL, FileSource, Source, Storage, open_folder, open_source
 from eutectic.checkpoint.existing import MANIFEST, SWEEP
 from eutectic.dtypes import is_float
-from eutectic.errors import CheckpointError, EutecticError, Problem, RecipeError, listed
+from eutectic.errors import CheckpointError, EutecticError, Problem, RecipeError, listed, several
 from eutectic.kernels.digests import BLOCK, block_digest, digest_of
 from eutectic.lazy import LazyModule
 from eutectic.paths import folder_name
@@ -280,7 +280,7 @@ def _other_bytes(plan: Plan, manifest: Mapping[str, Any], names: list[str], chec
                 changed.append(label if _aligned_alike(source, label, manifest) else f"the alignment of {label}")
                 break
     why = f"{listed(changed)} changed since the merge" if changed else "the models are as they were"
-    found = [Problem("V703", f"{len(names)} of {checked} tensors come out with other bytes: {why}")]
+    found = [Problem("V703", f"{len(names)} of {several(checked, 'tensor')} come out with other bytes: {why}")]
     return found + [Problem("V703", "the recipe gives other bytes", name) for name in names[:NAMED]]
 
 

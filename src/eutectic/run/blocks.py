@@ -309,7 +309,9 @@ def _check_result(job: Job, out: NDArray[Any]) -> None:
         wider = _WIDER.get(job.spec.dtype)
         advice = [f"choose out_dtype: {wider}"] if wider else []
         hint = ", or ".join([*advice, *(["smaller weights"] if job.action == "merge" else [])])
-        raise NumericError(Problem("N502", f"{bad} values do not fit {job.spec.dtype}", job.name, hint))
+        raise NumericError(
+            Problem("N502", f"{several(bad, 'value', 'does', 'do')} not fit {job.spec.dtype}", job.name, hint)
+        )
 
 
 def count_nonfinite(bits: NDArray[Any], dtype: str) -> int:

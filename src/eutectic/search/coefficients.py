@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eutectic.errors import NumericError, Problem, RecipeError, did_you_mean, listed
+from eutectic.errors import NumericError, Problem, RecipeError, did_you_mean, listed, several
 from eutectic.evaluate import Settings
 from eutectic.evaluate.loading import Kind
 from eutectic.lazy import LazyModule
@@ -136,7 +136,7 @@ class Learned:
     resumed: int = 0
 
     def __repr__(self) -> str:
-        weights = f"weights of {len(self.models)} models in {len(self.weights)} parts"
+        weights = f"weights of {several(len(self.models), 'model')} in {several(len(self.weights), 'part')}"
         return f"<Learned {weights}: step {self.chosen} of {self.steps[-1].number}; see .weights and .recipe>"
 
     @property

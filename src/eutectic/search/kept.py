@@ -8,7 +8,7 @@ from typing import Any, Self
 from eutectic._version import __version__
 from eutectic.checkpoint import REAL
 from eutectic.checkpoint.journal import Journal
-from eutectic.errors import NumericError, OutputError, Problem, RecipeError
+from eutectic.errors import NumericError, OutputError, Problem, RecipeError, several
 from eutectic.evaluate.content import digest_of_json
 
 
@@ -85,7 +85,7 @@ class KeptSteps:
         assert self._journal is not None and self._path is not None
         there = self._journal.header
         if there is not None and there.get(key) != wanted and not self._replace:
-            message = f"{self._path} holds {len(self._journal.records)} steps of another search"
+            message = f"{self._path} holds {several(len(self._journal.records), 'step')} of another search"
             hint = "run that command again to finish it, or discard it (`--replace`; in Python `replace`)"
             raise RecipeError(Problem("W403", message, self._path, hint))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
-from eutectic.errors import Problem, RecipeError, did_you_mean
+from eutectic.errors import Problem, RecipeError, did_you_mean, several
 from eutectic.evaluate import Difference, Score, Task, paired
 from eutectic.plan.labels import unique_labels
 from eutectic.search.ingredients import Pot, Weights
@@ -130,7 +130,7 @@ class Choice:
 
     def __repr__(self) -> str:
         score = "" if self.score is None else f", {self.score.metric} {self.score.value:.6g}"
-        chosen = f"{len(self.ingredients)} of {len(self.models)} models{score}"
+        chosen = f"{len(self.ingredients)} of {several(len(self.models), 'model')}{score}"
         return f"<Choice of a {self.method} soup: {chosen}; see .ingredients and .steps>"
 
     @property

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eutectic.checkpoint import Source
-from eutectic.errors import Problem, RecipeError
+from eutectic.errors import Problem, RecipeError, several
 from eutectic.evaluate import Classification, Perplexity, Settings, Task
 from eutectic.evaluate.content import digest_of_json
 from eutectic.evaluate.doors import tasks_of
@@ -88,18 +88,20 @@ def training_data(task: Task, measure: Measure, share: float, run: Settings, sou
     units: list[list[BatchLoss]]
     if isinstance(task, Classification):
         units = [[batch] for batch in _loaded(task, measure, run)]
-        what, batch = "batches", 1
+        what, batch = "batch", 1
     else:
         assert isinstance(task, Perplexity)
         documents = documents_of(task, run, source)
-        what = "documents" if len(documents) > 1 else "windows"
+        what = "document" if len(documents) > 1 else "window"
         rows = documents if len(documents) > 1 else [[row] for row in documents[0]]
         units = [[TextLoss([row], measure) for row in unit] for unit in rows]
         batch = run.batch
     count = min(max(1, round(share * len(units))), len(units)) if share else 0
     if len(units) - count < 1:
         hint = "give more data" + (", or hold nothing out: held_out 0" if share and units else "")
-        message = f"{task.name} has {len(units)} {what}, too few to learn from" + (" and to hold out" if share else "")
+        message = f"{task.name} has {several(len(units), what)}, too few to learn from" + (
+            " and to hold out" if share else ""
+        )
         raise RecipeError(Problem("S812", message, "data", hint))
     drawn = set(np.random.default_rng(run.seed).permutation(len(units))[:count].tolist())
     training = [loss for i, unit in enumerate(units) if i not in drawn for loss in unit]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eutectic.checkpoint import Source
-from eutectic.errors import Problem, RecipeError
+from eutectic.errors import Problem, RecipeError, several
 from eutectic.evaluate import Difference, Score, Task, paired
 from eutectic.plan.labels import unique_labels
 from eutectic.search.keep import Constraint
@@ -47,7 +47,9 @@ class Tuning:
 
     def __repr__(self) -> str:
         kept = sum(not failed for failed in self.failed.values())
-        counts = f"{len(self.scores)} merges on {len(self.tasks)} tasks, {kept} keep what must be kept"
+        counts = (
+            f"{several(len(self.scores), 'merge')} on {several(len(self.tasks), 'task')}, {kept} keep what must be kept"
+        )
         return f"<Tuning: {counts}; best {self.best!r}; see .scores>"
 
     def less(self, label: str, task: str, other: str | None = None) -> Difference | None:

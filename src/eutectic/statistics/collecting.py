@@ -8,7 +8,7 @@ from itertools import islice
 from time import monotonic
 from typing import Any
 
-from eutectic.errors import InterruptedMergeError, Problem, RecipeError
+from eutectic.errors import InterruptedMergeError, Problem, RecipeError, several
 from eutectic.run.signals import Stop, stop_on_signals
 from eutectic.statistics.batches import Batch
 from eutectic.statistics.folder import Folder
@@ -62,7 +62,7 @@ def _one_pass(folder: Folder, collector: Collector, batches: Loading, going: Goi
         if stop.event.is_set():
             folder.keep(collector, done)
             folder.flush()
-            message = f"stopped in {where} after {done} batches, which are kept in {folder.path}.partial"
+            message = f"stopped in {where} after {several(done, 'batch')}, kept in {folder.path}.partial"
             hint = "the same command resumes"
             raise InterruptedMergeError(Problem("W407", message, folder.path, hint), stop.number)
         if monotonic() - kept > KEPT_EVERY:

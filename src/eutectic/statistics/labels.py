@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from eutectic.errors import Problem, RecipeError
+from eutectic.errors import Problem, RecipeError, several
 from eutectic.lazy import LazyModule
 from eutectic.statistics.batches import Batch
 from eutectic.statistics.text import IGNORED
@@ -59,7 +59,7 @@ def own_loss(loss: Callable[[Any, Any], Tensor]) -> Likelihood:
         found = loss(output, batch.value)
         if not isinstance(found, torch.Tensor) or found.numel() != batch.size:
             shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-            message = f"the loss gives {shape} for {batch.size} samples"
+            message = f"the loss gives {shape} for {several(batch.size, 'sample')}"
             raise RecipeError(Problem("F103", message, "loss", "return one number a sample, not their mean"))
         yield found.sum()
 
@@ -118,7 +118,7 @@ def _targets(batch: Batch, length: int) -> Tensor:
         return given["targets"]
     ids = given.get("labels", given["input_ids"])
     if "decoder_input_ids" in given or ids.shape[1] != length:
-        message = f"{length} positions of logits for {ids.shape[1]} tokens"
+        message = f"{several(length, 'position')} of logits for {several(ids.shape[1], 'token')}"
         message += " of an encoder" if "decoder_input_ids" in given else ""
         raise RecipeError(Problem("F103", message, "loss", _LOSS))
     wanted = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], IGNORED)], dim=1)

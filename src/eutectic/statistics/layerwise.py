@@ -40,7 +40,7 @@ class LayerwiseMerge:
     averaged: Mapping[str, str]
 
     def __repr__(self) -> str:
-        counts = f"{len(self.solved)} tensors solved, {len(self.averaged)} averaged or taken"
+        counts = f"{several(len(self.solved), 'tensor')} solved, {len(self.averaged)} averaged or taken"
         return f"<LayerwiseMerge {type(self.module).__name__}: {counts}; see .solved and .averaged>"
 
     @property
@@ -165,7 +165,12 @@ def _check(modules: Sequence[nn.Module], loaders: Sequence[Iterable[Any]]) -> No
     problems = []
     if not modules or len(modules) != len(loaders):
         problems.append(
-            Problem("F109", f"{len(modules)} modules and {len(loaders)} loaders", "loaders", "give one each")
+            Problem(
+                "F109",
+                f"{several(len(modules), 'module')} and {several(len(loaders), 'loader')}",
+                "loaders",
+                "give one each",
+            )
         )
     for number, loader in enumerate(loaders):
         if why := no_batches(loader):

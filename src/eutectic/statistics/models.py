@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from eutectic import dtypes
 from eutectic.checkpoint import Source
-from eutectic.errors import Problem, RecipeError, did_you_mean
+from eutectic.errors import Problem, RecipeError, did_you_mean, several
 from eutectic.evaluate.data import DataTask
 from eutectic.evaluate.language import Language
 from eutectic.evaluate.loading import Loader
@@ -106,9 +106,8 @@ class Planned:
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
-        counts = (
-            f"{self.tensors} tensors, {len(self.left_out)} left out, passes over the data: {len(self.passes.units)}"
-        )
+        counts = f"{several(self.tensors, 'tensor')}, {len(self.left_out)} left out"
+        counts += f", {several(len(self.passes.units), 'pass')} over the data"
         return f"<Planned {self.kind} of {self.model!r}: {counts}; see .left_out>"
 
 
@@ -296,9 +295,9 @@ def _text(data: Any, how: Options, source: Source, run: Settings) -> Given:
     chosen = [rows[i] for i in run.chosen(len(rows))]
     identity = {**DataTask.identity(task), "samples": how.samples, "batch": how.batch, "dtype": how.dtype}
     first = next(batches_of(chosen, how.batch))
-    notes = [f"{task.empty:,} documents without text are left out"] if task.empty else []
+    notes = [f"left out: {several(task.empty, 'document')} without text"] if task.empty else []
     if how.samples is not None and how.samples > len(rows):
-        notes.append(f"there are {len(rows):,} sequences, not {how.samples:,}: all are taken")
+        notes.append(f"the data have {several(len(rows), 'sequence')}, not {how.samples:,}: all are taken")
     return Given("causal", lambda: batches_of(chosen, how.batch), first, len(chosen), identity, tuple(notes))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from eutectic import dtypes
 from eutectic.checkpoint import Source
+from eutectic.errors import several
 from eutectic.evaluate.content import content_of
 from eutectic.kernels.digests import tensor_digest
 from eutectic.statistics.folder import Folder
@@ -50,7 +51,8 @@ class Statistics:
     settings: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        return f"<Statistics {self.kind}: {len(self.tensors)} tensors over {self.samples} samples; see .tensors>"
+        counts = f"{several(len(self.tensors), 'tensor')} over {several(self.samples, 'sample')}"
+        return f"<Statistics {self.kind}: {counts}; see .tensors>"
 
     def save(self, out: str | os.PathLike[str], *, replace: bool = False) -> None:
         """Writes the folder that `eutectic collect` would. Raises `OutputError`, or `RecipeError` (W401) if it exists.

@@ -11,7 +11,7 @@ from typing import Literal
 from eutectic.alignment.families.blocks import ATTENTION, AXES_OF_ATTENTION, Attention
 from eutectic.checkpoint.source import Spec
 from eutectic.checkpoint.symmetry import Axis, Factor, Gauge, Group, Part, Role, Symmetries
-from eutectic.errors import Problem, did_you_mean
+from eutectic.errors import Problem, did_you_mean, several
 
 Scale = Literal["", "sign", "positive", "any"]
 _ROLES: dict[str, Role] = {"<": "in", "=": "order"}
@@ -161,7 +161,7 @@ class _Table:
         message = f"no tensor of {self.layout.family} is called this"
         if found:
             shape, axes = found[0].shape, found[0].axes
-            hint, message = "", f"has {len(shape)} dimensions, and in {self.layout.family} {len(axes)}"
+            hint, message = "", f"has {several(len(shape), 'dimension')}, and in {self.layout.family} {len(axes)}"
         self.problems.append(Problem("G162", message, name, hint))
 
     def measure(self, placed: list[_Placed]) -> None:

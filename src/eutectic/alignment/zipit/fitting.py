@@ -10,7 +10,7 @@ from eutectic.alignment.zipit.members import due, every, named
 from eutectic.alignment.zipit.tensors import places_of
 from eutectic.alignment.zipit.trunk import groups_of
 from eutectic.checkpoint.symmetry import Symmetries
-from eutectic.errors import Problem, RecipeError, listed
+from eutectic.errors import Problem, RecipeError, listed, several
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _other_units(first: Symmetries, table: Symmetries, zipped: set[str]) -> Iter
     for name in sorted(zipped):
         units = table.groups[name].size if name in table.groups else 0
         if units != first.groups[name].size:
-            yield f"has {units} units of {name!r}, and the first has {first.groups[name].size}"
+            yield f"has {several(units, 'unit')} of {name!r}, and the first has {first.groups[name].size}"
 
 
 def _otherwise(tables: Sequence[Symmetries], names: set[str]) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from eutectic.alignment.zipit.together import Together
 from eutectic.averaging.statistics import statistics_layers, update_layers
-from eutectic.errors import Problem, RecipeError, listed
+from eutectic.errors import Problem, RecipeError, listed, several
 from eutectic.lazy import LazyModule
 from eutectic.statistics.batches import Batch
 from eutectic.statistics.layers import still
@@ -99,7 +99,7 @@ class Zipped(nn.Module):
         return torch.cat([one if isinstance(one, torch.Tensor) else one.logits for one in outputs], -1)
 
     def __repr__(self) -> str:
-        common = f"{len(self.shared)} tensors of {len(self.groups)} groups in common"
+        common = f"{several(len(self.shared), 'tensor')} of {several(len(self.groups), 'group')} in common"
         return f"<Zipped: {len(self.members)} models with {common}; see .groups and .members>"
 
     @property
@@ -142,7 +142,7 @@ def reset_statistics(zipped: Zipped, loaders: Sequence[Iterable[Any]]) -> None:
     Raises `RecipeError`: G248 for another number of loaders, T704 without a batch.
     """
     if len(loaders) != len(zipped.members):
-        message = f"there are {len(loaders)} loaders for {len(zipped.members)} models"
+        message = f"{several(len(loaders), 'loader')} for {several(len(zipped.members), 'model')}"
         raise RecipeError(Problem("G248", message, "loaders", "give one for each model"))
     first = zipped.members[0]
     update_layers(_layers(first, zipped.shared)[0], chain.from_iterable(map(_joined, zip_longest(*loaders))), first)

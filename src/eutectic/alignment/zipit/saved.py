@@ -12,7 +12,7 @@ from eutectic.alignment.zipit.module import Zipped, ZippedGroup
 from eutectic.checkpoint import REAL, MemorySource, Source, Storage, open_source
 from eutectic.checkpoint.artefact import write_artefact
 from eutectic.checkpoint.safetensors import MalformedError, strict_json
-from eutectic.errors import CheckpointError, Problem, listed
+from eutectic.errors import CheckpointError, Problem, listed, several
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def load_zipped(path: str | os.PathLike[str], modules: Sequence[nn.Module]) -> Z
     with open_source(path) as source:
         about = _about(source)
         if about["models"] != len(modules):
-            message = f"holds {about['models']} models, and there are {len(modules)} modules"
+            message = f"holds {about['models']} models, and {several(len(modules), 'module', 'is', 'are')} given"
             raise CheckpointError(Problem("G247", message, source.label))
         _check(source, about, modules)
         groups = {name: ZippedGroup(**{**one, "folded": tuple(one["folded"])}) for name, one in about["groups"].items()}
