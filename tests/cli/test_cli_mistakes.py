@@ -34,7 +34,7 @@ MISTAKES: dict[str, tuple[int, list[str]]] = {
     f"merge r.yml out --shard-size {'9' * 400}": (2, ["M603 --shard-size", "less than 8 EiB"]),
     "merge r.yml out --memory 1MB": (
         1,
-        ["M601 --memory: the merge needs ", "MiB at least, the bound is 1000000 bytes", "--memory "],
+        ["M601 --memory: the merge needs ", "MiB at least, the bound is 1,000,000 bytes", "--memory "],
     ),
     "plan r.yml --memory lots": (2, ["M603 --memory: 'lots' is no size"]),
     "plan r.yml --memory 1MB": (1, ["M601 --memory: the merge needs "]),
@@ -139,14 +139,43 @@ def test_a_mistake_as_json(run: Run, traps: Path, command: str) -> None:
     code, _ = MISTAKES[command]
     result = run(*shlex.split(command), "--json")
     assert result.exit_code == code
+    assert result.stderr == ""
+    problems = json.loads(result.stdout)["problems"]
     if "--memory" in command:
-        assert json.loads(result.stdout)["problems"][0]["where"] == "--memory"
-    if result.stdout:
-        assert result.stderr == ""
-        for problem in json.loads(result.stdout)["problems"]:
-            assert problem.keys() == {"code", "where", "message", "hint", "file", "line", "column"}
-    else:
-        assert "Usage" in result.stderr
+        assert problems[0]["where"] == "--memory"
+    for problem in problems:
+        assert problem.keys() == {"code", "where", "message", "hint", "file", "line", "column"}
+
+
+@pytest.mark.parametrize(
+    ("command", "where", "message", "program"),
+    [
+        ("mrege r.yml", "", "no such command 'mrege'. Did you mean 'merge'?", "eutectic"),
+        ("merge r.yml", "OUT", "missing argument 'OUT'", "eutectic merge"),
+        (
+            "merge r.yml out --sed 3",
+            "--sed",
+            "no such option: --sed",
+            "eutectic merge",
+        ),
+        ("merge r.yml out more", "", "got unexpected extra argument", "eutectic merge"),
+        ("merge r.yml out --threads many", "--threads", "invalid value for '--threads'", "eutectic merge"),
+        ("collect grma", "", "no such command 'grma'. Did you mean 'gram'?", "eutectic collect"),
+        ("collect gram a", "OUT", "missing argument 'OUT'", "eutectic collect gram"),
+    ],
+)
+def test_a_wrong_command_line_as_json(run: Run, command: str, where: str, message: str, program: str) -> None:
+    result = run(*shlex.split(command), "--json")
+    assert result.exit_code == 2 and result.stderr == ""
+    (problem,) = json.loads(result.stdout)["problems"]
+    assert (problem["code"], problem["where"]) == ("X903", where)
+    assert problem["message"].startswith(message)
+    assert problem["hint"] == f"`{program} --help` says what it takes"
+
+
+def test_under_json_help_stays_text(run: Run) -> None:
+    result = run("merge", "--help", "--json")
+    assert result.exit_code == 0 and result.stdout.strip().startswith("Usage: ")
 
 
 def test_every_message_names_the_code_to_explain(run: Run) -> None:

@@ -24,10 +24,12 @@ from eutectic.cli.plan import plan
 from eutectic.cli.repair import repair
 from eutectic.cli.soup import soup
 from eutectic.cli.sweep import sweep
+from eutectic.cli.usage import Program
 from eutectic.cli.verify import verify
 
 app = typer.Typer(
     name="eutectic",
+    cls=Program,
     help="Merges the weights of trained neural networks.",
     no_args_is_help=True,
     add_completion=False,

@@ -12,6 +12,11 @@ from eutectic.methods import Method, PostProcessor
 CODES: dict[str, tuple[str, str]] = {
     "X901": ("no such method", "`eutectic methods` lists every method that is built in or installed."),
     "X902": ("no such code", "Every problem that is printed begins with its code, a letter and three digits."),
+    "X903": (
+        "a command line that cannot be read",
+        "An option or a command that does not exist, one that lacks its value, or an argument too many or too few. "
+        "`--help` after a command lists what it takes. On the terminal it is told without this code.",
+    ),
 }
 
 
