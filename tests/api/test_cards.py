@@ -27,10 +27,15 @@ FINE_TUNES = (
     "orchard/Silent-7B",
 )
 # What mergekit registers, and the keys of its recipes for whole models.
-METHODS = """linear slerp nuslerp multislerp karcher task_arithmetic ties dare_linear dare_ties breadcrumbs
-    breadcrumbs_ties della della_linear sce ram ramplus_tl model_stock nearswap arcee_fusion passthrough""".split()
-KEYS = """merge_method base_model models slices parameters dtype out_dtype name tokenizer_source tokenizer
-    chat_template""".split()
+METHODS = re.findall(
+    r"\w+",
+    """linear slerp nuslerp multislerp karcher task_arithmetic ties dare_linear dare_ties breadcrumbs breadcrumbs_ties
+    della della_linear sce ram ramplus_tl model_stock nearswap arcee_fusion passthrough""",
+)
+KEYS = re.findall(
+    r"\w+",
+    "merge_method base_model models slices parameters dtype out_dtype name tokenizer_source tokenizer chat_template",
+)
 
 
 def cards() -> dict[str, tuple[str, list[str]]]:
