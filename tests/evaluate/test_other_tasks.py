@@ -16,6 +16,7 @@ import eutectic
 from eutectic.errors import EutecticError
 from eutectic.evaluate import Call, Classification, Similarity, paired
 from eutectic.evaluate.classification import calibration_error
+from eutectic.evaluate.opening import opened
 from eutectic.evaluate.similarity import spearman
 
 transformers = pytest.importorskip("transformers")
@@ -294,6 +295,17 @@ def test_functions_in_two_folders(here: Path) -> None:
     before = list(sys.path)
     assert [eutectic.evaluate("a", f"f{number}/t.yml").value for number in (1, 2)] == [1.0, 2.0]
     assert sys.path == before
+
+
+def test_a_function_and_a_recipe_behind_a_link(here: Path) -> None:
+    """`..` after a link is the folder above the one that it leads to."""
+    (here / "far" / "deep").mkdir(parents=True)
+    (here / "link").symlink_to("far/deep")
+    (here / "far" / "mine.py").write_text("def f(source):\n    return 3.0\n")
+    assert eutectic.evaluate("a", Call("mine:f", folder="link/..")).value == 3.0
+    (here / "far" / "r.yml").write_text("merge_method: linear\nmodels: [a, b]\n")
+    with opened(["link/../r.yml"]) as (merge,):
+        assert merge.path == str(here / "link" / ".." / "r")
 
 
 def test_a_function_beside_a_dataclass(here: Path) -> None:

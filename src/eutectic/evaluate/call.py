@@ -19,6 +19,7 @@ from eutectic.evaluate import options
 from eutectic.evaluate.loading import Kind
 from eutectic.evaluate.model import Score, Settings, score_of
 from eutectic.evaluate.options import Checked, option
+from eutectic.paths import absolute
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Call(Checked):
         if not isinstance(self.function, str):
             return self.function
         module, _, name = self.function.partition(":")
-        folder = os.path.abspath(self.folder)
+        folder = absolute(self.folder)
         sys.path.insert(0, folder)
         try:
             thing: Any = _imported(module, os.path.join(folder, f"{module}.py"))

@@ -23,6 +23,7 @@ from eutectic.evaluate.content import digest_of_json
 from eutectic.evaluate.loading import needed, quiet
 from eutectic.evaluate.model import Score, Settings, score_of
 from eutectic.evaluate.options import Checked, option
+from eutectic.paths import absolute
 
 _READ = ("huggingface_hub.constants", "datasets.config")
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -100,7 +101,7 @@ class Harness(Checked):
         if own:
             folder = os.path.dirname(name) or os.curdir
             name = _name_in(name)
-        folder = folder and os.path.abspath(folder)
+        folder = folder and absolute(folder)
         # A folder of one's own is read anew: its files may have changed.
         manager = _index(folder, False) if own else _known_index(folder)
         if name not in manager.all_tasks:

@@ -11,6 +11,7 @@ from eutectic import methods
 from eutectic.checkpoint import Source, open_source
 from eutectic.errors import EutecticError, Problem, RecipeError
 from eutectic.evaluate.loading import LiveSource
+from eutectic.paths import absolute
 from eutectic.plan import make_plan
 from eutectic.recipe import Recipe, load, load_sweep
 from eutectic.run.merged import MergedSource
@@ -77,7 +78,7 @@ def _merges(recipe: Any) -> list[Source]:
     name = os.path.splitext(os.path.basename(os.fspath(recipe)))[0] if named else "merge"
     merged = MergedSource(planned, planned.recipe.name or name)
     if named and planned.recipe.name is None:
-        merged.path = os.path.splitext(os.path.abspath(recipe))[0]
+        merged.path = os.path.splitext(absolute(os.fspath(recipe)))[0]
     return [merged]
 
 

@@ -15,7 +15,7 @@ from eutectic.dtypes import is_float
 from eutectic.errors import CheckpointError, EutecticError, Problem, RecipeError, listed, several
 from eutectic.kernels.digests import BLOCK, block_digest, digest_of
 from eutectic.lazy import LazyModule
-from eutectic.paths import folder_name
+from eutectic.paths import absolute, folder_name
 from eutectic.plan import Plan, make_plan
 from eutectic.report.manifest import encoded
 from eutectic.run.merged import MergedSource
@@ -101,7 +101,7 @@ def verify(
     if not intact:
         _differs(result, MANIFEST, "was changed after the merge")
     try:
-        source = open_folder(folder, os.path.basename(os.path.abspath(folder)), storage)
+        source = open_folder(folder, os.path.basename(absolute(folder)), storage)
     except CheckpointError as error:
         result.problems += [Problem("V702", p.message, p.where, p.hint, p.file) for p in error.problems]
         return result
