@@ -201,7 +201,7 @@ def learn(
     takes two), and a weight that reaches a bound can come back. The entropy of next-token distributions and
     cross-entropy are extensions.
 
-    Raises `RecipeError` (S804, S810 to S812, W403), `ResourceError` (M601), `OutputError` (S809, W402, W405),
+    Raises `RecipeError` (S804, S810 to S812, W401, W403), `ResourceError` (M601), `OutputError` (S809, W402, W405),
     `NumericError` (E908) and what `plan` and `evaluate` raise; all but E908 before a weight is read.
     """
     chosen = search.LearnOptions(by, objective, steps, lr, init, clamp, held_out, patience)

@@ -131,6 +131,16 @@ def test_steps_of_another_search_are_finished_or_thrown_away(
     assert "5 steps are from the interrupted run" in told.stdout
 
 
+@pytest.mark.parametrize("content", [b"mine\n", b'{"request": 1}\n', b"\0" * 9])
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_file_that_no_search_wrote_stays(content: bytes, replace: bool, here: Path) -> None:
+    own = here / "out.learn.partial"
+    own.write_bytes(content)
+    with pytest.raises(EutecticError, match=r"^W401 .*where steps are kept, holds what no search wrote"):
+        eutectic.learn("ta.yml", "out.yml", replace=replace, **ASKED)
+    assert own.read_bytes() == content and not (here / "out.yml").exists()
+
+
 def test_a_model_that_changed_begins_anew(here: Path) -> None:
     stopped_after(4)
     tiny_llama(here / "a", base=here / "base", seed=2, layers=1)

@@ -15,6 +15,11 @@ class Journal:
     """Append-only lines of JSON, each with its CRC; a torn tail is cut off when the journal is opened.
 
     The first line says what the work is for; a journal for other work is not used.
+
+    Attributes:
+        header: the first line; None if there is none.
+        records: those after it.
+        foreign: there is something, and no line of a journal at its beginning.
     """
 
     def __init__(self, path: str, storage: Storage) -> None:
@@ -24,6 +29,7 @@ class Journal:
         lines = self._read(path)
         self.header: dict[str, Any] | None = lines[0] if lines else None
         self.records: list[dict[str, Any]] = lines[1:]
+        self.foreign = self.header is None and storage.stat(self._fd).st_size > 0
 
     def _read(self, path: str) -> list[dict[str, Any]]:
         lines = []

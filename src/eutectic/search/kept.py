@@ -44,7 +44,8 @@ class KeptSteps:
         Args:
             request: plain data of what is asked for, without the data's content.
 
-        Raises `OutputError` (W402: another run is at it; W405), `RecipeError` (W403) for steps of another search.
+        Raises `OutputError` (W402: another run is at it; W405), `RecipeError` (W403) for steps of another search, or
+        W401 for a file that holds none, even where it may be replaced.
         """
         if self._path is None:
             return
@@ -57,8 +58,18 @@ class KeptSteps:
             raise OutputError(Problem("W402", message, self._path, "wait for it, or choose another name")) from None
         except OSError as error:
             raise OutputError(self._problem(error)) from error
+        self._refuse_strangers()
         self._empty = not self._journal.records
         self._refuse("request", self._request)
+
+    def _refuse_strangers(self) -> None:
+        """Every search writes its request first: a file that begins otherwise is somebody's own."""
+        assert self._journal is not None and self._path is not None
+        there = self._journal.header
+        if self._journal.foreign or (there is not None and "request" not in there):
+            message = f"{self._path}, where steps are kept, holds what no search wrote"
+            hint = "choose another name, or move this file away yourself"
+            raise RecipeError(Problem("W401", message, self._path, hint))
 
     def take(self, data: Any, stamps: Any) -> None:
         """Takes up what is there, once it is opened.
