@@ -182,7 +182,8 @@ def learn(
 
     Args:
         source: the recipe, as for `plan`.
-        out: the recipe to write, a .yml file; None: only return it.
+        out: the recipe to write, a .yml file; None: only return it. Where it is there and is what this very search
+            writes, nothing is learned.
         data: one or several, a batch of each a step: the path of a text or .jsonl file, a perplexity task as for
             `evaluate`, or `Classification` with a loader (labels may be None for entropy).
         by, objective, steps, lr, init, clamp, held_out, patience: as in `eutectic.search.LearnOptions`.
@@ -209,15 +210,17 @@ def learn(
     given: dict[str, Any] = {"settings": settings, "memory": memory, "log": log, "on_step": on_step}
     if out is None:
         return search.learn_coefficients(loaded, _open, data, chosen, **given)
-    search.refuse_file(out, loaded, replace=replace)
+    stands = search.refuse_file(out, loaded, replace=replace)
     given["log"] = _log_beside(out, log)
+    finished = search.Finished(out, given["log"]) if stands else None
+    given["earlier"] = finished.steps if finished else None
     with search.KeptSteps(f"{os.path.splitext(os.fspath(out))[0]}.learn.partial", replace=replace) as kept:
-        return _learned_into(out, search.learn_coefficients(loaded, _open, data, chosen, kept=kept, **given), kept)
-
-
-def _learned_into(out: str | os.PathLike[str], found: search.Learned, kept: search.KeptSteps) -> search.Learned:
-    search.write_recipe(found, out)
-    kept.forget()
+        found = search.learn_coefficients(loaded, _open, data, chosen, kept=kept, **given)
+        if finished:
+            finished.check(found)
+        else:
+            search.write_recipe(found, out)
+        kept.forget()
     return found
 
 

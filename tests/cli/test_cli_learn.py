@@ -131,6 +131,53 @@ def test_steps_of_another_search_are_finished_or_thrown_away(
     assert "5 steps are from the interrupted run" in told.stdout
 
 
+AGAIN = ["learn", "ta.yml", "out.yml", "--data", "dev.yml", "--objective", "cross-entropy", "--steps", "3"]
+
+
+def test_a_finished_search_is_not_made_again(run: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = json.loads(run(*AGAIN, "--json").stdout)
+    computed = counted(monkeypatch)
+    monkeypatch.setattr(coefficients, "mean_loss", None)
+    before = {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in here.iterdir()}
+    again = run(*AGAIN)
+    assert (again.exit_code, again.stdout) == (0, "nothing to do: out.yml has these weights already\n")
+    assert json.loads(run(*AGAIN, "--json").stdout) == first | {"already_complete": True}
+    assert {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in here.iterdir()} == before
+    assert run(*AGAIN, "--html", "learn.html", "--quiet").exit_code == 0 and (here / "learn.html").exists()
+    assert not computed
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("steps", "another search wrote it"),
+        ("data", "another search wrote it, or models or data are others since"),
+        ("model", "another search wrote it, or models or data are others since"),
+        ("log", "out.learn.jsonl does not have its steps"),
+        ("torn log", "out.learn.jsonl does not have its steps"),
+        ("recipe", "it was changed since it was written"),
+    ],
+)
+def test_what_another_search_left_is_refused(run: Run, here: Path, change: str, why: str) -> None:
+    assert run(*AGAIN, "--quiet").exit_code == 0
+    log, out, data = here / "out.learn.jsonl", here / "out.yml", here / "dev.jsonl"
+    if change == "data":
+        data.write_text(data.read_text().replace("w5", "w6"))
+    elif change == "model":
+        tiny_llama(here / "a", base=here / "base", seed=2, layers=1)
+    elif change == "log":
+        log.unlink()
+    elif change == "torn log":
+        log.write_text(log.read_text()[:-30])
+    elif change == "recipe":
+        out.write_text(out.read_text() + "name: mine\n")
+    left = out.read_bytes()
+    refused = run(*AGAIN, *(["--lr", "0.1"] if change == "steps" else []))
+    assert refused.exit_code == 2 and f"error W401 out.yml: exists, and {why}" in refused.stderr
+    assert "`--replace`" in refused.stderr
+    assert out.read_bytes() == left and not (here / "out.learn.partial").exists()
+
+
 @pytest.mark.parametrize("content", [b"mine\n", b'{"request": 1}\n', b"\0" * 9])
 @pytest.mark.parametrize("replace", [False, True])
 def test_a_file_that_no_search_wrote_stays(content: bytes, replace: bool, here: Path) -> None:

@@ -143,6 +143,9 @@ def _show(done: Learned, out: str) -> None:
     from eutectic.report import search_html as words
 
     console = screen.out()
+    if done.already_complete:
+        console.print(f"[green]nothing to do[/]: {screen.text(out)} has these weights already", soft_wrap=True)
+        return
     console.print(scoring.table(words.LOOK_HEAD, words.look_rows(done)))
     console.print()
     console.print(scoring.table(words.weights_head(done), words.weights_rows(done)))

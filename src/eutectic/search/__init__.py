@@ -15,5 +15,6 @@ from eutectic.search.soup import Choice as Choice
 from eutectic.search.soup import SoupOptions as SoupOptions
 from eutectic.search.soup import Step as Step
 from eutectic.search.tune import Tuning as Tuning
+from eutectic.search.written import Finished as Finished
 from eutectic.search.written import refuse_file as refuse_file
 from eutectic.search.written import write_recipe as write_recipe

@@ -109,6 +109,10 @@ class LearnStep:
         return {"step": self.number, "loss": self.loss, "held_out": self.held_out, "weights": weights}
 
 
+# Digest of a search -> the steps that it took, if it is the one that is finished.
+Earlier = Callable[[str], Sequence[LearnStep]]
+
+
 @dataclass(frozen=True)
 class Learned:
     """Learned weights and how they came about.
@@ -123,6 +127,8 @@ class Learned:
         chosen: the number of the step whose weights these are.
         notes: what the user should know.
         resumed: how many steps a run that was stopped had taken.
+        search: digest of the search, as the recipe's file says it; empty where models in memory make that unknown.
+        already_complete: the recipe's file was there and is exactly what this search writes; nothing was learned.
     """
 
     options: LearnOptions
@@ -134,6 +140,8 @@ class Learned:
     chosen: int
     notes: tuple[str, ...] = ()
     resumed: int = 0
+    search: str = ""
+    already_complete: bool = False
 
     def __repr__(self) -> str:
         weights = f"weights of {several(len(self.models), 'model')} in {several(len(self.weights), 'part')}"
@@ -157,6 +165,7 @@ class Learned:
             "steps": [step.as_json() for step in self.steps],
             "notes": list(self.notes),
             "resumed": self.resumed,
+            "already_complete": self.already_complete,
         }
 
 
@@ -196,6 +205,7 @@ def learn_weights(
     run: Settings,
     on_step: Callable[[LearnStep], None] | None = None,
     kept: KeptSteps | None = None,
+    earlier: Earlier | None = None,
 ) -> Learned:
     """Adam on a recipe's weights.
 
@@ -208,6 +218,7 @@ def learn_weights(
         run: how to load and run the merges.
         on_step: called after each step, and with the beginning.
         kept: where steps are kept as they are taken, and those of a run that was stopped are found; opened.
+        earlier: the steps of the same search if it is finished already, by its digest; raises for another.
 
     Yang and others, AdaMerging (arXiv:2310.02575), and its code. Differs from the paper: the step is chosen by
     data that are held out, and not the last; a batch of each data set goes into a step, where the code takes two;
@@ -221,11 +232,22 @@ def learn_weights(
     kept = kept or KeptSteps()
     if kept.opened:
         kept.take([one.digest() for one in data], [source.stamp() for source in sources_in(plan)])
+    if earlier is not None:
+        steps += earlier(kept.search)
+        return _learned(plan, data, options, steps, search=kept.search, already_complete=True)
     climb = _Descent(plan, parts, data, kind, options, run, values, kept)
     for step in climb:
         steps.append(step)
         if on_step:
             on_step(step)
+    more: dict[str, Any] = {"notes": climb.notes, "resumed": len(kept.found), "search": kept.search}
+    return _learned(plan, data, options, steps, **more)
+
+
+def _learned(
+    plan: Plan, data: Sequence[TrainingData], options: LearnOptions, steps: Sequence[LearnStep], **more: Any
+) -> Learned:
+    """What comes of all steps: the weights of the best, or of the last where nothing is held out."""
     looks = [step for step in steps if step.weights is not None]
     chosen = min(looks, key=lambda step: step.held_out) if options.held_out else looks[-1]  # type: ignore[arg-type, return-value]
     assert chosen.weights is not None
@@ -238,8 +260,7 @@ def learn_weights(
         with_weights(plan.recipe, chosen.weights),
         tuple(steps),
         chosen.number,
-        climb.notes,
-        len(kept.found),
+        **more,
     )
 
 

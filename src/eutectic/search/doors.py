@@ -20,7 +20,7 @@ from eutectic.plan.inputs import Opener
 from eutectic.recipe import Recipe, Variant
 from eutectic.run.merged import MergedSource
 from eutectic.run.refusals import check_device
-from eutectic.search.coefficients import Learned, LearnOptions, LearnStep, learn_weights, refuse_recipe
+from eutectic.search.coefficients import Earlier, Learned, LearnOptions, LearnStep, learn_weights, refuse_recipe
 from eutectic.search.gradients import refuse_memory
 from eutectic.search.ingredients import Pot, parts_of
 from eutectic.search.keep import constraints_of
@@ -145,6 +145,7 @@ def learn_coefficients(
     log: str | os.PathLike[str] | None = None,
     on_step: Callable[[LearnStep], None] | None = None,
     kept: KeptSteps | None = None,
+    earlier: Earlier | None = None,
 ) -> Learned:
     """Learns the weights of a recipe.
 
@@ -158,6 +159,7 @@ def learn_coefficients(
         log: a file for every step, one JSON object a line.
         on_step: called with each step.
         kept: steps of a run that was stopped, and where they are kept.
+        earlier: as for `learn_weights`.
 
     Raises `EutecticError`; what can be known before a weight is read, before one is.
     """
@@ -180,6 +182,9 @@ def learn_coefficients(
         if kept is not None and (loads := run.loader.identity(merge)) is not None:
             asked = [asdict(options), run.device.partition(":")[0], run.batch, run.limit, run.seed, kind, loads]
             kept.open([plan.fingerprint, asked])
+        elif earlier is not None:
+            # Of models in memory nothing says that they are still the same.
+            earlier("")
         measure = MEASURES[options.objective]
         read = [training_data(task, measure, options.held_out, run, merge) for task in tasks]
         with Log(log) as written:
@@ -189,7 +194,7 @@ def learn_coefficients(
                 if on_step is not None:
                     on_step(step)
 
-            return learn_weights(plan, parts, read, kind, options, run, told, kept)
+            return learn_weights(plan, parts, read, kind, options, run, told, kept, earlier)
     finally:
         run.loader.forget()
         plan.close()

@@ -17,6 +17,7 @@ class KeptSteps:
 
     Attributes:
         found: the steps of a run that was stopped, in order.
+        search: digest of all that decides the steps, with the models' files as they are; empty where none are kept.
     """
 
     def __init__(self, path: str | None = None, *, replace: bool = False) -> None:
@@ -31,6 +32,7 @@ class KeptSteps:
         self._lock: int | None = None
         self._request = ""
         self.found: list[dict[str, Any]] = []
+        self.search = ""
         self._empty = False  # nothing in the file is worth keeping
 
     @property
@@ -84,6 +86,7 @@ class KeptSteps:
         fingerprint = digest_of_json([self._request, data])
         self._refuse("fingerprint", fingerprint)
         header = {"request": self._request, "fingerprint": fingerprint, "inputs": stamps}
+        self.search = digest_of_json(header)
         try:
             if self._journal.header != header:
                 self._journal.restart(header)
