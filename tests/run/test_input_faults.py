@@ -147,7 +147,7 @@ def test_an_output_older_than_its_models_is_not_taken_for_complete(job):
     recipe, home, _ = job
     assert merge(recipe, home / "expected").already_complete
     rewrite(weights_of(recipe))
-    later = (home / "expected" / "eutectic.json").stat().st_mtime_ns + 1
+    later = (home / "expected" / "eutectic.json").stat().st_mtime_ns + 10**9
     os.utime(weights_of(recipe), ns=(later, later))
     with pytest.raises(EutecticError, match=r"W401 .* may have changed since"):
         merge(recipe, home / "expected")
