@@ -312,6 +312,24 @@ def test_tokenizer_source(home: Path, tmp_path: Path) -> None:
         assert json.loads((out / "config.json").read_text()) == {"from": "x"}
 
 
+def test_union_stays_a_word_where_a_folder_has_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "union"):
+        tiny_llama(tmp_path / "sub" / name, seed=len(name), layers=1, hidden=16, intermediate=16)
+    (tmp_path / "sub" / "inner.yml").write_text("merge_method: linear\nmodels: [a]\ntokenizer_source: union\n")
+    plan = eutectic.plan({"merge_method": "linear", "models": ["sub/inner.yml", "sub/union"]})
+    nested = next(item.plan for item in plan.inputs if item.plan is not None)
+    assert nested.tokenizer is None and any("union is the tokenizer of a" in note for note in nested.notes)
+    plan.close()
+    (tmp_path / "elsewhere").mkdir()
+    eutectic.merge({"merge_method": "linear", "models": ["sub/a"], "tokenizer_source": "union"}, "out")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    tiny_llama("union", layers=1)
+    tiny_llama(tmp_path / "union", layers=1)
+    with eutectic.plan("../out") as again:
+        assert again.recipe.tokenizer_source == "union"
+
+
 def test_base_stays_a_word_in_a_recipe_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("start", "a", "base"):

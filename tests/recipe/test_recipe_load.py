@@ -250,7 +250,7 @@ def test_every_key() -> None:
     recipe = read(
         "merge_method: ties\nbase_model: org/base\nmodels: [org/a@main, org/b]\ndtype: float32\nout_dtype: bfloat16\n"
         "name: mine\nseed: 7\nmissing: copy\nbuffers_from: org/b\ntokenizer_source: base\nparameters: {scope: model}\n"
-        "tokenizer:\nchat_template: null\n"
+        "tokenizer:\nchat_template: auto\n"
     )
     assert recipe.to_dict() == {
         "name": "mine",
@@ -263,8 +263,31 @@ def test_every_key() -> None:
         "seed": 7,
         "buffers_from": "org/b",
         "tokenizer_source": "base",
+        "chat_template": "auto",
         "missing": "copy",
     }
+
+
+def test_keys_that_ask_for_nothing() -> None:
+    plain = read("merge_method: linear\nmodels: [org/a]\n")
+    nothing = "tokenizer_source:\ntokenizer:\nchat_template:\nmodules:\nbuffers_from:\n"
+    assert read("merge_method: linear\nmodels: [org/a]\n" + nothing) == plain
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "tokenizer_source: org/a@v1",
+        "tokenizer_source: model:org/a@v1",
+        "tokenizer_source: {model: {path: org/a, revision: v1}}",
+        "tokenizer: {source: org/a@v1}",
+        "tokenizer: {source: {model: {path: org/a, revision: v1}}, tokens: {}, pad_to_multiple_of: null}",
+        "tokenizer: {source: {path: org/a, revision: v1}, tokens: null}",
+    ],
+)
+def test_the_forms_of_a_tokenizer(written: str) -> None:
+    recipe = read(f"merge_method: linear\nmodels: [org/a@v1, org/b]\n{written}\n")
+    assert recipe.to_dict()["tokenizer_source"] == "org/a@v1" and "tokenizer" not in recipe.to_dict()
 
 
 def test_the_long_form_of_a_model() -> None:
