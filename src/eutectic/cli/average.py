@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from eutectic.cli import options, screen, values
+from eutectic.cli import options, screen
 from eutectic.cli.merge import Told, as_json, show
 
 
@@ -47,13 +47,7 @@ def average(
     with screen.refusals(json, screen.RESUMES):
         from eutectic import api
 
-        chosen = api.Options(
-            threads=threads,
-            memory=values.size(memory, "--memory"),
-            device=device,
-            shard_bytes=values.size(shard_size, "--shard-size"),
-            replace=replace,
-        )
+        chosen = options.writing(threads, memory, shard_size, replace, device)
         with ExitStack() as bars:
             told = Told(bars, hidden=quiet or json)
             done = api.average(

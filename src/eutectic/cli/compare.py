@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,7 +93,7 @@ def _tables(found: Comparison) -> list[Table]:
             )
             for k, label in enumerate(found.models)
         ]
-        tables.append(_table(("model", "change", "effective rank", "lost in bf16", "untouched tensors"), rows))
+        tables.append(screen.table(("model", "change", "effective rank", "lost in bf16", "untouched tensors"), rows))
     pairs = []
     for a, b in found.pairs():
         numbers = [_shown(sums.relative_distance(a + first, b + first), "{:.3g}".format)]
@@ -105,18 +105,7 @@ def _tables(found: Comparison) -> list[Table]:
             ]
         pairs.append((f"{found.models[a]}, {found.models[b]}", *numbers))
     head = ("pair", "distance", "cosine", "opposed", "by size", "overlap", "by chance")
-    return [*tables, _table(head if first else head[:2], pairs)] if pairs else tables
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for column in head:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(screen.text, row))
-    return table
+    return [*tables, screen.table(head if first else head[:2], pairs)] if pairs else tables
 
 
 def _shown(value: float | None, form: Callable[[float], str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,7 +105,7 @@ def _show(found: Connection) -> None:
             ends = f"{found.models[i]} with one layer of {found.models[j]}"
             console.print(f"\n[bold]{screen.text(ends)}[/]", soft_wrap=True)
             rows = [(layer.name, *_height(layer.rise)) for layer in layers]
-            console.print(_table(("layer", "rise", "95 % interval", "at t"), rows))
+            console.print(screen.table(("layer", "rise", "95 % interval", "at t"), rows))
         if (plane := found.planes.get(task)) is not None:
             low = min(value for row in plane.values for value in row)
             console.print(f"on the plane the {plane.quantity} is {low:.4g} at its lowest; --html draws it")
@@ -126,21 +126,10 @@ def _barriers(found: Connection, task: str) -> Table:
         t, lowest = one.curve.lowest
         others = (f"{one.curve.height('frankle').value:z.4g}", f"{one.curve.height('freeman').value:z.4g}")
         rows.append((" → ".join(one.ends), *_height(one.height), *others, f"{lowest:.4g}", f"{t:.3g}"))
-    return _table(head, rows)
+    return screen.table(head, rows)
 
 
 def _height(height: Height) -> tuple[str, str, str]:
     bounds = "-" if height.interval is None else f"{height.interval[0]:z.4g} to {height.interval[1]:z.4g}"
     # Nothing is higher than the ends: that is so at either of them.
     return f"{height.value:z.4g}", bounds, f"{height.t:.3g}" if height.value else "-"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for column in head:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(screen.text, row))
-    return table

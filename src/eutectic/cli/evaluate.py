@@ -101,14 +101,9 @@ def _show(found: Evaluation) -> None:
 
 
 def _table(found: Evaluation, name: str) -> Table:
-    from rich.table import Table
-
     scores, best, gaps = found.scores[name], found.best(name), found.to_best(name)
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for column in ("model", "score", "95 % interval", "items", "less the best", "95 % interval", ""):
-        table.add_column(column, overflow="fold")
-    if len(scores) == 1:
-        table.columns = table.columns[:4]
+    head = ("model", "score", "95 % interval", "items", "less the best", "95 % interval", "")
+    table = screen.table(head if len(scores) > 1 else head[:4])
     for label, score in scores.items():
         own = label == best and len(scores) > 1
         measured = (screen.text(label), _number(score.value), _interval(score), str(len(score.items)))

@@ -57,14 +57,9 @@ def _show(source: Source) -> None:
 
 
 def _show_tensors(source: Source) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for column in ("tensor", "dtype", "shape", "bytes"):
-        table.add_column(column, overflow="fold")
-    for name, spec in source.specs.items():
-        table.add_row(screen.text(name), spec.dtype, str(list(spec.shape)), values.shown(spec.nbytes))
-    screen.out().print(table)
+    specs = source.specs.items()
+    rows = ((name, spec.dtype, str(list(spec.shape)), values.shown(spec.nbytes)) for name, spec in specs)
+    screen.out().print(screen.table(("tensor", "dtype", "shape", "bytes"), rows))
 
 
 def _as_json(source: Source) -> dict[str, Any]:

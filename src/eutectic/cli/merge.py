@@ -47,14 +47,7 @@ def merge(
     with screen.refusals(json, screen.RESUMES):
         from eutectic import api
 
-        chosen = api.Options(
-            threads=threads,
-            memory=values.size(memory, "--memory"),
-            device=device,
-            shard_bytes=values.size(shard_size, "--shard-size"),
-            replace=replace,
-            nonfinite=nonfinite.value,
-        )
+        chosen = options.writing(threads, memory, shard_size, replace, device, nonfinite.value)
         with ExitStack() as bars:
             told = Told(bars, hidden=quiet or json)
             common: dict[str, Any] = {"overrides": set_ or [], "seed": seed, "dtype": dtype, "options": chosen}

@@ -181,11 +181,7 @@ def _and(words: Sequence[str]) -> str:
 
 def show_tensors(planned: Plan) -> None:
     """One row a tensor."""
-    from rich.table import Table
-
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for column in ("tensor", "dtype", "shape", "fate", "parameters or reason"):
-        table.add_column(column, overflow="fold")
+    table = screen.table(("tensor", "dtype", "shape", "fate", "parameters or reason"))
 
     def add(name: str, spec: Spec | None, fate: str, why: str) -> None:
         about = (spec.dtype, str(list(spec.shape))) if spec else ("", "")

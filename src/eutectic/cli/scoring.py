@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eutectic.cli import screen, values
+from eutectic.cli import screen
 from eutectic.cli.merge import Told
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from eutectic.api import Options, Watch
+    from eutectic.api import Watch
     from eutectic.evaluate import Settings
     from eutectic.plan import Plan
     from eutectic.run.budget import Budget
@@ -50,18 +50,6 @@ def stopped(no_cache: bool) -> str:
     return f"stopped; {kept}"
 
 
-def writing(threads: int | None, memory: str, shard_size: str, replace: bool) -> Options:
-    """How to write the chosen merge, as the options say."""
-    from eutectic import api
-
-    return api.Options(
-        threads=threads,
-        memory=values.size(memory, "--memory"),
-        shard_bytes=values.size(shard_size, "--shard-size"),
-        replace=replace,
-    )
-
-
 @contextmanager
 def watched(*, hidden: bool) -> Iterator[Watch]:
     """Says on a terminal which score is being measured, and then shows the merge that is written."""
@@ -88,12 +76,8 @@ def watched(*, hidden: bool) -> Iterator[Watch]:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table; columns without any content are left out."""
-    from rich.table import Table
-
-    made = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     used = [i for i in range(len(head)) if any(row[i] for row in rows)]
-    for i in used:
-        made.add_column(head[i], overflow="fold")
+    made = screen.table([head[i] for i in used])
     for row in rows:
         made.add_row(*(screen.text(row[i]) for i in used), style="bold" if row[-1] == "chosen" else None)
     return made

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.markup import escape
 
 from eutectic.cli import interrupts
 from eutectic.errors import EutecticError, Problem
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # Told after Ctrl-C where the work goes on.
 RESUMES = "stopped; the same command resumes"
@@ -65,6 +68,18 @@ def text(written: str) -> str:
     """Foreign text for a console: no control characters and no markup, as names may have been made by anybody."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in written)
     return escape(shown)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> Table:
+    """A table with these words over its columns, and foreign text in its rows."""
+    from rich.table import Table
+
+    made = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for column in head:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*map(text, row))
+    return made
 
 
 @contextmanager

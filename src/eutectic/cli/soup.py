@@ -95,7 +95,7 @@ def soup(
                 cache=scoring.kept(cache, no_cache),
                 log=log,
                 dtype=dtype,
-                options=scoring.writing(threads, memory, shard_size, replace),
+                options=options.writing(threads, memory, shard_size, replace),
                 watch=watch,
                 **chosen_by,  # type: ignore[arg-type]
                 **learned,  # type: ignore[arg-type]

@@ -71,7 +71,7 @@ def sweep(
                 overrides=set_ or [],
                 settings=scoring.settings(device, batch, limit, seed),
                 cache=scoring.kept(cache, no_cache),
-                options=scoring.writing(threads, memory, shard_size, replace),
+                options=options.writing(threads, memory, shard_size, replace),
                 watch=watch,
             )
         if html is not None:
