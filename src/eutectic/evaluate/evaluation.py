@@ -34,9 +34,7 @@ class Evaluation:
     def best(self, task: str) -> str:
         """The model with the best score in a task; of equal ones the first."""
         scores = self.scores[task]
-        first = next(iter(scores.values()))
-        sign = 1 if first.higher_is_better else -1
-        return max(scores, key=lambda model: sign * scores[model].value)
+        return max(scores, key=lambda model: scores[model].merit)
 
     def to_best(self, task: str) -> dict[str, Difference | None]:
         """Each model's score less the best's, item by item; None for the best, and where they cannot be paired."""

@@ -130,9 +130,10 @@ class Score:
     replicates: Floats = field(default_factory=lambda: np.empty(0))
     basis: str = ""
 
-    def better_than(self, value: float) -> bool:
-        """Whether the score, as a number, is better than `value`: for a search, which has no use for intervals."""
-        return self.value > value if self.higher_is_better else self.value < value
+    @property
+    def merit(self) -> float:
+        """The value, or its negative where lower is better: for a search, which has no use for intervals."""
+        return self.value if self.higher_is_better else -self.value
 
     def as_json(self, *, items: bool = False) -> dict[str, Any]:
         """The score as plain data; with `items` all of it, for `from_json`."""

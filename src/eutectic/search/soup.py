@@ -330,9 +330,8 @@ class _Tasting:
 
     def merit(self, score: Score) -> tuple[float, float]:
         """The larger, the better: the score, and of equal ones the smaller loss."""
-        value = score.value if score.higher_is_better else -score.value
         loss = self._loss(score)
-        return value, 0.0 if loss is None else -loss
+        return score.merit, 0.0 if loss is None else -loss
 
     def _loss(self, score: Score) -> float | None:
         name = self._options.tie_break

@@ -122,10 +122,6 @@ def tune(
         for label, scores in found.items()
     }
     kept = [label for label in found if not failed[label]]
-    best = max(kept, key=lambda label: _merit(found[label][names[0]]), default=None)
+    best = max(kept, key=lambda label: found[label][names[0]].merit, default=None)
     choices = {one.label: dict(one.choices) for one in candidates}
     return Tuning(tuple(names), choices, found, of_base, tuple(one.text for one in constraints), failed, best)
-
-
-def _merit(score: Score) -> float:
-    return score.value if score.higher_is_better else -score.value
