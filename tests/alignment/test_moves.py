@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eutectic.alignment.moves import compose, essential, identity_moves, inverse, random_moves
+from eutectic.alignment.moves import compose, essential, inverse, random_moves
 from eutectic.checkpoint.symmetry import Factor, Gauge, Group, Moves, Part, Symmetries, axis, fixed
 
 KV, Q, STREAM, UNITS = Factor(2, "kv"), Factor(6, "q"), Factor(5, "stream", "basis"), Factor(7, "units")
@@ -110,8 +110,13 @@ def test_an_inverse_of_orders_is_exact_and_essentially_nothing(seed: int) -> Non
 
 
 def test_the_identity_moves_nothing() -> None:
-    assert essential(identity_moves(TABLE)) == Moves()
-    assert all(torch.equal(tensor, tensors()[name]) for name, tensor in after(identity_moves(TABLE)).items())
+    some = random_moves(TABLE, 0)
+    orders = {name: torch.arange(len(order)) for name, order in some.orders.items()}
+    scales = {name: torch.ones_like(scale) for name, scale in some.scales.items()}
+    matrices = {name: torch.eye(one.shape[-1]).to(one).expand_as(one) for name, one in some.matrices.items()}
+    identity = Moves(orders, scales, matrices)
+    assert orders and scales and matrices and essential(identity) == Moves()
+    assert all(torch.equal(tensor, tensors()[name]) for name, tensor in after(identity).items())
 
 
 @given(seeds)

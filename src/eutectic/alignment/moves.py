@@ -1,4 +1,4 @@
-"""Elements of a symmetry group: random ones, the identity, inverses and products."""
+"""Elements of a symmetry group: random ones, inverses and products."""
 
 from __future__ import annotations
 
@@ -14,16 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 else:
     torch = LazyModule("torch")
-
-
-def identity_moves(symmetries: Symmetries) -> Moves:
-    """The element that moves nothing, all of it written out, for what starts there; `Moves()` is the same in short."""
-    groups, gauges = symmetries.groups.items(), symmetries.gauges.items()
-    return Moves(
-        {name: torch.arange(one.size) for name, one in groups},
-        {name: torch.ones(one.size, dtype=torch.float64) for name, one in groups if one.scale},
-        {name: _eye(symmetries, one) for name, one in gauges},
-    )
 
 
 def random_moves(symmetries: Symmetries, seed: int) -> Moves:
