@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -102,18 +102,14 @@ def _state(tensor: Tensor) -> tuple[int, int]:
 @contextmanager
 def watched(module: nn.Module, paths: Iterable[str], note: Callable[[str, Any, Any], None]) -> Iterator[None]:
     """Calls `note` with path, input and output of each of these parts after it computed."""
-    handles = []
-    for path in paths:
+    with ExitStack() as hooks:
+        for path in paths:
 
-        def after(_: Any, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
-            note(path, first_input(args, kwargs), output)
+            def after(_: Any, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
+                note(path, first_input(args, kwargs), output)
 
-        handles.append(module.get_submodule(path).register_forward_hook(after, with_kwargs=True))
-    try:
+            hooks.callback(module.get_submodule(path).register_forward_hook(after, with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class Watch:

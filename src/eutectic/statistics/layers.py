@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,18 +107,14 @@ def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 @contextmanager
 def hooked(layers: Collection[Layer], hook: Callable[[Layer, Tensor], None]) -> Iterator[None]:
     """Calls `hook` with each layer and its input, before it computes."""
-    handles = []
-    for layer in layers:
+    with ExitStack() as hooks:
+        for layer in layers:
 
-        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], layer: Layer = layer) -> None:
-            hook(layer, first_input(args, kwargs))
+            def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], layer: Layer = layer) -> None:
+                hook(layer, first_input(args, kwargs))
 
-        handles.append(layer.module.register_forward_pre_hook(before, with_kwargs=True))
-    try:
+            hooks.callback(layer.module.register_forward_pre_hook(before, with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
