@@ -22,6 +22,7 @@ from eutectic.merging import Options as Options
 from eutectic.merging import beside as beside
 from eutectic.merging import budget_for as budget_for
 from eutectic.plan import Plan, make_plan
+from eutectic.plan.inputs import opening_once
 from eutectic.recipe import Recipe
 from eutectic.report.again import recipe_in
 from eutectic.report.verify import read_manifest
@@ -321,7 +322,7 @@ def plan_sweep(
 
 
 def _plans(variants: Sequence[recipe.Variant], storage: Storage) -> dict[str, Plan]:
-    opener = _shared(lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage))
+    opener = opening_once(lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage))
     plans: dict[str, Plan] = {}
     problems: dict[Problem, None] = {}
     for variant in variants:
@@ -334,19 +335,6 @@ def _plans(variants: Sequence[recipe.Variant], storage: Storage) -> dict[str, Pl
             planned.close()
         raise RecipeError(list(problems))
     return plans
-
-
-def _shared(opener: Callable[[Any, str | None], Source]) -> Callable[[Any, str | None], Source]:
-    """An opener that opens each model once."""
-    opened: dict[Any, Source] = {}
-
-    def shared(model: Any, folder: str | None) -> Source:
-        key = (model if isinstance(model, str) else id(model), folder)
-        if key not in opened:
-            opened[key] = opener(model, folder)
-        return opened[key]
-
-    return shared
 
 
 def method_names() -> list[str]:

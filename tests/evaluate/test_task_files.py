@@ -10,6 +10,7 @@ import pytest
 import eutectic
 from eutectic.errors import EutecticError, RecipeError
 from eutectic.evaluate import Call, Choice, ExactMatch, Perplexity, Settings, evaluate_models, task_of
+from eutectic.evaluate.opening import opened
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -218,6 +219,9 @@ def test_a_sweep_is_several_models() -> None:
     scores = found.scores["text"]
     assert scores["t=0"].value == scores["a"].value and scores["t=1"].value == scores["b"].value
     assert said(lambda: eutectic.evaluate("sweep.yml", task)).startswith("R128 the recipe sweeps a parameter")
+    with opened(["sweep.yml"]) as merges:
+        read = {id(one.source) for merge in merges for one in merge.plan.inputs}
+        assert (len(merges), len(read)) == (3, 2), "they share their open inputs"
 
 
 def test_the_best_and_the_others() -> None:

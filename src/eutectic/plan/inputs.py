@@ -20,6 +20,19 @@ from eutectic.recipe import Model, ModelEntry, Recipe, label_of, same_model
 Opener = Callable[[Any, str | None], Source]
 
 
+def opening_once(opener: Opener, opened: dict[Any, Source] | None = None) -> Opener:
+    """An opener that opens each model once, for plans that share their inputs; what is open is kept in `opened`."""
+    found: dict[Any, Source] = {} if opened is None else opened
+
+    def once(model: Any, folder: str | None) -> Source:
+        key = (model if isinstance(model, str) else id(model), folder)
+        if key not in found:
+            found[key] = opener(model, folder)
+        return found[key]
+
+    return once
+
+
 @dataclass(frozen=True, slots=True)
 class _Opened:
     """A model as written, what was found there, and its entry in the recipe; None for the base of task vectors.

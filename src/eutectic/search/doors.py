@@ -16,7 +16,7 @@ from eutectic.evaluate import Loader, Score, Settings, task_of
 from eutectic.evaluate.doors import Kept, cache_of, tasks_of
 from eutectic.evaluate.evaluation import refuse_early
 from eutectic.plan import make_plan
-from eutectic.plan.inputs import Opener
+from eutectic.plan.inputs import Opener, opening_once
 from eutectic.recipe import Recipe, Variant
 from eutectic.run.merged import MergedSource
 from eutectic.run.refusals import check_device
@@ -204,13 +204,7 @@ def learn_coefficients(
 def _opened(variants: Sequence[Variant], opener: Opener) -> Iterator[tuple[list[Candidate], Source | None]]:
     """The merges of a sweep, planned and not computed, and their base; they share their open models."""
     found: dict[Any, Source] = {}
-
-    def shared(model: Any, folder: str | None) -> Source:
-        key = (model if isinstance(model, str) else id(model), folder)
-        if key not in found:
-            found[key] = opener(model, folder)
-        return found[key]
-
+    shared = opening_once(opener, found)
     try:
         candidates = [
             Candidate(one.label, one.choices, MergedSource(make_plan(one.recipe, shared), one.label))
