@@ -18,6 +18,7 @@ from eutectic.recipe.tokenizers import TEMPLATES
 from eutectic.testing import tiny_llama
 from faults import FaultStorage, contents
 
+REPLACE = Options(replace=True)
 OWN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
@@ -53,7 +54,7 @@ def test_another_template_is_another_merge(recipe: dict[str, Any], tmp_path: Pat
     other = {**recipe, "chat_template": "chatml"}
     with pytest.raises(RecipeError, match="W401"):
         eutectic.merge(other, out)
-    eutectic.merge(other, out, options=Options(replace=True))
+    eutectic.merge(other, out, options=REPLACE)
     assert written(out)["chat_template"] == TEMPLATES["chatml"]
     # The merge may be started again from its folder, with a change.
     again = eutectic.merge(out, tmp_path / "again", overrides=["chat_template=llama3"])
@@ -83,6 +84,15 @@ def test_a_merge_inside_a_merge_hands_its_template_on(recipe: dict[str, Any], tm
     assert written(eutectic.merge(outer, tmp_path / "out").path)["chat_template"] == OWN
     other = {**outer, "tokenizer_source": recipe["models"][0]}
     assert "chat_template" not in written(eutectic.merge(other, tmp_path / "other").path)
+
+
+def test_a_live_merge_hands_its_tokenizer_on(recipe: dict[str, Any], tmp_path: Path) -> None:
+    a, b = map(Path, recipe["models"])
+    (b / "tokenizer_config.json").write_text(json.dumps({"of": "b"}))
+    for given in ({**recipe, "tokenizer_source": str(b)}, {**recipe, "models": [b, a], "chat_template": OWN}):
+        with eutectic.merged(given) as live:
+            done = eutectic.merge({"merge_method": "linear", "models": [live, a]}, tmp_path / "out", options=REPLACE)
+        assert written(done.path) == {"of": "b", "chat_template": OWN}
 
 
 def test_a_live_merge_has_the_template_that_a_written_one_has(recipe: dict[str, Any], tmp_path: Path) -> None:

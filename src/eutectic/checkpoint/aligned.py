@@ -79,7 +79,7 @@ class Aligned(Source):
         self.label, self.to = label or source.label, to
         self.path = "" if label else source.path
         self.ties, self.implied, self.ignored = source.ties, source.implied, source.ignored
-        self.metadata = source.metadata
+        self.metadata, self.chat_template = source.metadata, source.chat_template
         self._artefact = artefact
         self._source, self._moves, self._groups = source, moves, symmetries.groups
         self._said, self._reference = digests or {}, reference or {}
@@ -228,6 +228,9 @@ class Aligned(Source):
 
     def folder(self) -> str | None:
         return self._source.folder()
+
+    def tokenizer_folder(self) -> str | None:
+        return self._source.tokenizer_folder()
 
     def beside(self, name: str) -> bytes | None:
         return self._source.beside(name)

@@ -29,6 +29,7 @@ class Overlaid(Source):
     def __init__(self, source: Source, tensors: Mapping[str, Tensor], about: Mapping[str, Any], label: str) -> None:
         self.label, self.specs, self.ties, self.metadata = label, source.specs, source.ties, source.metadata
         self.implied, self.ignored, self.rounds = source.implied, source.ignored, source.rounds
+        self.chat_template = source.chat_template
         stored = {source.ties.get(name, name): tensor for name, tensor in tensors.items()}
         self._source, self._about = source, dict(about)
         self._values = MemorySource(
@@ -61,6 +62,10 @@ class Overlaid(Source):
     def folder(self) -> str | None:
         """The source's."""
         return self._source.folder()
+
+    def tokenizer_folder(self) -> str | None:
+        """The source's."""
+        return self._source.tokenizer_folder()
 
     def beside(self, name: str) -> bytes | None:
         """The source's."""

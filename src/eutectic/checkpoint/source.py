@@ -55,6 +55,7 @@ class Source(Mapping[str, "torch.Tensor"]):
             of the mapping, since not every model class has them.
         ignored: stored tensor → why it is not part of the mapping.
         rounds: tensor that is read wider than it is stored, as it is computed → the dtype that it is stored with.
+        chat_template: the Jinja text that a merge gives its tokenizer; None where that of the files stays.
         path: the absolute path it was opened by; empty for what has none of its own. Tells apart what has one label.
     """
 
@@ -65,6 +66,7 @@ class Source(Mapping[str, "torch.Tensor"]):
     implied: Mapping[str, str] = MappingProxyType({})
     ignored: Mapping[str, str] = MappingProxyType({})
     rounds: Mapping[str, str] = MappingProxyType({})
+    chat_template: str | None = None
     path: str = ""
 
     @abstractmethod
@@ -106,6 +108,10 @@ class Source(Mapping[str, "torch.Tensor"]):
     def folder(self) -> str | None:
         """The folder that holds config and tokenizer beside the weights, if there is one."""
         return None
+
+    def tokenizer_folder(self) -> str | None:
+        """The folder that holds the tokenizer, if there is one: of a merge, where its recipe takes it from."""
+        return self.folder()
 
     def digest(self, name: str) -> str:
         """The digest of a stored tensor's bytes, as manifests have it; reads all of it, a block at a time."""

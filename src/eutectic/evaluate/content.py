@@ -36,9 +36,9 @@ def files_of(source: Source) -> dict[str, bytes]:
     """
     floats = {spec.dtype for spec in source.specs.values() if dtypes.is_float(spec.dtype)}
     dtype = floats.pop() if len(floats) == 1 else None
-    plan = source.plan if isinstance(source, MergedSource) else None
-    tokenizer, template = (plan.tokenizer_folder(), plan.chat_template) if plan else (None, None)
-    found = companions(source.folder(), dtype, tokenizer, specs=source.specs, chat_template=template)
+    found = companions(
+        source.folder(), dtype, source.tokenizer_folder(), specs=source.specs, chat_template=source.chat_template
+    )
     return {name: data for name, data in found.files.items() if os.path.basename(name) == name or _pooling(name)}
 
 

@@ -154,13 +154,13 @@ class PlanInput:
         return self.plan.donor.beside(name) if self.plan else self._open.beside(name)
 
     def tokenizer_folder(self) -> str | None:
-        """Where its tokenizer is: of a nested recipe, where that one takes it from."""
-        return self.plan.tokenizer_folder() if self.plan else self._open.folder()
+        """Where its tokenizer is: of a merge, where that one takes it from."""
+        return (self.plan or self._open).tokenizer_folder()
 
     @property
     def chat_template(self) -> str | None:
-        """The chat template that a nested recipe gives its tokenizer; None where that of the files stays."""
-        return self.plan.chat_template if self.plan else None
+        """The chat template that a merge gives its tokenizer; None where that of the files stays."""
+        return (self.plan or self._open).chat_template
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class MergedSource(Source):
         self.specs = plan.specs
         self.ties = plan.ties
         self.metadata = {}
+        self.chat_template = plan.chat_template
         self._loader = loader_for(plan, count_nonfinite=count_nonfinite, reference=reference)
         self._reference = reference
         self._number = {job.name: number for number, job in enumerate(plan.jobs)}
@@ -125,6 +126,9 @@ class MergedSource(Source):
 
     def folder(self) -> str | None:
         return self.plan.donor.folder()
+
+    def tokenizer_folder(self) -> str | None:
+        return self.plan.tokenizer_folder()
 
     def beside(self, name: str) -> bytes | None:
         return self.plan.donor.beside(name)
