@@ -42,7 +42,7 @@ def places(base, row, length):
     """What the compiled ranking finds: a table that has each place at its place is looked up."""
     wide = row.dtype == np.float64
     words = np.uint64 if wide else np.uint32
-    table = np.arange(2 * length, dtype=words).view(np.float64 if wide else np.float32)
+    table = np.arange(2 * length + 1, dtype=words).view(np.float64 if wide else np.float32)
     out = np.empty(len(row), table.dtype)
     ranked._look_up(base, row, length, table, out)
     return out.view(words).astype(int)
@@ -62,6 +62,8 @@ def kinds(length):
     yield "subnormal", noise * 1e-42
     yield "infinite", np.where(random.random(2 * length) < 0.1, np.inf, noise)
     yield "NaN", np.where(random.random(2 * length) < 0.1, np.nan, noise)
+    yield "zero first", np.where(np.arange(2 * length) % length < 40, 0, noise)
+    yield "rows of two scales", noise * np.where(np.arange(2 * length) < length, 1e-3, 1e3)
     # Where none of the sample is.
     yield "one NaN", np.where(np.arange(2 * length) % length == 1, np.nan, noise)
 

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from eutectic.kernels import fused_ranked
+    from eutectic.kernels import fused_ranked, fused_ranks
 else:
     torch = LazyModule("torch")
     fused_ranked = LazyModule("eutectic.kernels.fused_ranked")
+    fused_ranks = LazyModule("eutectic.kernels.fused_ranks")
 
 Rescale = bool | Literal["l1"]
 # Probabilities are whole parts of this, so that 1 / p is exactly what makes the drop unbiased.
@@ -32,8 +33,8 @@ PARTS = 1 << 16
 RANKED = 1 << 17
 # Entries of the longest rows of which all pairs are compared.
 PAIRED = 32
-# Widths that a row of 16-bit floats is cut into, at least and at most; eight times as many where they are too coarse.
-COARSE, FINE = 1 << 8, 1 << 12
+# Widths that a row of 16-bit floats is cut into, at least and at most; sixteen times as many where they are too coarse.
+COARSE, FINE = 1 << 8, 1 << 11
 # Where more than one entry in so many would have to be listed, rows are sorted.
 FEW_IN = 16
 
@@ -59,10 +60,11 @@ def keep_bounds(length: int, density: float, epsilon: float) -> NDArray[np.uint3
 
 @lru_cache(maxsize=32)
 def _inverse(length: int, density: float, epsilon: float, wide: bool) -> NDArray[Any]:
-    """1 / p by place, infinite where p is zero."""
+    """1 / p by place, infinite where p is zero; and one that is read for the empty bins behind a row's largest."""
     floats: type[Any] = np.float64 if wide else np.float32
+    bounds = np.append(keep_bounds(length, density, epsilon), PARTS)
     with np.errstate(divide="ignore"):
-        inverse: NDArray[Any] = floats(PARTS) / keep_bounds(length, density, epsilon).astype(floats)
+        inverse: NDArray[Any] = floats(PARTS) / bounds.astype(floats)
     inverse.flags.writeable = False
     return inverse
 
@@ -142,7 +144,7 @@ def _look_up(base: Bits, row: Bits, length: int, inverse: NDArray[Any], out: NDA
     if length <= PAIRED:
         size = np.empty(length, out.dtype)
         words = size.view(np.int64 if out.itemsize == 8 else np.int32)
-        fused_ranked.rank_by_pairs(base, row, words, size, inverse, out)
+        fused_ranks.rank_by_pairs(base, row, words, size, inverse, out)
     elif out.itemsize == 8:
         with np.errstate(invalid="ignore"):
             sizes = np.abs(row - base).view(np.uint64)
@@ -158,18 +160,19 @@ def _look_up(base: Bits, row: Bits, length: int, inverse: NDArray[Any], out: NDA
 def _look_up_binned(base: Bits, row: Bits, length: int, inverse: NDArray[np.uint32], out: NDArray[np.uint32]) -> None:
     """As `_look_up`, of floats as the words that they are stored as."""
     bits = (length - 1).bit_length()
-    keys, few = np.empty(len(row), np.uint64), len(row) // FEW_IN
+    keys, few = np.empty(len(row) + 1, np.uint64), len(row) // FEW_IN
     found = len(row)
     if row.itemsize == 2:
         widths = min(max(1 << (length.bit_length() - 2), COARSE), FINE)
-        counts = np.empty(16 * widths, np.uint16 if length < 1 << 16 else np.uint32)
-        found = fused_ranked.rank_by_counts(base, row, length, bits, widths, counts, few, inverse, out, keys)
+        pairs = np.empty(16 * widths, np.uint32 if length < 1 << 16 else np.uint64)
+        counts = pairs.view(np.uint16 if length < 1 << 16 else np.uint32)
+        found = fused_ranks.rank_by_counts(base, row, length, bits, widths, counts, pairs, few, inverse, out, keys)
     if found > few:
         ranked = _sorted_bins(base, row, length, bits)
-        found = fused_ranked.rank_by_sorting(base, row, length, bits, ranked, inverse, out, keys)
+        found = fused_ranks.rank_by_sorting(base, row, length, bits, ranked, inverse, out, keys)
     if found:
         keys[:found].sort()
-        fused_ranked.settle(keys[:found], length, bits, inverse, out)
+        fused_ranks.settle(keys[:found], length, bits, inverse, out)
 
 
 def _sorted_bins(base: Bits, row: Bits, length: int, bits: int) -> NDArray[Any]:
@@ -177,7 +180,7 @@ def _sorted_bins(base: Bits, row: Bits, length: int, bits: int) -> NDArray[Any]:
     short = bits <= 14
     ranked: NDArray[Any] = np.empty(len(row), np.uint32 if short else np.uint64)
     # As many as there is room for; more than 2²⁴, or 2²⁹ in a longer key, are none that float32 tells apart.
-    fused_ranked.binned(base, row, length, bits, 1 << (min(32 - bits, 24) if short else 29), ranked)
+    fused_ranks.binned(base, row, length, bits, 1 << (min(32 - bits, 24) if short else 29), ranked)
     # Long keys are no NaN as floats, which order like them, and numpy sorts those a fifth faster.
     (ranked if short else ranked.view(np.float64)).reshape(-1, length).sort(axis=1)
     return ranked
