@@ -208,6 +208,20 @@ def test_an_output_never_overlaps_an_input(job, replace):
         assert contents(home / name) == files
 
 
+def test_an_output_never_overlaps_a_base_that_only_gives_its_files(tmp_path):
+    family(tmp_path)
+    base = merge({"merge_method": "linear", "models": [str(tmp_path / "base")]}, tmp_path / "made").path
+    before = contents(base)
+    inner = {"merge_method": "linear", "models": [base]}
+    for donor in (base, inner):
+        recipe = {"merge_method": "linear", "base_model": donor, "models": [str(tmp_path / "tuned-0")]}
+        for out in (base, f"{base}/inside"):
+            with pytest.raises(RecipeError, match=r"W406 .*overlaps the input made") as caught:
+                merge(recipe, out, replace=True)
+            assert len(caught.value.problems) == 1
+    assert contents(base) == before
+
+
 def test_the_folder_of_a_bare_file_is_an_input_too(tmp_path):
     family(tmp_path)
     bare = tmp_path / "bare"

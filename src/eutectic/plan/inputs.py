@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from eutectic.recipe import Model, ModelEntry, Recipe, label_of, same_model
 
 # `(model as written, folder of the recipe) -> Source`; reads headers only.
 Opener = Callable[[Any, str | None], Source]
+# Plans a recipe in place of a model.
+PlanNested = Callable[[Recipe, Opener], Plan]
 
 
 def opening_once(opener: Opener, opened: dict[Any, Source] | None = None) -> Opener:
@@ -66,9 +68,7 @@ class Input:
             self.statistics.close()
 
 
-def open_inputs(
-    recipe: Recipe, method: Method, opener: Opener, plan_nested: Callable[[Recipe, Opener], Plan]
-) -> list[Input]:
+def open_inputs(recipe: Recipe, method: Method, opener: Opener, plan_nested: PlanNested) -> list[Input]:
     """Every model once, the base first; models of a symmetric method in an order that is not the recipe's.
 
     Args:
@@ -185,17 +185,22 @@ def _placed(problem: Problem, entry: ModelEntry | None, recipe: Recipe, key: str
     return replace(problem, where=where, file=place.file, line=place.line, column=place.column)
 
 
-def open_donor(recipe: Recipe, method: Method, opener: Opener) -> PlanInput | None:
+def open_donor(
+    recipe: Recipe, method: Method, opener: Opener, plan_nested: PlanNested, taken: Collection[str]
+) -> PlanInput | None:
     """The base model of a method that does not merge it, for its config and tokenizer; None if it is one of the models.
 
-    Raises `CheckpointError` when it cannot be opened.
+    Its label is none of those `taken`. Raises `RecipeError` or `CheckpointError` when it cannot be opened.
     """
     base = recipe.base
     listed = any(same_model(entry.model, base) for entry in recipe.models)
-    if method.base != "ignored" or base is None or isinstance(base, Recipe) or listed:
+    if method.base != "ignored" or base is None or listed:
         return None
+    if isinstance(base, Recipe):
+        plan = plan_nested(base, opener)
+        return PlanInput(unique_labels([_label(plan)], taken=taken)[0], "donor", plan=plan)
     source = opener(base, recipe.folder)
-    return PlanInput(source.label, "donor", source=source)
+    return PlanInput(labels_of([source], taken)[0], "donor", source=source)
 
 
 def _wanted(recipe: Recipe, method: Method) -> list[tuple[Model, ModelEntry | None]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eutectic import dtypes, methods
 from eutectic.checkpoint import Spec
-from eutectic.errors import CheckpointError, RecipeError, did_you_mean, listed, several
+from eutectic.errors import CheckpointError, EutecticError, RecipeError, did_you_mean, listed, several
 from eutectic.methods import Method
 from eutectic.names import Depths, layer_of, matcher
 from eutectic.plan.findings import Findings
@@ -15,7 +15,7 @@ from eutectic.plan.post import Posts
 from eutectic.plan.statistics import Measured
 from eutectic.plan.tokenizers import chat_template, check_numbers, place_of_source
 from eutectic.recipe import Place, Recipe, label_of, same_model
-from eutectic.recipe.tokenizers import UNION
+from eutectic.recipe.tokenizers import BASE, UNION
 
 # (input number, name there) of every input that has a tensor.
 _Holders = list[tuple[int, str]]
@@ -36,8 +36,8 @@ def make_plan(recipe: Recipe, opener: Opener) -> Plan:
     method = known.resolved(recipe.base is not None)
     inputs = open_inputs(recipe, method, opener, make_plan)
     try:
-        donor = open_donor(recipe, method, opener)
-    except CheckpointError:
+        donor = open_donor(recipe, method, opener, make_plan, [item.model.label for item in inputs])
+    except EutecticError:
         for item in inputs:
             item.close()
         raise
@@ -306,11 +306,15 @@ class _Planner:
             written = self.recipe.base if entry is None else entry.model
             if self.inputs[number].role == "base" if wanted == "base" else same_model(wanted, label_of(written)):
                 return number
-        if key != "buffers_from" and self.file_donor and wanted in ("base", self.recipe.base):
+        if key != "buffers_from" and self.file_donor and self._is_base(wanted):
             return None  # where it comes from anyway
         hint = "list it under `models`, or name one of the models"
         self.findings.say("P311", f"{wanted!r} is not merged by {self.method.name}", hint, key)
         return None
+
+    def _is_base(self, wanted: str) -> bool:
+        base = self.recipe.base
+        return wanted == BASE or (base is not None and same_model(wanted, label_of(base)))
 
     # What the user should know
 

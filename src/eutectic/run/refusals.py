@@ -19,8 +19,12 @@ def sources_in(planned: Plan) -> list[Source]:
 
 
 def refuse_overlap(planned: Plan, out: str) -> None:
-    """As `refuse_overlap_of`, for everything that is merged."""
-    refuse_overlap_of(sources_in(planned), out)
+    """As `refuse_overlap_of`, for everything that is merged, and for a base that only gives config and tokenizer."""
+    found = sources_in(planned)
+    for level in plans_in(planned):
+        donor = level.donor
+        found += sources_in(donor.plan) if donor.plan else filter(None, [donor.source])
+    refuse_overlap_of(list({id(source): source for source in found}.values()), out)
 
 
 def refuse_overlap_of(sources: Sequence[Source], out: str) -> None:
