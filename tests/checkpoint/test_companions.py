@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from eutectic.checkpoint.companions import companions
+from eutectic.checkpoint.companions import companions, has_tokenizer
 from eutectic.errors import CheckpointError
 from eutectic.testing import tiny_llama
 
@@ -140,3 +140,45 @@ def test_a_huge_file_is_left_and_named(tmp_path):
     found = copied(tmp_path)
     assert not found.files
     assert found.notes[:1] == ["huge.json is larger than 256 MiB and was not copied"]
+
+
+def test_a_tokenizer_may_be_copied_beside_weights_without_a_folder(tmp_path):
+    tiny_llama(tmp_path / "b")
+    found = companions(None, "bfloat16", str(tmp_path / "b"), chat_template="{{ 1 }}")
+    assert set(found.files) == {"tokenizer.json", "tokenizer_config.json"}
+    assert json.loads(found.files["tokenizer_config.json"])["chat_template"] == "{{ 1 }}"
+    assert found.notes == ["no config files: the weights do not come from a model folder"]
+
+
+def test_what_is_left_of_the_other_tokenizer_is_told(tmp_path):
+    tiny_llama(tmp_path / "a")
+    tiny_llama(tmp_path / "b")
+    (tmp_path / "a" / "tokenization_a.py").write_text("")
+    (tmp_path / "b" / "tokenization_b.py").write_text("")
+    (tmp_path / "b" / "modeling_b.py").write_text("")
+    for name, size in (("a/vocab.json", 257), ("b/merges.txt", 258), ("b/log.json", 259)):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(size << 20)
+    found = copied(tmp_path / "a", tokenizer=tmp_path / "b")
+    assert found.notes == [
+        "merges.txt is larger than 256 MiB and was not copied",
+        "Python files are never copied (tokenization_b.py); the model may need them from its source",
+    ]
+
+
+@pytest.mark.parametrize("name", ["qwen.tiktoken", "source.spm", "tekken.json", "Tokenizer.Model"])
+def test_tokenizers_of_every_kind_go_with_their_model(tmp_path, name):
+    for model in "ab":
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "config.json").write_text(model)
+    (tmp_path / "a" / name).write_text("a")
+    assert not has_tokenizer(str(tmp_path / "b")) and has_tokenizer(str(tmp_path / "a"))
+    assert set(copied(tmp_path / "a", tokenizer=tmp_path / "b").files) == {"config.json"}
+    assert copied(tmp_path / "b", tokenizer=tmp_path / "a").files == {name: b"a", "config.json": b"b"}
+
+
+@pytest.mark.parametrize("text", ["[]", "", "{" * 100_000])
+def test_a_config_that_changed_to_something_else_is_refused_as_the_plan_does(tmp_path, text):
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"C221 .*can hold no chat template"):
+        companions(str(tmp_path), None, chat_template="{{ 1 }}")

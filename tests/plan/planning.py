@@ -62,6 +62,8 @@ def plan_of(recipe: Any, *models: Header, overrides: Sequence[str] = ()) -> Plan
     by_label = {model.label: model for model in models}
 
     def opener(model: Any, folder: str | None) -> Source:
+        if isinstance(model, Source):
+            return model
         if model not in by_label:
             raise CheckpointError(Problem("C200", f"{model!r} does not exist"))
         return by_label[model]

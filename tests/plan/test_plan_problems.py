@@ -173,10 +173,8 @@ def test_p311_a_base_that_is_not_merged(wanted: str) -> None:
     assert plan_of(recipe, *map(llama, "abc")).donor.label == "c"
 
 
-@pytest.mark.parametrize("wanted", ["base", "c", None])
-def test_a_base_that_is_not_merged_gives_config_and_tokenizer(wanted: str | None) -> None:
-    given = {"tokenizer_source": wanted} if wanted else {}
-    plan = plan_of(linear("a", "b", base_model="c", **given), *map(llama, "abc"))
+def test_a_base_that_is_not_merged_gives_config_and_tokenizer() -> None:
+    plan = plan_of(linear("a", "b", base_model="c"), *map(llama, "abc"))
     assert plan.donor.label == "c"
     assert plan.tokenizer is None
     assert [item.label for item in plan.inputs] == ["a", "b"]

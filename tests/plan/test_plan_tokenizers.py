@@ -127,11 +127,61 @@ def test_sentencepiece_models_are_compared_by_their_bytes(make: Any) -> None:
 def test_with_a_named_source_what_differs_is_a_note(make: Any, wanted: str) -> None:
     plan = plan_of(ties_of("base", "a", tokenizer_source=wanted), make("base"), make("a", WORDS | {"green": 4}))
     assert plan.tokenizer is not None and plan.tokenizer.label == wanted
+    assert plan.fingerprint == plan_of(ties_of("base", "a"), make("base"), make("a")).fingerprint
     first, other = (wanted, "a" if wanted == "base" else "base")
     assert notes(plan) == [
         f"the tokenizers of {first} and {other} differ: 1 token is in one only ('green'); rows of the embeddings are "
         "merged as they are numbered"
     ]
+
+
+@pytest.mark.parametrize("given", [{"tokenizer_source": "b"}, {"tokenizer": {"source": "b"}}])
+def test_p315_a_named_source_without_a_tokenizer(make: Any, given: dict[str, Any]) -> None:
+    bare = make("b", tokenizer__json=None, tokenizer_config__json=None)
+    for model in (bare, llama("b")):
+        assert refused(linear("a", "b", **given), make("a"), model) == [
+            "P315 tokenizer_source: b has no tokenizer files that could be taken; copy them beside its weights, or "
+            "name another model"
+        ]
+    # Of a kind that is copied and not compared.
+    Path(bare.home, "qwen.tiktoken").write_text("IQ== 0")
+    assert not notes(plan_of(linear("a", "b", **given), make("a"), bare))
+
+
+def test_messages_stay_short_whatever_tokens_are(make: Any) -> None:
+    long, keys = "x" * 100_000, {"added_tokens_decoder": {"9" * 5000: {"content": "<y>"}}}
+    models = make("a"), make("b", WORDS | {long: 4, "red": 5}, tokenizer_config__json=keys)
+    (said,) = refused(linear("a", "b", tokenizer_source="union"), *models)
+    assert f"1 token has other numbers ('red' 2 and 5), 1 token is in one only ('{'x' * 56}...)" in said
+
+
+def test_a_base_that_is_not_merged_is_told_from_a_model_of_its_name(make: Any, tmp_path: Path) -> None:
+    base, same, a = make("base", template=A), make("other", template=B), make("a", template=A)
+    same.label, same.path, base.path = "base", "/x/base", "/y/base"
+    # Live models, as two of one label cannot be told apart by it.
+    plan = plan_of(linear(same, "a", base_model=base, chat_template="auto"), a)
+    assert [item.label for item in plan.inputs] == ["a", "base"] and plan.donor.label == "y/base"
+    assert (plan.chat_template, notes(plan)[-1:]) == (
+        None,
+        ["chat_template: auto is that of y/base, which 2 of 3 models have"],
+    )
+
+
+def test_a_base_that_is_not_merged_may_be_named_in_other_words(make: Any) -> None:
+    for name in ("base", "./base", {"model": {"path": "base"}}):
+        recipe = linear("a", "b", base_model="base", tokenizer_source=name)
+        plan = plan_of(recipe, make("base"), make("a"), make("b"))
+        assert (plan.tokenizer, plan.donor.label) == (None, "base")
+
+
+@pytest.mark.parametrize("named", [{}, {"tokenizer_source": "base"}, {"tokenizer_source": "inner"}])
+def test_a_recipe_as_the_base_that_is_not_merged(make: Any, named: dict[str, Any]) -> None:
+    inner = {**linear("c", chat_template="chatml"), "name": "inner"}
+    plan = plan_of(linear("a", "b", base_model=inner, **named), make("a"), make("b"), c := make("c"))
+    assert (plan.donor.label, plan.tokenizer_folder(), plan.donor.folder()) == ("inner", c.home, c.home)
+    assert "<|im_start|>" in str(plan.chat_template)
+    plan.close()
+    assert c.closed
 
 
 @pytest.mark.parametrize("source", ["a", {"model": {"path": "a"}}, {"path": "a"}, "model:a", {"model": "a"}, "./a"])
@@ -174,7 +224,8 @@ def test_auto_is_the_template_of_most_models(make: Any, base: Any, a: Any, b: An
     models = make("base", template=base), make("a", template=a), make("b", template=b)
     plan = plan_of(ties_of("base", "a", "b", chat_template="auto"), *models)
     assert plan.chat_template == written
-    assert notes(plan) == [f"chat_template: auto is that of {said} models have"]
+    verb = "has" if "which 1" in said else "have"
+    assert notes(plan) == [f"chat_template: auto is that of {said} models {verb}"]
 
 
 def test_of_equals_the_first_listed_decides_whatever_the_order_of_the_inputs(make: Any) -> None:
@@ -182,7 +233,7 @@ def test_of_equals_the_first_listed_decides_whatever_the_order_of_the_inputs(mak
     assert plan_of(linear("b", "a", chat_template="auto"), *models).chat_template is None
     plan = plan_of(linear("b", "a", chat_template="auto", tokenizer_source="a"), *models)
     assert plan.chat_template == B
-    assert notes(plan) == ["chat_template: auto is that of b, which 1 of 2 models have"]
+    assert notes(plan) == ["chat_template: auto is that of b, which 1 of 2 models has"]
 
 
 def test_a_file_of_its_own_wins_over_the_config(make: Any) -> None:

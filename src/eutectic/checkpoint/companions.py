@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from eutectic.checkpoint.extents import unreadable
 from eutectic.checkpoint.folder import inside
 from eutectic.checkpoint.source import Spec
 from eutectic.checkpoint.storage import REAL, Storage
-from eutectic.checkpoint.templates import NAMED_TEMPLATES, named_templates, with_template
+from eutectic.checkpoint.templates import CONFIG, NAMED_TEMPLATES, named_templates, with_template
 from eutectic.checkpoint.tied import HEAD, embedding_of_head
 from eutectic.checkpoint.vocabulary import json_of, json_text
-from eutectic.errors import listed
+from eutectic.errors import CheckpointError, Problem, listed
 
-_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab", ".spm", ".bpe")
+_OF_TOKENIZERS = (".model", ".tiktoken", ".vocab", ".spm", ".bpe")
+_SUFFIXES = (".json", ".txt", ".jinja", *_OF_TOKENIZERS)
 _LICENCES = ("license", "notice", "usage_policy", "use_policy")
 _TOKENIZER = (
-    "tokenizer",
+    "tokeniz",
+    "tekken",
     "special_tokens",
     "added_tokens",
     "vocab",
@@ -52,31 +54,32 @@ def companions(
     """The files of `folder` (and its direct subfolders) that belong to a model, with `dtype` corrected in config.json.
 
     Args:
-        folder: the donor's; None copies nothing.
+        folder: the donor's; None copies nothing but the tokenizer.
         dtype: the output's floating dtype if it has one, for `torch_dtype` and `dtype` in config.json.
         tokenizer_folder: where tokenizer files come from instead.
         storage: the file system.
         specs: the output's tensors, by which ties are corrected.
         chat_template: a Jinja text that the tokenizer gets in place of its own; never run.
 
-    Raises `CheckpointError` (C221) for a file that cannot be read.
+    Raises `CheckpointError` (C221) for a file that cannot be read, or cannot hold a template.
     """
     found = Companions()
+    model = "" if folder is None else os.path.basename(os.path.normpath(folder))
+    apart = tokenizer_folder is not None and tokenizer_folder != folder
     if folder is None:
-        found.notes.append("no config or tokenizer files: the weights do not come from a model folder")
-        return found
-    _gather(found, folder, storage)
-    if "config.json" not in found.files:
-        model = os.path.basename(os.path.normpath(folder))
-        found.notes.append(f"no config.json beside {model}'s weights: transformers will not load the output by itself")
-    if tokenizer_folder is not None and tokenizer_folder != folder:
-        others = Companions()
-        _gather(others, tokenizer_folder, storage)
-        found.files = {n: d for n, d in found.files.items() if not _is_tokenizer(n)}
-        found.files |= {n: d for n, d in others.files.items() if _is_tokenizer(n)}
+        lacking = "config" if apart else "config or tokenizer"
+        found.notes.append(f"no {lacking} files: the weights do not come from a model folder")
+    else:
+        _gather(found, folder, storage, lambda name: not (apart and _is_tokenizer(name)))
+        if "config.json" not in found.files:
+            lost = "transformers will not load the output by itself"
+            found.notes.append(f"no config.json beside {model}'s weights: {lost}")
+    if apart:
+        _gather(found, str(tokenizer_folder), storage, _is_tokenizer)
     if "config.json" in found.files:
-        found.files["config.json"] = _corrected(found, dtype, specs or {}, os.path.basename(os.path.normpath(folder)))
+        found.files["config.json"] = _corrected(found, dtype, specs or {}, model)
     if chat_template is not None:
+        _refuse_config(found.files, tokenizer_folder or folder)
         if left := named_templates(found.files):
             found.notes.append(f"chat_template is the only one: templates with names are left out ({listed(left)})")
         found.files = with_template(found.files, chat_template)
@@ -100,25 +103,43 @@ def files_named(folder: str | None, names: Iterable[str], label: str, storage: S
     return found
 
 
+def _refuse_config(files: Mapping[str, bytes], folder: str | None) -> None:
+    """A plan has looked already, but files change, and JSON that is nested deep is read where the stack allows it."""
+    if not isinstance(json_of(files.get(CONFIG, b"{}")), dict):
+        message = f"{CONFIG} is no valid JSON object and can hold no chat template"
+        raise CheckpointError(Problem("C221", message, hint="mend it", file=os.path.join(folder or "", CONFIG)))
+
+
+def has_tokenizer(folder: str | None, storage: Storage = REAL) -> bool:
+    """Whether a model has files that are copied as its tokenizer. Raises `CheckpointError` as `companions` does."""
+    found = Companions()
+    if folder is not None:
+        _gather(found, folder, storage, _is_tokenizer)
+    return bool(found.files)
+
+
 def _is_tokenizer(name: str) -> bool:
-    return os.path.basename(name).lower().startswith(_TOKENIZER) or name.startswith(NAMED_TEMPLATES)
+    low = os.path.basename(name).lower()
+    return low.startswith(_TOKENIZER) or low.endswith(_OF_TOKENIZERS) or name.startswith(NAMED_TEMPLATES)
 
 
-def _gather(found: Companions, folder: str, storage: Storage) -> None:
+def _gather(found: Companions, folder: str, storage: Storage, takes: Callable[[str], bool]) -> None:
     try:
-        _collect(found, folder, "", storage)
+        _collect(found, folder, "", storage, takes)
     except OSError as error:
         raise unreadable(error, error.filename or folder, os.path.basename(folder)) from error
 
 
-def _collect(found: Companions, home: str, prefix: str, storage: Storage) -> None:
+def _collect(found: Companions, home: str, prefix: str, storage: Storage, takes: Callable[[str], bool]) -> None:
     """Takes the files in the subfolder `prefix` of the model's folder; one that links lead out of it is refused."""
     code = []
     for name in storage.listdir(os.path.join(home, prefix)):
         path = os.path.join(home, prefix, name)
         if os.path.isdir(path):
             if not prefix and not name.startswith(".") and not name.startswith("checkpoint-"):
-                _collect(found, home, f"{name}/", storage)
+                _collect(found, home, f"{name}/", storage, takes)
+            continue
+        if not takes(prefix + name):
             continue
         low = name.lower()
         if low.endswith(".py"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ VOCABULARY_FILES = (
 # Fine-tunes put a few tokens of their own into reserved rows. Where more than this share of the tokens stands in
 # other rows, rows of the embeddings that mean different words would be averaged.
 MOVED_TOKENS = 0.01
+# Python does not read a number of thousands of digits.
+_NUMBER = re.compile("[0-9]{1,18}")
 
 
 class Moved(NamedTuple):
@@ -82,7 +85,7 @@ def _added(files: Mapping[str, bytes]) -> dict[str, int]:
     table = config.get("added_tokens_decoder") if isinstance(config, dict) else None
     found = _numbered(json_of(files.get("added_tokens.json")))
     for at, one in table.items() if isinstance(table, dict) else ():
-        if at.isascii() and at.isdigit() and isinstance(one, dict) and isinstance(one.get("content"), str):
+        if _NUMBER.fullmatch(at) and isinstance(one, dict) and isinstance(one.get("content"), str):
             found[one["content"]] = int(at)
     return found
 

@@ -70,11 +70,12 @@ CODES: dict[str, tuple[str, str]] = {
         "says so. Collect the statistics of all models with the same command.",
     ),
     "P315": (
-        "tokenizers that have no union",
-        "`union` is the tokenizer of all models where they give the same tokens the same numbers. Where they do not, a "
-        "row of the embeddings means one token in one model and another in the next, and rows are not moved yet: give "
-        "the models one tokenizer first. Where the tokens that differ do not matter, `tokenizer_source` names one "
-        "model, whose tokenizer files are copied.",
+        "no tokenizer to take",
+        "The model that `tokenizer_source` names has no tokenizer files. Or it is `union`, which is the tokenizer of "
+        "all models where they give the same tokens the same numbers. Where they do not, a row of the embeddings means "
+        "one token in one model and another in the next, and rows are not moved yet: give the models one tokenizer "
+        "first. Where the tokens that differ do not matter, `tokenizer_source` names one model, whose tokenizer files "
+        "are copied.",
     ),
     "P316": (
         "a chat template that cannot be written",

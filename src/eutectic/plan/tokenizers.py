@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from eutectic.checkpoint.companions import files_named
+from eutectic.checkpoint.companions import files_named, has_tokenizer
 from eutectic.checkpoint.templates import CONFIG, TEMPLATE_FILES, template_of
 from eutectic.checkpoint.vocabulary import VOCABULARY_FILES, differing, json_of, same_numbers, tokens_of
 from eutectic.errors import listed, several
 from eutectic.plan.findings import Findings
 from eutectic.plan.model import PlanInput
 from eutectic.recipe import Recipe
+from eutectic.recipe.located import shown
 from eutectic.recipe.tokenizers import AUTO, TEMPLATES, UNION
 
 # How a recipe may say whose tokenizer it wants.
@@ -39,6 +40,9 @@ def check_numbers(recipe: Recipe, models: Sequence[PlanInput], taken: PlanInput,
     """
     union, where = recipe.tokenizer_source == UNION, place_of_source(recipe)
     files = _files_of(taken)
+    if not (union or files or has_tokenizer(taken.tokenizer_folder())):
+        message = f"{taken.label} has no tokenizer files that could be taken"
+        findings.say("P315", message, "copy them beside its weights, or name another model", where)
     others = [(item, _files_of(item)) for item in models if item is not taken]
     silent = [item.label for item, found in [(taken, files), *others] if not _numbered(found)]
     if union and silent:
@@ -79,11 +83,10 @@ def _difference(first: Mapping[str, bytes], other: Mapping[str, bytes]) -> str:
     moved, extra = differing(one, two)
     said = []
     if moved:
-        shown = listed([f"{token!r} {one[token]} and {two[token]}" for token in moved], _SHOWN)
-        said.append(f"{several(len(moved), 'token')} {'has' if len(moved) == 1 else 'have'} other numbers ({shown})")
+        pairs = [f"{shown(token)} {shown(one[token])} and {shown(two[token])}" for token in moved]
+        said.append(f"{several(len(moved), 'token', 'has', 'have')} other numbers ({listed(pairs, _SHOWN)})")
     if extra:
-        verb = "is" if len(extra) == 1 else "are"
-        said.append(f"{several(len(extra), 'token')} {verb} in one only ({listed([*map(repr, extra)], _SHOWN)})")
+        said.append(f"{several(len(extra), 'token', 'is', 'are')} in one only ({listed([*map(shown, extra)], _SHOWN)})")
     return ", ".join(said)
 
 
@@ -105,13 +108,15 @@ def chat_template(recipe: Recipe, models: Sequence[PlanInput], taken: PlanInput,
         findings.say("P316", message, f"mend it, or {_NAME_ONE}", "chat_template")
     if wanted != AUTO:
         return TEMPLATES.get(wanted, wanted)
-    found = {item.label: text for item in models if (text := _template_of(item)) is not None}
+    found = [(text, item.label) for item in models if (text := _template_of(item)) is not None]
     if not found:
         findings.notes.append("chat_template: auto has no effect: no model has a chat template")
         return None
-    text, count = Counter(found.values()).most_common(1)[0]
-    whose = next(label for label, one in found.items() if one == text)
-    findings.notes.append(f"chat_template: auto is that of {whose}, which {count} of {len(models)} models have")
+    text, count = Counter(text for text, _ in found).most_common(1)[0]
+    verb = "has" if count == 1 else "have"
+    findings.notes.append(
+        f"chat_template: auto is that of {dict(reversed(found))[text]}, which {count} of {len(models)} models {verb}"
+    )
     return taken.chat_template if text == _template_of(taken) else text
 
 
