@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from eutectic import averaging, checkpoint, methods, recipe, search
@@ -207,19 +208,25 @@ def learn(
     """
     chosen = search.LearnOptions(by, objective, steps, lr, init, clamp, held_out, patience)
     loaded = recipe.load(source, overrides=changes_of(overrides), methods=methods)
-    given: dict[str, Any] = {"settings": settings, "memory": memory, "log": log, "on_step": on_step}
+    given: dict[str, Any] = {"settings": settings, "memory": memory, "on_step": on_step}
+    learning = partial(search.learn_coefficients, loaded, _open, data, chosen, **given)
     if out is None:
-        return search.learn_coefficients(loaded, _open, data, chosen, **given)
+        return learning(log=log)
     stands = search.refuse_file(out, loaded, replace=replace)
-    given["log"] = _log_beside(out, log)
-    finished = search.Finished(out, given["log"]) if stands else None
-    given["earlier"] = finished.steps if finished else None
+    return _learned_into(out, _log_beside(out, log), stands, replace, learning)
+
+
+def _learned_into(
+    out: str | os.PathLike[str], log: str, stands: bool, replace: bool, learning: Callable[..., search.Learned]
+) -> search.Learned:
+    """Learns and writes, or looks whether the finished search that `stands` there is this one."""
+    finished = search.Finished(out, log) if stands else None
+    learning = partial(learning, log=log)
     with search.KeptSteps(f"{os.path.splitext(os.fspath(out))[0]}.learn.partial", replace=replace) as kept:
-        found = search.learn_coefficients(loaded, _open, data, chosen, kept=kept, **given)
-        if finished:
-            finished.check(found)
+        if finished is None:
+            search.write_recipe(found := learning(kept=kept), out)
         else:
-            search.write_recipe(found, out)
+            finished.check(found := learning(kept=kept, earlier=finished.steps))
         kept.forget()
     return found
 

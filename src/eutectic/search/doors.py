@@ -78,13 +78,7 @@ def choose_soup(
     pot = Pot(checkpoints, opener, out=out, dtype=dtype)
     try:
         with Log(log) as written:
-
-            def told(step: Step) -> None:
-                written.write(step.as_json())
-                if on_step is not None:
-                    on_step(step)
-
-            return choose(pot, options, chosen_by, others, scorer, told)
+            return choose(pot, options, chosen_by, others, scorer, written.telling(on_step))
     finally:
         scorer.run.loader.forget()
         pot.close()
@@ -188,12 +182,7 @@ def learn_coefficients(
         measure = MEASURES[options.objective]
         read = [training_data(task, measure, options.held_out, run, merge) for task in tasks]
         with Log(log) as written:
-
-            def told(step: LearnStep) -> None:
-                written.write(step.as_json())
-                if on_step is not None:
-                    on_step(step)
-
+            told = written.telling(on_step)
             return learn_weights(plan, parts, read, kind, options, run, told, kept, earlier)
     finally:
         run.loader.forget()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -36,6 +37,16 @@ class Log:
             self._file.flush()
         except OSError as error:
             raise OutputError(_problem(self._path, f"it cannot be written: {error.strerror or error}")) from error
+
+    def telling(self, on_step: Callable[[Any], None] | None) -> Callable[[Any], None]:
+        """A function that writes a step (anything with `as_json`), and calls `on_step` with it."""
+
+        def told(step: Any) -> None:
+            self.write(step.as_json())
+            if on_step is not None:
+                on_step(step)
+
+        return told
 
     def __enter__(self) -> Self:
         return self
