@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,12 @@ def test_a_file_that_no_search_wrote_stays(content: bytes, replace: bool, here: 
     with pytest.raises(EutecticError, match=r"^W401 .*where steps are kept, holds what no search wrote"):
         eutectic.learn("ta.yml", "out.yml", replace=replace, **ASKED)
     assert own.read_bytes() == content and not (here / "out.yml").exists()
+
+
+def test_a_pipe_is_not_waited_for(run: Run, here: Path) -> None:
+    os.mkfifo(here / "out.yml")
+    refused = run(*AGAIN)
+    assert refused.exit_code == 2 and "W401 out.yml: exists" in refused.stderr
 
 
 def test_a_model_that_changed_begins_anew(here: Path) -> None:

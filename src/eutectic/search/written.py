@@ -56,6 +56,9 @@ class Finished:
 
 def _read(path: str, most: int = -1) -> str:
     """The text of a file, or so many characters of it; empty where there is none that can be read."""
+    if not os.path.isfile(path):
+        # A pipe would be waited for.
+        return ""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read(most)
