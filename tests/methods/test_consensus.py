@@ -16,6 +16,7 @@ import eutectic
 from eutectic import methods
 from eutectic.api import Options
 from eutectic.errors import RecipeError
+from eutectic.kernels import competition, fused, fused_competition
 from eutectic.testing import check_method, write_safetensors
 
 ALL = ["consensus_ta", "emr", "magmax", "pcb", "ram", "ramplus_tl"]
@@ -274,6 +275,40 @@ def test_pcb_outlives_many_models():
     """exp(K) itself overflows from K = 710 on."""
     deltas = torch.randn(800, 20)
     assert bool(methods.pcb(deltas, density=1.0).isfinite().all())
+
+
+@given(
+    size=st.sampled_from([1e-12, 1e-4, 0.3, 3.0, 1e3, 1e19]),
+    models=st.sampled_from([1, 2, 5]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    density=st.sampled_from([0.001, 0.1, 0.6]),
+    seed=st.integers(0, 1 << 20),
+)
+@oracle_test
+def test_scores_from_a_floor_on_are_the_same(size, models, dtype, density, seed):
+    """What is left out is below the floor: of light models, and where float32 would overflow or vanish."""
+    rng = np.random.default_rng(seed)
+    rows = (rng.standard_normal((models + 1, 1500)) * size).astype(dtype)
+    rows[1:] += rows[:1]
+    tops = [float(abs(row - rows[0]).max()) or 1.0 for row in rows[1:]]
+
+    def ranks(floors):
+        found = np.empty((models, 1500), dtype)
+        scratch, highest = fused_competition.new_scratch(dtype(0)), np.zeros((models, 1))
+        contenders = tuple(
+            fused_competition.Contender(tuple(rows[1:]), *one, scratch)
+            for one in zip(rows[1:], tops, floors, highest, strict=True)
+        )
+        fused.all_scores(rows[0], contenders, found)
+        return found, highest
+
+    every, highest = ranks([0.0] * models)
+    level = np.quantile(every, 1 - density, axis=1, method="higher").astype(dtype)
+    some, still_highest = ranks(competition.scores_of(level).tolist())
+    kept = every >= level[:, None]
+    assert np.array_equal(some[kept], every[kept])
+    assert bool((some[~kept] < np.broadcast_to(level[:, None], kept.shape)[~kept]).all())
+    assert np.array_equal(still_highest, highest)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -14,7 +14,7 @@ import eutectic
 from eutectic import methods
 from eutectic.api import Options
 from eutectic.errors import RecipeError
-from eutectic.kernels import importance
+from eutectic.kernels import exponential, fused_importance, importance
 from eutectic.kernels.gram import combined, combined_along
 from eutectic.kernels.sphere import karcher_mean, mean_direction, slerp_coefficients, stock_ratio
 from eutectic.testing import write_safetensors
@@ -536,6 +536,28 @@ def test_divergences_equal_those_in_long_double(x, scale):
     assert found == pytest.approx(float((p / p.sum() * gap).sum()), rel=1e-9, abs=within)
 
 
+@pytest.mark.parametrize("length", [1, 7, 256, 257, 1000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_sums_of_rows_of_every_kind_are_bit_equal(length, dtype):
+    """Light rows, rows that one base or one change makes heavy, rows that moved far, at and beside the bounds."""
+    light, small = exponential.UNREDUCED, exponential.SMALL
+    base = normal(9, length, dtype=torch.float64) * 0.05
+    delta = normal(9, length, seed=1) * 1e-3
+    base[1, -1], base[2, -1], base[3, 0] = light, -1.01 * light, 300.0
+    delta[4, -1], delta[5, -1], delta[6, 0], delta[7, -1] = small, -1.01 * small, 3.0, -900.0
+    delta[8, 0] = math.nan
+    old, new = base.to(dtype), (base + delta).to(dtype)
+    plain = importance.row_sums(old.double(), new.double()).numpy()
+    kind = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}.get(dtype, dtype)
+    sums = np.empty_like(plain)
+    fused_importance.row_sums(
+        old.view(kind).numpy().ravel(), new.view(kind).numpy().ravel(), length, importance.LANES, sums
+    )
+    np.testing.assert_array_equal(sums[:8], plain[:8])
+    for spoiled in (sums, plain):
+        assert np.isnan(importance.divergence(spoiled)[8])
+
+
 @given(values=st.lists(st.floats(0, 1e6), min_size=1, max_size=30))
 @oracle_test
 def test_the_threshold_is_that_of_interpolated_quartiles(values):
@@ -544,6 +566,14 @@ def test_the_threshold_is_that_of_interpolated_quartiles(values):
     first, median, third = np.quantile(values, [0.25, 0.5, 0.75])
     level = importance.threshold([rising[place] for place in places], len(values), 1e300)
     assert level == pytest.approx(median + 1.5 * (third - first), rel=1e-14)
+
+
+@given(level=st.floats(0, 1e30))
+def test_what_is_not_below_a_level_in_working_floats(level):
+    found = importance.not_below(level, np.float32)
+    assert float(np.nextafter(found, np.float32(-1))) < level or found == 0
+    assert level <= float(found)
+    assert importance.not_below(level, np.float64) == level
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

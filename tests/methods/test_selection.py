@@ -176,3 +176,25 @@ def test_all_entries_equal(value: float) -> None:
     chosen, _ = select(deltas, [77])
     expect(deltas, [77], chosen)
     assert chosen.rank == [77]
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_neighbouring_ranks_of_one_row_are_counted_once(coarse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    deltas = np.random.default_rng(5).normal(size=(1, 64 * SIZE)).astype(np.float32)
+    deltas = np.round(deltas * 8) / 8 if coarse else deltas
+    counted = []
+    count_near = selection.fused.count_near
+
+    class Repeated(Block):
+        @property
+        def models(self) -> tuple[Any, ...]:
+            return (self.bits[1],) * 4
+
+    monkeypatch.setattr(selection.fused, "count_near", lambda *given: counted.append(1) or count_near(*given))
+    monkeypatch.setattr(f"{__name__}.Block", Repeated)
+    ranks = [900, 901, 3000, 3001]
+    row = np.broadcast_to(deltas, (1, deltas.shape[1]))
+    chosen, stages = select(row, ranks)
+    expect(np.repeat(deltas, 4, axis=0), ranks, chosen)
+    assert stages == ["sample", "near"]
+    assert len(counted) < 3 * 64

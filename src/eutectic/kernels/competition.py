@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eutectic.kernels.consensus import RANKED
 from eutectic.kernels.cuts import Cut, least_kept
 from eutectic.kernels.streams import Bits, Block, Stream, StreamJob
 from eutectic.kernels.trim import kept_count
@@ -24,27 +25,29 @@ else:
 
 @dataclass(slots=True)
 class _Ranks(Block):
-    """A block as a cut sees it: what each model's entries are ranked by in their place, and zeros in the base's.
+    """A block as a cut sees it: each model as a contender.
 
-    Ranks are made when they are asked for, with `highest`, each model's highest score; `tops` has its largest |δ|.
+    `tops` has each model's largest |δ|, and `highest` will have its highest score of those that were ranked. Scores
+    below `floors` rank as zero.
     """
 
-    tops: NDArray[np.float64] | None = None
-    highest: NDArray[np.float64] | None = field(default=None, init=False)
-    made: Bits | None = field(default=None, init=False)
+    tops: Sequence[float] = ()
+    floors: Sequence[float] = ()
+    highest: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     @property
-    def base(self) -> Bits:
-        return np.zeros(self.bits.shape[1], self.floats)
+    def models(self) -> tuple[Any, ...]:
+        rows, scratch = tuple(self.bits[1:]), fused_competition.new_scratch(self.floats(0))
+        return tuple(
+            fused_competition.Contender(rows, row, top, floor, self.highest[k : k + 1], scratch)
+            for k, (row, top, floor) in enumerate(zip(rows, self.tops, self.floors, strict=True))
+        )
 
-    @property
-    def models(self) -> tuple[Bits, ...]:
-        if self.made is None:
-            self.highest = np.empty(len(self.bits) - 1)
-            self.made = np.empty((len(self.bits) - 1, self.bits.shape[1]), self.floats)
-            rows = (self.bits[0], tuple(self.bits[1:]))
-            fused_competition.rank_scores(*rows, self.tops, self.made, self.highest)
-        return tuple(self.made)
+
+def scores_of(ranks: NDArray[Any]) -> NDArray[np.float64]:
+    """Scores a little below those that rank so, whatever rounding does; zero where ranks are too small to be sure."""
+    sure = ranks >= np.finfo(ranks.dtype).tiny
+    return np.where(sure, ranks.astype(np.float64) / RANKED * (1 - 2.0**-18), 0.0)
 
 
 class Competition(Stream):
@@ -80,10 +83,9 @@ class Competition(Stream):
             )
             self._found[block.job, block.index] = patterns.view(block.floats).astype(np.float64)
             return
-        ranks = self._ranks(block)
+        ranks = self._ranks(block, self._cut.floor)
         self._cut.reduce(ranks)
-        if ranks.highest is not None:
-            self._found[block.job, block.index] = ranks.highest
+        self._found[block.job, block.index] = ranks.highest
 
     def fold(self) -> None:
         most: NDArray[np.float64] = np.max(list(self._found.values()), axis=0, initial=0.0)
@@ -97,8 +99,11 @@ class Competition(Stream):
         self._highest = most
         self._cut.fold()
 
-    def _ranks(self, block: Block) -> _Ranks:
-        return _Ranks(block.job, block.index, block.first, block.bits, tops=self._tops)
+    def _ranks(self, block: Block, floor: NDArray[Any]) -> _Ranks:
+        assert self._tops is not None
+        tops, floors, highest = self._tops.tolist(), scores_of(floor).tolist(), np.zeros(len(self._tops))
+        place = (block.job, block.index, block.first)
+        return _Ranks(*place, block.bits, tops=tops, floors=floors, highest=highest)
 
     def shares(self, other: Stream) -> bool:
         return isinstance(other, Competition) and self._density == other._density
@@ -109,10 +114,11 @@ class Competition(Stream):
 
     def combine(self, block: Block, out: Bits) -> None:
         scale = float(self._jobs[block.job].parameters["lambda_"])
-        ranks = self._ranks(block)
+        threshold = self._cut.threshold(block)
+        ranks = self._ranks(block, threshold)
         ends = self._cut.ends(ranks)
         for start, stop in pairwise(sorted({0, len(block.base), *map(int, ends)})):
             level = least_kept(self._cut, ranks, ends, stop)
             models = tuple(row[start:stop] for row in block.models)
-            scored = (self._tops, self._highest, level, scale)
+            scored = (self._tops, scores_of(threshold), self._highest, level, scale)
             fused_competition.combine_competition(block.base[start:stop], models, *scored, out[start:stop])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eutectic.kernels.exponential import LEAST, exp, expm1
+from eutectic.kernels.exponential import LEAST, exp, tanh
 from eutectic.kernels.sums import weighted_sum
 from eutectic.kernels.trim import are_largest, kept_count
 from eutectic.lazy import LazyModule
@@ -111,10 +111,8 @@ def scores_of(delta: Tensor, total: Tensor, models: int) -> Tensor:
 
 def _scores(delta: Tensor, total: Tensor, top: Tensor, models: int) -> Tensor:
     own = delta.double()
-    size = own.abs() / top
-    product = own * total
-    counts = (size <= 1) & (product > 0)
-    size = torch.where(counts, size, 0.0)
-    # From 40 on twice the product's tanh is 1.
-    grown = expm1(torch.where(counts, (product * 2.0).clamp(max=40.0), 0.0))
-    return exp(((size * size - 1.0) * models).clamp(min=LEAST)) * (grown / (grown + 2.0))
+    size, product = own.abs(), own * total
+    counts = (size <= top) & (product > 0)
+    part = torch.where(counts, size, 0.0) * (1.0 / top)
+    grown = exp(((part * part - 1.0) * models).clamp(min=LEAST))
+    return torch.where(counts, grown * tanh(torch.where(counts, product, 0.0)), 0.0)

@@ -55,6 +55,11 @@ class Cut:
         """See `Selection.want`."""
         self._selection.want(ranks)
 
+    @property
+    def floor(self) -> NDArray[Any]:
+        """What the present pass need not tell from zero: all that is smaller, of each model."""
+        return self._selection.floor if self._selection.pending else self._selection.threshold
+
     def reduce(self, block: Block) -> None:
         """Takes one block into the present pass."""
         if self._selection.pending:

@@ -1,4 +1,4 @@
-"""x -> exp x and exp x - 1 in float64, compiled by numba: bit for bit those of `exponential`, for use in loops."""
+"""x -> exp x, exp x - 1 and tanh x in float64, compiled by numba: bit for bit those of `exponential`, for loops."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from eutectic.kernels import exponential
+from eutectic.kernels.exponential import FLAT, SMALL
 from eutectic.kernels.fused import inlined
 
-parts = inlined(exponential.parts)
+reduced = inlined(exponential.reduced)
+series = inlined(exponential.series)
+short_series = inlined(exponential.short_series)
+short_tanh = inlined(exponential.short_tanh)
 
 
 def _as_long(_context: Any, value: Any) -> Any:
@@ -40,14 +44,21 @@ def power(shifted: Any) -> Any:
 @inlined
 def exp(x: Any) -> Any:
     """exp x."""
-    shifted, rest = parts(x)
+    shifted, r = reduced(x)
     scale = power(shifted)
-    return scale + scale * rest
+    return scale + scale * series(r)
 
 
 @inlined
 def expm1(x: Any) -> Any:
     """exp x - 1."""
-    shifted, rest = parts(x)
+    shifted, r = reduced(x)
     scale = power(shifted)
-    return scale * rest + (scale - 1.0)
+    return scale * series(r) + (scale - 1.0)
+
+
+@inlined
+def tanh(x: Any) -> Any:
+    """tanh x of x ≥ 0."""
+    grown = expm1(2.0 * (x if x < FLAT else FLAT))
+    return short_tanh(x) if x <= SMALL else grown / (grown + 2.0)

@@ -79,8 +79,8 @@ def spread_at(origin: Any, rows: Any, i: Any) -> Any:
 
 @overload(scores)
 def _spreads(base, row, start, count, out):  # type: ignore[no-untyped-def]
-    """A tuple with a row a model is ranked by how far the models are apart."""
-    if not isinstance(row, types.BaseTuple):
+    """A plain tuple with a row a model is ranked by how far the models are apart."""
+    if not isinstance(row, types.UniTuple):
         return None
 
     def spreads(base, row, start, count, out):  # type: ignore[no-untyped-def]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eutectic.kernels.exponential import LEAST, exp, expm1
+from eutectic.kernels.exponential import LEAST, SMALL, UNREDUCED, exp, expm1, short_series
 from eutectic.kernels.ranked import row_length
 from eutectic.kernels.selection import Selection
 from eutectic.kernels.streams import Bits, Block, Stream, StreamJob
@@ -26,6 +26,8 @@ else:
 
 # Entries whose softmax is computed at a time: its dozens of float64 temporaries stay in a cache. A GPU has no such.
 _AT_A_TIME, _ON_GPU = 1 << 16, 1 << 20
+# Sums of a row that are added up side by side.
+LANES = 256
 # The divergences of shorter rows would take more memory than they save time.
 _KEPT_FROM = 64
 
@@ -49,23 +51,29 @@ def row_sums(base: Tensor, tuned: Tensor) -> Tensor:
 
     Σ e with e = exp(base - its largest); Σ e (exp(δ) - 1); Σ e exp(δ) δ; how much larger the largest tuned entry is;
     and 0. Where a |δ| is above 1, the fifth is 1 and f = exp(tuned - its largest) is in place of both e exp(δ) and its
-    difference from e.
+    difference from e. Where the base is within `UNREDUCED` of zero and every |δ| within `SMALL`, e = exp(base), and the
+    fourth is 0: a shift of either softmax changes nothing.
     """
     delta, top, peak = tuned - base, base.amax(-1, keepdim=True), tuned.amax(-1, keepdim=True)
-    far = ~(delta.abs().amax(-1, keepdim=True) <= 1)
-    prior = exp((base - top).clamp(min=LEAST))
-    grown = prior * expm1(torch.where(far, torch.zeros_like(delta), delta))
+    apart = delta.abs().amax(-1, keepdim=True)
+    light = (base.abs().amax(-1, keepdim=True) <= UNREDUCED) & (apart <= SMALL)
+    far = ~(apart <= 1)
+    prior = exp((base - torch.where(light, 0.0, top)).clamp(min=LEAST))
+    grown = prior * torch.where(light, short_series(delta), expm1(torch.where(far, 0.0, delta)))
     whole = prior + grown
     if bool(far.any()):
-        apart = exp((tuned - peak).clamp(min=LEAST))
-        grown, whole = torch.where(far, apart, grown), torch.where(far, apart, whole)
+        other = exp((tuned - peak).clamp(min=LEAST))
+        grown, whole = torch.where(far, other, grown), torch.where(far, other, whole)
     found = [folded(terms) for terms in (prior, grown, whole * delta)]
-    return torch.stack([*found, (peak - top)[:, 0], far[:, 0].double()], 1)
+    return torch.stack([*found, torch.where(light, 0.0, peak - top)[:, 0], far[:, 0].double()], 1)
 
 
 def folded(terms: Tensor) -> Tensor:
-    """Σ of each row, `(R, n)` → `(R,)`; the upper half is added to the lower one, in place, until one is left."""
-    width = terms.shape[1]
+    """Σ of each row, `(R, n)` → `(R,)`, in place: `LANES` sums, of which the upper half is added to the lower one."""
+    width = min(terms.shape[1], LANES)
+    for start in range(width, terms.shape[1], LANES):
+        part = terms[:, start : start + LANES]
+        terms[:, : part.shape[1]] += part
     while width > 1:
         half = 1 << (width - 1).bit_length() - 1
         terms[:, : width - half] += terms[:, half:width]
@@ -101,6 +109,12 @@ def threshold(values: Sequence[float], numel: int, largest: float) -> float:
     return min(median + 1.5 * (third - first), largest)
 
 
+def not_below(level: float, floats: type[Any]) -> Any:
+    """The least of these `floats` that is not below a level."""
+    nearest = floats(level)
+    return nearest if float(nearest) >= level else np.nextafter(nearest, floats(np.inf))
+
+
 def are_important(weights: Tensor) -> Tensor:
     """Where the importance is at least the threshold of the tensor, `(2, *shape)` → booleans `(*shape)`."""
     found = importance(weights)
@@ -111,12 +125,21 @@ def are_important(weights: Tensor) -> Tensor:
 
 
 @dataclass(slots=True)
-class _Importances(Block):
-    """A block whose second row has importances, one ranking of them for each order statistic."""
+class _Ranked(Block):
+    """A block as a selection sees it: its changes once for each order statistic."""
+
+    changes: tuple[Any, ...] = ()
 
     @property
-    def models(self) -> tuple[Bits, ...]:
-        return (self.bits[1],) * 6
+    def models(self) -> tuple[Any, ...]:
+        return (fused_importance.Changes(*self.changes),) * 6
+
+    def every(self, step: int) -> Block:
+        _, before, length, divergence, largest = self.changes
+        # Each entry left is a row of its own.
+        rows = (before + np.arange(0, len(self.base), step)) // length
+        bits = np.ascontiguousarray(self.bits[:, ::step])
+        return replace(self, bits=bits, changes=(bits[1], 0, 1, divergence[rows], largest))
 
 
 class ArceeFusion(Stream):
@@ -138,9 +161,8 @@ class ArceeFusion(Stream):
         return self._selection.wants(index)
 
     def reduce(self, block: Block) -> None:
-        found = np.zeros(block.bits.shape, block.floats)
-        fused_importance.importances(*self._rows(block), found[1])
-        self._selection.reduce(_Importances(block.job, block.index, block.first, found))
+        changes = self._changes(block)
+        self._selection.reduce(_Ranked(block.job, block.index, block.first, block.bits, changes=changes))
 
     def fold(self) -> None:
         self._selection.fold()
@@ -154,17 +176,17 @@ class ArceeFusion(Stream):
 
     def combine(self, block: Block, out: Bits) -> None:
         largest = float(np.finfo(block.floats).max)
-        level = threshold(self._selection.threshold.tolist(), self._numel, largest)
-        fused_importance.combine_important(*self._rows(block), level, out)
+        level = not_below(threshold(self._selection.threshold.tolist(), self._numel, largest), block.floats)
+        fused_importance.combine_important(block.base, fused_importance.Changes(*self._changes(block)), level, out)
 
-    def _rows(self, block: Block) -> tuple[Any, ...]:
-        """Both rows of a block, where its first row of the tensor begins and how long each is, and their divergence."""
+    def _changes(self, block: Block) -> tuple[Any, ...]:
+        """What `fused_importance.Changes` of the block has."""
         found = self._divergences.get(block.index)
         if found is None:
             around = block.whole_rows
             sums = np.empty((around.shape[1] // self._length, 5))
-            fused_importance.row_sums(around[0], around[1], self._length, sums)
+            fused_importance.row_sums(around[0], around[1], self._length, LANES, sums)
             found = divergence(sums)
             if self._length >= _KEPT_FROM:
                 self._divergences[block.index] = found
-        return (*block.rows, block.before, self._length, found, block.floats(np.finfo(block.floats).max))
+        return block.rows[1], block.before, self._length, found, block.floats(np.finfo(block.floats).max)

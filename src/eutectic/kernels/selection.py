@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,7 +85,7 @@ class Selection:
         self._restart()
         self._near: dict[tuple[int, int], list[_Near]] = {}
         self._kept = [0] * len(ranks)
-        self._samples: dict[tuple[int, int], NDArray[np.int32]] = {}
+        self._samples: dict[tuple[int, int], list[NDArray[np.int32]]] = {}
         self._low, self._high = [0] * len(ranks), [LAST] * len(ranks)
         self._heavy: list[NDArray[np.int32]] = [np.empty(0, np.int32) for _ in ranks]
         self.threshold: NDArray[Any] = np.zeros(len(ranks), self._value)
@@ -113,6 +113,12 @@ class Selection:
         """All blocks, but only some of many for the sample."""
         return self._stage != "sample" or index % self._block_step == 0
 
+    @property
+    def floor(self) -> NDArray[Any]:
+        """What the present pass need not tell from zero: all that is smaller, of each model."""
+        low = self._low if self._stage in ("near", "narrow") else [0] * len(self._low)
+        return np.array(low, self._word).view(self._value)
+
     def reduce(self, block: Block) -> None:
         """Counts one block."""
         if self._stage == "sample":
@@ -135,21 +141,33 @@ class Selection:
             prefix = np.array([p << shift + 16 for p in self._prefix], self._word)
             fused.histogram_below(block.base, block.models, *scratch, mask, prefix, shift, counts)
 
-    def _sampled(self, block: Block) -> NDArray[np.int32]:
-        """Patterns of a part of the block, as large as the part of its job that the block stands for."""
+    def _sampled(self, block: Block) -> list[NDArray[np.int32]]:
+        """Patterns of a part of the block, as large as the part of its job that the block stands for.
+
+        One array for ranks of one row that follow each other.
+        """
         stands_for = min(self._block_step * BLOCK, self._sizes[block.job] - block.first)
         # Odd, so that rows of even length are not always met in the same columns.
         step = max(1, len(block.base) * self._one_in // stands_for) | 1
-        part = np.ascontiguousarray(block.bits[:, ::step])
-        thin = replace(block, bits=part)
-        out = np.empty((len(self.rank), part.shape[1]), self._value)
-        fused.all_scores(thin.base, thin.models, out)
-        return out.view(np.int32)
+        thin = block.every(step)
+        models, found = thin.models, []
+        for model, row in enumerate(models):
+            if not model or row is not models[model - 1]:
+                out = np.empty((1, len(thin.base)), self._value)
+                fused.all_scores(thin.base, (row,), out)
+            found.append(out[0].view(np.int32))
+        return found
 
     def _look_near(self, block: Block, words: NDArray[Any], size: NDArray[Any]) -> list[_Near]:
-        found, signed = [], words.view(np.int32)
+        found: list[_Near] = []
+        signed, models = words.view(np.int32), block.models
         inside = np.empty(len(block.base) + 1, np.int32)
-        for model, row in enumerate(block.models):
+        for model, row in enumerate(models):
+            if model and row is models[model - 1] and self._same_window(model, model - 1):
+                # Neighbouring ranks of one model.
+                self._kept[model] += len(found[-1].patterns)
+                found.append(found[-1])
+                continue
             window = (np.int32(self._low[model]), np.int32(self._high[model]))
             equal = np.zeros(len(self._heavy[model]), np.int64)
             beyond, others = fused.count_near(block.base, row, signed, size, *window, self._heavy[model], equal, inside)
@@ -158,6 +176,10 @@ class Selection:
             self._kept[model] += len(kept)
             found.append(_Near(beyond, equal, others, kept))
         return found
+
+    def _same_window(self, one: int, other: int) -> bool:
+        bounds = self._low[one] == self._low[other] and self._high[one] == self._high[other]
+        return bounds and np.array_equal(self._heavy[one], self._heavy[other])
 
     def _tallies(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         own = self._own.get(threading.get_ident())
@@ -184,18 +206,20 @@ class Selection:
 
     def _guess(self) -> None:
         """The patterns between which the sample says that the k-th largest lies."""
-        fits = True
+        fits, previous = True, None
+        sample = np.empty(0, np.int32)
         for model, rank in enumerate(self._wanted):
-            sample = np.concatenate([found[model] for found in self._samples.values()])
+            parts = [found[model] for found in self._samples.values()]
+            if parts[0] is not previous:
+                sample, previous = np.sort(np.concatenate(parts)), parts[0]
             size, share = len(sample), rank / self._numel
             off = DEVIATIONS * math.sqrt(size * share * (1 - share)) + 1
             # Places in rising order; the largest of all where the k-th may be larger than any of the sample.
             low, high = (math.floor(size * (1 - share) - off), math.ceil(size * (1 - share) + off))
-            inner = sorted({min(max(place, 0), size - 1) for place in (low, high)})
-            sample.partition(inner)
-            self._low[model] = int(sample[inner[0]]) if low >= 0 else 0
-            self._high[model] = int(sample[inner[-1]]) if high < size else LAST
-            window = sample[(sample >= self._low[model]) & (sample <= self._high[model])]
+            self._low[model] = int(sample[low]) if low >= 0 else 0
+            self._high[model] = int(sample[high]) if high < size else LAST
+            first = np.searchsorted(sample, self._low[model])
+            window = sample[first : np.searchsorted(sample, self._high[model], side="right")]
             self._heavy[model], others = _frequent(window, KEPT * size / self._numel)
             fits = fits and others * self._numel <= KEPT * size
         self._samples.clear()

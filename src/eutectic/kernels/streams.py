@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,6 +87,10 @@ class Block:
     def whole_rows(self) -> Bits:
         """Entries of every input in the whole rows that it touches, for a method that works by rows."""
         return self.bits if self.around is None else self.around
+
+    def every(self, step: int) -> Block:
+        """Each `step`-th entry of it, from the first on."""
+        return replace(self, bits=np.ascontiguousarray(self.bits[:, ::step]))
 
     def pieces(self, length: int, most: int) -> Iterator[tuple[Bits, slice, int]]:
         """Cuts it into whole rows of `length`, `most` entries at a time, or one row if that is longer.
