@@ -1,4 +1,4 @@
-"""Hostile recipes: refused with a problem, in under a second, whatever they are."""
+"""Hostile recipes: refused with a problem, without much work, whatever they are."""
 
 from __future__ import annotations
 
