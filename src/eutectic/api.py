@@ -22,7 +22,7 @@ from eutectic.merging import Options as Options
 from eutectic.merging import beside as beside
 from eutectic.merging import budget_for as budget_for
 from eutectic.plan import Plan, make_plan
-from eutectic.plan.inputs import opening_once
+from eutectic.plan.planner import planning_together
 from eutectic.recipe import Recipe
 from eutectic.report.again import recipe_in
 from eutectic.report.verify import read_manifest
@@ -322,12 +322,12 @@ def plan_sweep(
 
 
 def _plans(variants: Sequence[recipe.Variant], storage: Storage) -> dict[str, Plan]:
-    opener = opening_once(lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage))
+    made = planning_together(lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage))
     plans: dict[str, Plan] = {}
     problems: dict[Problem, None] = {}
     for variant in variants:
         try:
-            plans[variant.label] = make_plan(variant.recipe, opener)
+            plans[variant.label] = made(variant.recipe)
         except RecipeError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 from planning import Header, linear, llama, plan_of, refused, ties_of
 
+import eutectic.methods
+from eutectic.checkpoint.vocabulary import tokens_of
 from eutectic.errors import CheckpointError
+from eutectic.plan import tokenizers
+from eutectic.plan.planner import planning_together
+from eutectic.recipe import load
 
 WORDS = {"<unk>": 0, "<s>": 1, "red": 2, "blue": 3}
 HINT = (
@@ -279,3 +284,20 @@ def test_files_that_leave_the_folder_are_refused_and_nothing_stays_open(make: An
     with pytest.raises(CheckpointError, match=r"C208 .*'vocab.json' of model 'b'"):
         plan_of(linear("a", "b", tokenizer_source="union"), *models)
     assert all(model.closed for model in models)
+
+
+def test_plans_of_a_sweep_compare_tokenizers_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {name: make(name, words) for name, words in (("a", WORDS), ("b", dict(reversed(WORDS.items()))))}
+    read: list[str] = []
+
+    def counted(files: Any) -> dict[str, int]:
+        read.append("tokens")
+        return tokens_of(files)
+
+    monkeypatch.setattr(tokenizers, "tokens_of", counted)
+    made = planning_together(lambda model, folder: models[model])
+    inner = linear("a", "b", tokenizer_source="union")
+    for weight in (1, 2, 3):
+        recipe = linear(inner, "b", tokenizer_source="union", parameters={"weight": weight})
+        assert notes(made(load(recipe, methods=eutectic.methods)))
+    assert read == ["tokens", "tokens"]

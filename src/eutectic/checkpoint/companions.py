@@ -92,15 +92,21 @@ def files_named(folder: str | None, names: Iterable[str], label: str, storage: S
     Raises `CheckpointError` for a file that cannot be read (C221) or that a link leads out of the folder (C208).
     """
     found = {}
-    for name in names if folder is not None else ():
-        path = os.path.join(str(folder), name)
+    for name in files_there(folder, names, label, storage):
+        path = inside(str(folder), name, label)
         try:
-            if storage.exists(path):
-                inside(str(folder), name, label)
-                found[name] = storage.read_bytes(path, _LIMIT)
+            found[name] = storage.read_bytes(path, _LIMIT)
         except OSError as error:
-            raise unreadable(error, path, label) from error
+            raise unreadable(error, os.path.join(str(folder), name), label) from error
     return found
+
+
+def files_there(folder: str | None, names: Iterable[str], label: str, storage: Storage = REAL) -> list[str]:
+    """The names of those. Raises `CheckpointError` (C221) where the folder cannot be looked into."""
+    try:
+        return [name for name in names if folder is not None and storage.exists(os.path.join(folder, name))]
+    except OSError as error:
+        raise unreadable(error, str(folder), label) from error
 
 
 def _refuse_config(files: Mapping[str, bytes], folder: str | None) -> None:

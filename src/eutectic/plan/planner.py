@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from eutectic import dtypes, methods
-from eutectic.checkpoint import Spec
+from eutectic.checkpoint import Source, Spec
 from eutectic.errors import CheckpointError, EutecticError, RecipeError, did_you_mean, listed, several
 from eutectic.methods import Method
 from eutectic.names import Depths, layer_of, matcher
 from eutectic.plan.findings import Findings
-from eutectic.plan.inputs import Input, Opener, open_donor, open_inputs
+from eutectic.plan.inputs import Input, Opener, open_donor, open_inputs, opening_once
 from eutectic.plan.model import Job, Plan, PlanInput
 from eutectic.plan.parameters import Parameters
 from eutectic.plan.post import Posts
 from eutectic.plan.statistics import Measured
-from eutectic.plan.tokenizers import chat_template, check_numbers, place_of_source
+from eutectic.plan.tokenizers import Numberings, chat_template, check_numbers, place_of_source
 from eutectic.recipe import Place, Recipe, label_of, same_model
 from eutectic.recipe.tokenizers import BASE, UNION
 
@@ -21,12 +25,18 @@ from eutectic.recipe.tokenizers import BASE, UNION
 _Holders = list[tuple[int, str]]
 
 
-def make_plan(recipe: Recipe, opener: Opener) -> Plan:
+def planning_together(opener: Opener, opened: dict[Any, Source] | None = None) -> Callable[[Recipe], Plan]:
+    """`make_plan` for recipes that share their inputs: each is opened once, as `opening_once` does."""
+    return partial(make_plan, opener=opening_once(opener, opened), numberings=Numberings())
+
+
+def make_plan(recipe: Recipe, opener: Opener, numberings: Numberings | None = None) -> Plan:
     """Resolves a recipe against its models.
 
     Args:
         recipe: a checked recipe. Recipes within it that give no seed have its seed.
         opener: `(model as written, folder of the recipe) -> Source`; reads headers only.
+        numberings: what plans that share their inputs have found of the tokenizers.
 
     Raises `RecipeError` with every problem found, and `CheckpointError` for models that cannot be opened (all of them
     reported together).
@@ -34,14 +44,16 @@ def make_plan(recipe: Recipe, opener: Opener) -> Plan:
     known = methods.get(recipe.method)
     assert known is not None, "the recipe was checked"
     method = known.resolved(recipe.base is not None)
-    inputs = open_inputs(recipe, method, opener, make_plan)
+    numberings = numberings or Numberings()
+    plan_nested = partial(make_plan, numberings=numberings)
+    inputs = open_inputs(recipe, method, opener, plan_nested)
     try:
-        donor = open_donor(recipe, method, opener, make_plan, [item.model.label for item in inputs])
+        donor = open_donor(recipe, method, opener, plan_nested, [item.model.label for item in inputs])
     except EutecticError:
         for item in inputs:
             item.close()
         raise
-    return _Planner(recipe, method, inputs, donor).plan()
+    return _Planner(recipe, method, inputs, donor, numberings).plan()
 
 
 class _Planner:
@@ -53,7 +65,9 @@ class _Planner:
         method: Method,
         inputs: list[Input],
         donor: PlanInput | None,
+        numberings: Numberings,
     ) -> None:
+        self.numberings = numberings
         self.recipe, self.method = recipe, method
         self.file_donor = donor
         self.inputs = tuple(item.model for item in inputs)
@@ -292,7 +306,7 @@ class _Planner:
         models = [donor, *(item for item in listed_first if item is not donor)]
         try:
             if wanted is not None:
-                check_numbers(self.recipe, models, tokenizer or donor, self.findings)
+                check_numbers(self.recipe, models, tokenizer or donor, self.numberings, self.findings)
             return tokenizer, chat_template(self.recipe, models, tokenizer or donor, self.findings)
         except CheckpointError:
             self._close()

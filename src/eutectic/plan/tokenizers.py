@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from eutectic.checkpoint.companions import files_named, has_tokenizer
+from eutectic.checkpoint.companions import files_named, files_there, has_tokenizer
 from eutectic.checkpoint.templates import CONFIG, TEMPLATE_FILES, template_of
 from eutectic.checkpoint.vocabulary import VOCABULARY_FILES, differing, json_of, same_numbers, tokens_of
 from eutectic.errors import listed, several
@@ -27,7 +27,28 @@ def place_of_source(recipe: Recipe) -> str:
     return next((key for key in _KEYS if key in recipe.places), _KEYS[0])
 
 
-def check_numbers(recipe: Recipe, models: Sequence[PlanInput], taken: PlanInput, findings: Findings) -> None:
+class Numberings:
+    """How the tokenizers of models differ: found once for all plans that share their inputs."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str | None, str | None], str] = {}
+
+    def difference(self, first: PlanInput, other: PlanInput) -> str:
+        """What differs between the numbers that two models give to tokens; empty if nothing does.
+
+        Raises `CheckpointError` for files that cannot be read.
+        """
+        key = first.tokenizer_folder(), other.tokenizer_folder()
+        if key not in self._found:
+            # No more than two at a time are held: they may have tens of megabytes each.
+            one, two = (files_named(item.tokenizer_folder(), VOCABULARY_FILES, item.label) for item in (first, other))
+            self._found[key] = _difference(one, two)
+        return self._found[key]
+
+
+def check_numbers(
+    recipe: Recipe, models: Sequence[PlanInput], taken: PlanInput, numberings: Numberings, findings: Findings
+) -> None:
     """Where the recipe says whose tokenizer to take: do all number their tokens alike?
 
     P315 under `union`, as rows of the embeddings would mean different tokens; else a note.
@@ -36,22 +57,21 @@ def check_numbers(recipe: Recipe, models: Sequence[PlanInput], taken: PlanInput,
         recipe: a recipe with `tokenizer_source`.
         models: what is merged, and the base.
         taken: whose tokenizer the output gets.
+        numberings: what is known of them already.
         findings: where it is told.
     """
     union, where = recipe.tokenizer_source == UNION, place_of_source(recipe)
-    files = _files_of(taken)
-    if not (union or files or has_tokenizer(taken.tokenizer_folder())):
+    if not (union or has_tokenizer(taken.tokenizer_folder())):
         message = f"{taken.label} has no tokenizer files that could be taken"
         findings.say("P315", message, "copy them beside its weights, or name another model", where)
-    others = [(item, _files_of(item)) for item in models if item is not taken]
-    silent = [item.label for item, found in [(taken, files), *others] if not _numbered(found)]
+    silent = list(dict.fromkeys(item.label for item in (taken, *models) if not _numbered(item)))
     if union and silent:
         verb = "has" if len(silent) == 1 else "have"
         message = f"{listed(silent)} {verb} no tokenizer files, so nothing says which token has which number"
         findings.say("P315", message, f"copy them beside the weights, or {_NAME_ONE}", where)
     differ = False
-    for item, found in others:
-        if not (_numbered(files) and _numbered(found)) or not (how := _difference(files, found)):
+    for item in models if taken.label not in silent else ():
+        if item is taken or item.label in silent or not (how := numberings.difference(taken, item)):
             continue
         differ = True
         told = f"the tokenizers of {taken.label} and {item.label} differ: {how}"
@@ -64,16 +84,12 @@ def check_numbers(recipe: Recipe, models: Sequence[PlanInput], taken: PlanInput,
         findings.notes.append(f"tokenizer_source: union is the tokenizer of {taken.label}: all have the same tokens")
 
 
-def _files_of(item: PlanInput) -> dict[str, bytes]:
-    return files_named(item.tokenizer_folder(), VOCABULARY_FILES, item.label)
-
-
-def _numbered(files: Mapping[str, bytes]) -> bool:
-    return bool(files.keys() - {CONFIG})
+def _numbered(item: PlanInput) -> bool:
+    """Whether it has files, beside the config, that say which token has which number."""
+    return any(name != CONFIG for name in files_there(item.tokenizer_folder(), VOCABULARY_FILES, item.label))
 
 
 def _difference(first: Mapping[str, bytes], other: Mapping[str, bytes]) -> str:
-    """What differs between the numbers that two tokenizers give to tokens; empty if nothing does."""
     if same_numbers(first, other):
         return ""
     one, two = tokens_of(first), tokens_of(other)
@@ -99,12 +115,12 @@ def chat_template(recipe: Recipe, models: Sequence[PlanInput], taken: PlanInput,
     wanted = recipe.chat_template
     if wanted is None:
         return taken.chat_template
-    files = files_named(taken.tokenizer_folder(), VOCABULARY_FILES, taken.label)
-    if not files:
-        message = f"{taken.label} has no tokenizer files that could hold a chat template"
+    folder, label = taken.tokenizer_folder(), taken.label
+    if not files_there(folder, VOCABULARY_FILES, label):
+        message = f"{label} has no tokenizer files that could hold a chat template"
         findings.say("P316", message, f"remove it, or {_NAME_ONE}", "chat_template")
-    elif not isinstance(json_of(files.get(CONFIG, b"{}")), dict):
-        message = f"{CONFIG} of {taken.label} is no valid JSON object and can hold no chat template"
+    elif not isinstance(json_of(files_named(folder, [CONFIG], label).get(CONFIG, b"{}")), dict):
+        message = f"{CONFIG} of {label} is no valid JSON object and can hold no chat template"
         findings.say("P316", message, f"mend it, or {_NAME_ONE}", "chat_template")
     if wanted != AUTO:
         return TEMPLATES.get(wanted, wanted)

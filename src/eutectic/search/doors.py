@@ -17,6 +17,7 @@ from eutectic.evaluate.doors import Kept, cache_of, tasks_of
 from eutectic.evaluate.evaluation import refuse_early
 from eutectic.plan import make_plan
 from eutectic.plan.inputs import Opener, opening_once
+from eutectic.plan.planner import planning_together
 from eutectic.recipe import Recipe, Variant
 from eutectic.run.merged import MergedSource
 from eutectic.run.refusals import check_device
@@ -193,28 +194,25 @@ def learn_coefficients(
 def _opened(variants: Sequence[Variant], opener: Opener) -> Iterator[tuple[list[Candidate], Source | None]]:
     """The merges of a sweep, planned and not computed, and their base; they share their open models."""
     found: dict[Any, Source] = {}
-    shared = opening_once(opener, found)
+    made = planning_together(opener, found)
     try:
-        candidates = [
-            Candidate(one.label, one.choices, MergedSource(make_plan(one.recipe, shared), one.label))
-            for one in variants
-        ]
+        candidates = [Candidate(one.label, one.choices, MergedSource(made(one.recipe), one.label)) for one in variants]
         first = variants[0].recipe if variants else None
         base: Source | None = None
         if first is not None and first.base is not None:
             if isinstance(first.base, Recipe):
-                base = MergedSource(make_plan(first.base, shared), "base")
+                base = MergedSource(made(first.base), "base")
             else:
-                base = shared(first.base, first.folder)
+                base = opening_once(opener, found)(first.base, first.folder)
         yield candidates, base
     finally:
         for source in found.values():
             source.close()
 
 
-def variants_of(source: Any, overrides: Sequence[str]) -> list[Variant]:
-    """The merges of a recipe that sweeps parameters."""
-    return recipe.load_sweep(source, overrides=overrides, methods=methods)
+def variants_of(source: Any, overrides: Sequence[str], over: Sequence[str] = ()) -> list[Variant]:
+    """The merges of a recipe that sweeps parameters, by itself or by changes that are made to it."""
+    return recipe.load_sweep(source, overrides=overrides, over=over, methods=methods)
 
 
 def _settings(settings: Settings | None, models: Any) -> Settings:
