@@ -174,10 +174,19 @@ def test_a_file_of_a_similar_name_is_suggested() -> None:
     assert said(lambda: eutectic.evaluate("a", "perplexity:texts")).endswith("Is a directory; name one file")
 
 
-def test_many_wrong_lines_are_counted() -> None:
-    Path("d.jsonl").write_text("3\n" * 50)
+def test_what_is_wrong_with_many_lines_is_told_once() -> None:
+    Path("d.jsonl").write_text("3\n" * 50 + "4\n")
+    assert said(lambda: eutectic.evaluate("a", "choice:d.jsonl", cache=False)).splitlines() == [
+        "E904 d.jsonl:1:1: must be an object, not 3; and so in 49 more lines: 2, 3, 4, 5 and 45 more",
+        "E904 d.jsonl:51:1: must be an object, not 4",
+    ]
+
+
+def test_lines_that_are_wrong_in_many_ways_are_counted() -> None:
+    Path("d.jsonl").write_text("".join(f"{n}\n{n}\n" for n in range(50)))
     problems = said(lambda: eutectic.evaluate("a", "choice:d.jsonl", cache=False)).splitlines()
-    assert len(problems) == 11 and problems[-1] == "E904 d.jsonl: and 40 more lines are wrong"
+    assert problems[9] == "E904 d.jsonl:19:1: must be an object, not 9; and so in 1 more line: 20"
+    assert problems[10:] == ["E904 d.jsonl: and 80 more lines are wrong"]
 
 
 def test_everything_is_checked_before_a_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

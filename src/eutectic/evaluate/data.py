@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from eutectic.errors import Problem, RecipeError, several
+from eutectic.errors import Problem, RecipeError, listed, several
 from eutectic.evaluate.content import digest_of_bytes
 from eutectic.evaluate.options import Checked, option
 from eutectic.paths import near_file
@@ -61,9 +61,9 @@ class DataTask(Checked):
     def rows(self, reader: Callable[[Row], Row]) -> list[Row]:
         """Every row, as `reader` understands it. It raises `ValueError` with what is wrong with one.
 
-        Raises `RecipeError` (E904) with the lines that are wrong, and for data without a single row.
+        Raises `RecipeError` (E904) with what is wrong with which lines, and for data without a single row.
         """
-        problems: list[Problem] = []
+        wrong: dict[str, list[int]] = {}
         found: list[Row] = []
         lines = self.text.split("\n")
         table = self.data.lower().endswith(".tsv")
@@ -74,15 +74,22 @@ class DataTask(Checked):
             try:
                 found.append(reader(_cells(head, line) if table else _object(line)))
             except ValueError as error:
-                problems.append(Problem("E904", str(error), file=self.data, line=number, column=1))
-        if len(problems) > _TOLD:
-            rest = Problem("E904", f"and {len(problems) - _TOLD} more lines are wrong", file=self.data)
-            problems = [*problems[:_TOLD], rest]
+                wrong.setdefault(str(error), []).append(number)
+        problems = [self._wrong(message, at) for message, at in list(wrong.items())[:_TOLD]]
+        if rest := sum(map(len, list(wrong.values())[_TOLD:])):
+            told = several(rest, "more line", "is", "are")
+            problems.append(Problem("E904", f"and {told} wrong", file=self.data))
         if not problems and not found:
             problems = [Problem("E904", "there is no item in it", "data", file=self.data)]
         if problems:
             raise RecipeError(problems)
         return found
+
+    def _wrong(self, message: str, lines: Sequence[int]) -> Problem:
+        """What is wrong with a line, told once for all of which the same is."""
+        if more := [str(line) for line in lines[1:]]:
+            message = f"{message}; and so in {several(len(more), 'more line')}: {listed(more)}"
+        return Problem("E904", message, file=self.data, line=lines[0], column=1)
 
     def all_texts(self, field: str) -> list[str]:
         """The documents: one a row under `field`, or the whole file. Raises `RecipeError` (E904) for wrong lines."""

@@ -23,6 +23,8 @@ class Parameters:
         """`entries` are those of the models, without the base of task vectors, in the method's order."""
         self._recipe, self._method, self._entries = recipe, method, entries
         self._depths, self._findings = depths, findings
+        # Parameter → the tensors that it has no value for.
+        self._without: dict[str, dict[str, None]] = {}
 
     def bind(self, name: str) -> dict[str, Any]:
         """Every parameter for one tensor: a value, or a list of one a model."""
@@ -42,8 +44,7 @@ class Parameters:
         known = self._method.params[param]
         if not known.required:
             return known.default
-        hint = "end its list with an entry without a filter"
-        self._findings.say("P304", f"{param} has no value for {name}", hint, f"parameters.{param}")
+        self._without.setdefault(param, {})[name] = None
         # Never used: the plan is refused.
         return 0.0
 
@@ -53,7 +54,10 @@ class Parameters:
             self._findings.check_filters(setting.filters, floats, ties)
 
     def check(self, jobs: Sequence[Job]) -> None:
-        """What only shows when all tensors have their values: P305, P306."""
+        """What only shows when all tensors have been looked at: P304, P305, P306."""
+        for param, names in self._without.items():
+            hint = "end its list with an entry without a filter"
+            self._findings.say("P304", f"{param} has no value for {listed([*names])}", hint, f"parameters.{param}")
         zero = [
             job.name
             for job in jobs
