@@ -330,6 +330,19 @@ def test_union_stays_a_word_where_a_folder_has_that_name(tmp_path: Path, monkeyp
         assert again.recipe.tokenizer_source == "union"
 
 
+@pytest.mark.parametrize("word", ["union", "base"])
+def test_a_path_does_not_become_a_word(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", word):
+        tiny_llama(tmp_path / "home" / name, seed=len(name), layers=1, hidden=16, intermediate=16)
+    (tmp_path / "home" / "sub").mkdir()
+    text = f"merge_method: linear\nbase_model: ../b\nmodels: [../a, ../{word}]\ntokenizer_source: ../{word}\n"
+    (tmp_path / "home" / "sub" / "inner.yml").write_text(text)
+    (tmp_path / "home" / "outer.yml").write_text("merge_method: linear\nmodels: [sub/inner.yml]\n")
+    with eutectic.plan("home/outer.yml") as plan:
+        assert plan.tokenizer_folder() == str(tmp_path / "home" / word)
+
+
 def test_base_stays_a_word_in_a_recipe_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("start", "a", "base"):

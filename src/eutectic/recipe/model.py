@@ -176,8 +176,9 @@ def rebased(recipe: Recipe, folder: str | None) -> Recipe:
         return os.path.relpath(path, folder or os.curdir) if os.path.exists(path) else model
 
     def donor(name: str | None, *words: str) -> str | None:
-        # The words are no paths, even where a folder has such a name.
-        return name if name in words else moved(name)
+        # The words are no paths, even where a folder has such a name; and a path must not become one of them.
+        path = name if name in words else moved(name)
+        return os.path.join(os.curdir, path) if path in words and path != name else path
 
     if own == folder:
         return recipe
