@@ -287,6 +287,7 @@ def test_mistakes(run: Run, here: Path, code: str, arguments: tuple[str, ...]) -
         ("F108", "grams", [torch.randn(2, 7)], {}),
         ("F108", "gram", iter([torch.randn(2, 7)]), {}),
         ("F108", "gram", torch.randn(2, 7), {}),
+        ("F108", "gram", {"input": torch.randn(2, 7)}, {}),
         ("F108", "gram", [torch.randn(2, 7)], {"batch": 0}),
         ("F108", "fisher", [torch.randn(2, 7)], {"labels": "none"}),
         ("F101", "gram", [], {}),

@@ -212,6 +212,8 @@ X = [torch.ones(2, 4)]
         ("F109", r"used twice in a forward pass: layer\.weight", [Twice()], [X], {}),
         ("F101", r"loaders\[1\]: the loader gave no batch", [nn.Linear(4, 2)] * 2, [X, []], {}),
         ("F108", r"loaders\[0\]: must be batches that can be gone through again", [nn.Linear(4, 2)], [iter(X)], {}),
+        ("F108", r"loaders\[0\]: .* not a dict", [nn.Linear(4, 2)], [{"input": torch.ones(2, 4)}], {}),
+        ("F108", r"loaders\[1\]: .* not a str", [nn.Linear(4, 2)] * 2, [X, "data.txt"], {}),
         ("F102", r"modules\[1\]: 1 value of weight is NaN", [nn.Linear(4, 2), nan(nn.Linear(4, 2))], [X, X], {}),
         ("F102", r"of loaders\[1\]", [nn.Linear(4, 2)] * 2, [X, [torch.full((2, 4), torch.inf)]], {}),
         ("F107", "nothing to collect", [nn.Embedding(4, 2)], [[torch.zeros(2, 3, dtype=torch.long)]], {}),

@@ -149,9 +149,9 @@ class Parts:
 def no_batches(value: Any) -> str:
     """Why what was given cannot be gone through again and again, a batch at a time; empty where it can.
 
-    A tensor is one batch: its rows are none.
+    A tensor, or a mapping of them, is one batch; a text is the name of a file.
     """
-    if isinstance(value, Iterable) and not isinstance(value, Iterator | torch.Tensor):
+    if isinstance(value, Iterable) and not isinstance(value, Iterator | torch.Tensor | Mapping | str):
         return ""
     return f"must be batches that can be gone through again, not a {type(value).__name__}"
 
