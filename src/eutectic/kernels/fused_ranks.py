@@ -21,7 +21,7 @@ from eutectic.kernels.fused import as_float, as_word, compiled, inlined, value_o
 # Marks what is open: above every place, and the sign of a float.
 OPEN = np.uint32(1 << 31)
 # A row is cut up to about this many times its mean magnitude; what is larger has the last bin. The mean is that of so
-# many entries. Both decide the time, never the result.
+# many entries, zeros left out. Both decide the time, never the result.
 SPAN, SAMPLED = np.float32(5), 32
 # The exponents, as stored, between which the cut is: then the width of a bin and its inverse are normal floats.
 LOWEST, HIGHEST = 40, 214
@@ -45,9 +45,10 @@ def span_of(base: Any, row: Any, step: int, otherwise: Any) -> Any:
     """The power of two up to which a row is cut, by a sample; `otherwise` where all of that are zero."""
     total, count = np.float32(0), 0
     for t in range(0, min(len(row), SAMPLED * step), step):
-        total += size_of(base, row, np.uint64(t))
-        count += 1
-    if total == 0:
+        size = size_of(base, row, np.uint64(t))
+        total += size
+        count += size != 0
+    if not count:
         return np.float32(otherwise)
     # NaN and infinity have the largest exponent.
     exponent = as_word(SPAN * total / np.float32(count)) >> np.uint32(23)
@@ -151,7 +152,7 @@ def open_key(base: Any, row: Any, number: int, t: Any, bits: int) -> Any:
 
 
 @compiled
-def list_open(words: Any, flags: Any, keys: Any, found: int) -> int:
+def list_open(words: Any, flags: Any, keys: Any, found: Any) -> Any:
     """Adds the indices of a row's open entries to `keys`, which has `found`."""
     are_open(words, flags)
     eights = flags.view(np.uint64)
@@ -337,7 +338,8 @@ def rank_by_sorting(base: Any, row: Any, length: int, bits: int, ranked: Any, in
                     if opens:
                         keys[more] = rising[at] & mask
                         more += 1
-        found = settle_row(origin, own, number, bits, inverse, kept, keys, found, more, pending)
+        if more > found:
+            found = settle_row(origin, own, number, bits, inverse, kept, keys, found, more, pending)
     return found
 
 

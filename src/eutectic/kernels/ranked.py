@@ -33,8 +33,8 @@ PARTS = 1 << 16
 RANKED = 1 << 17
 # Entries of the longest rows of which all pairs are compared.
 PAIRED = 32
-# Widths that a row of 16-bit floats is cut into, at least and at most; sixteen times as many where they are too coarse.
-COARSE, FINE = 1 << 8, 1 << 11
+# Widths that a row of 16-bit floats is cut into, at least and at most; eight times as many where they are too coarse.
+COARSE, FINE = 1 << 8, 1 << 12
 # Where more than one entry in so many would have to be listed, rows are sorted.
 FEW_IN = 16
 
@@ -164,7 +164,7 @@ def _look_up_binned(base: Bits, row: Bits, length: int, inverse: NDArray[np.uint
     found = len(row)
     if row.itemsize == 2:
         widths = min(max(1 << (length.bit_length() - 2), COARSE), FINE)
-        pairs = np.empty(16 * widths, np.uint32 if length < 1 << 16 else np.uint64)
+        pairs = np.empty(8 * widths, np.uint32 if length < 1 << 16 else np.uint64)
         counts = pairs.view(np.uint16 if length < 1 << 16 else np.uint32)
         found = fused_ranks.rank_by_counts(base, row, length, bits, widths, counts, pairs, few, inverse, out, keys)
     if found > few:
