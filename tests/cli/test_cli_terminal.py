@@ -60,8 +60,10 @@ def test_errors_that_cannot_be_said_keep_their_number(here: Path) -> None:
 
 
 def test_an_early_interrupt_is_silent(here: Path) -> None:
+    # What runs in the background has inherited that Ctrl-C is ignored.
     hook = (
         "import builtins, os, signal, sys\nplain = builtins.__import__\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def slow(name, *rest):\n    if name == 'typer':\n        os.kill(os.getpid(), signal.SIGINT)\n"
         "    return plain(name, *rest)\n"
         "builtins.__import__ = slow\nsys.argv[1:] = ['plan', 'r.yml']\nfrom eutectic.cli import main\nmain()\n"
