@@ -26,6 +26,21 @@ def test_p301_a_vocabulary_of_another_size() -> None:
     ]
 
 
+def test_p301_heads_for_other_labels() -> None:
+    a, b = (llama(x, specs={"classifier.weight": ("float32", n, 4)}) for n, x in enumerate("ab", 2))
+    recipe = linear("a", "b")
+    assert refused(recipe, a, b) == [
+        "P301 classifier.weight: differs between the models (a: float32 [2, 4], b: float32 [3, 4]); heads for "
+        "different labels? `leave_out: classifier` takes one model's as it is"
+    ]
+    assert plan_of({**recipe, "leave_out": "classifier"}, a, b).specs["classifier.weight"].shape == (2, 4)
+
+
+def test_p301_positions_are_neither() -> None:
+    a, b = (llama(x, specs={"position_embeddings.weight": ("float32", n, 4)}) for n, x in enumerate("ab", 2))
+    assert refused(linear("a", "b"), a, b)[0].endswith("(a: float32 [2, 4], b: float32 [3, 4])")
+
+
 def test_p301_another_shape() -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     odd = llama("b", specs={name: ("float32", 4, 2)})
@@ -69,6 +84,45 @@ def test_p302_many_tensors_are_one_problem() -> None:
     found = refused(linear("a", "b"), llama("a", layers=6), llama("b", layers=3))
     names = [f"model.layers.{i}.{part}.weight" for i in (3, 4) for part in ("self_attn.q_proj", "mlp.up_proj")]
     assert found == [f"P302 {', '.join(names)} and 2 more are missing from b but are in a; {COPY}"]
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "said"),
+    [
+        ("", "module.", "begin with 'module.' (DataParallel), and those of a do not"),
+        ("", "_orig_mod.", "begin with '_orig_mod.' (torch.compile), and those of a do not"),
+        ("model.", "model.language_model.", "begin with 'model.language_model.' where those of a begin with 'model.'"),
+        ("bert.", "wrapped.bert.", "begin with 'wrapped.', and those of a do not"),
+    ],
+)
+def test_p302_names_with_something_before_them(here: str, there: str, said: str) -> None:
+    parts = ["embed.weight", "layers.0.up.weight", "layers.1.up.weight"]
+    a = Header("a", {**{here + part: WEIGHT for part in parts}, "head": WEIGHT})
+    b = Header("b", {there + part: WEIGHT for part in parts})
+    found = refused(linear("a", "b"), a, b)
+    assert len(found) == 2 and all(
+        line.endswith(f"the names of b {said}: save it without that first") for line in found
+    )
+
+
+def test_p302_models_with_little_in_common_are_not_to_be_copied() -> None:
+    a, b = Header("a", {"one": WEIGHT, "x": ("float32", 4)}), Header("b", {"two": WEIGHT, "x": ("float32", 4)})
+    hint = "`missing: copy` would copy 89 % of the entries: are the models of one architecture?"
+    assert refused(linear("a", "b"), a, b) == [
+        f"P302 one: is missing from b but is in a; {hint}",
+        f"P302 two: is missing from a but is in b; {hint}",
+    ]
+
+
+def test_one_shard_is_not_a_model() -> None:
+    whole, shard = llama("a"), llama("model-00001-of-00002.safetensors", layers=2)
+    said = "model-00001-of-00002.safetensors is one shard of 2: name its folder, or its index"
+    assert refused(linear("a", shard.label), whole, shard)[0].endswith(f"but are in a; {said}")
+    other = llama("model-00001-of-00002.bin", layers=2)
+    plan = plan_of(linear(other.label, shard.label), other, shard)
+    assert f"{said}; what the others hold is not merged" in plan.notes
+    lone = llama("model-00001-of-00001.safetensors")
+    assert not plan_of(linear("a", lone.label), whole, lone).notes
 
 
 def test_p303_a_filter_that_matches_nothing() -> None:

@@ -22,8 +22,9 @@ CODES: dict[str, tuple[str, str]] = {
     "E904": (
         "a wrong item in the data of a task",
         "Data are UTF-8: plain text, `.jsonl` with one JSON object a line, or `.tsv` with the names of its columns in "
-        "the first line. Each line has the fields that the kind of task needs; what is wrong with several lines is told "
-        "once. A loader gives batches of inputs and class numbers from 0, for which the module gives one logit a class.",
+        "the first line. Each line has the fields that the kind of task needs; what is wrong with several lines is "
+        "told once. A loader gives batches of inputs and class numbers from 0, for which the module gives one logit a "
+        "class.",
     ),
     "E905": (
         "a model that cannot be run",

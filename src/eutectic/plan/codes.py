@@ -6,13 +6,15 @@ CODES: dict[str, tuple[str, str]] = {
     "P301": (
         "tensors of different shapes",
         "A tensor must have the same shape in every model that is merged. A first dimension that differs by a few "
-        "rows is usually a vocabulary with added tokens: resize the embeddings of one model to the other's first.",
+        "rows is usually a vocabulary with added tokens: resize the embeddings of one model to the other's first. "
+        "Heads for other labels are no vocabulary: `leave_out` copies them from one model.",
     ),
     "P302": (
         "a tensor is missing from a model",
         "Every model must have every floating-point tensor. Tensors that are tied in config.json count as present. "
         "With `missing: copy` in the recipe, a tensor that some models lack is copied from the base (or the first "
-        "model that has it) and the manifest says so.",
+        "model that has it) and the manifest says so. Where most of a model is missing, copying makes no merge: look "
+        "whether the names begin otherwise (`module.`, `_orig_mod.`), or whether a file named is one shard of several.",
     ),
     "P303": (
         "a filter matches no tensor",

@@ -8,9 +8,9 @@ from typing import Any
 
 from eutectic import dtypes, methods
 from eutectic.checkpoint import Source, Spec
-from eutectic.errors import CheckpointError, EutecticError, RecipeError, did_you_mean, listed, several
+from eutectic.errors import CheckpointError, EutecticError, RecipeError, listed, several
 from eutectic.methods import Method
-from eutectic.names import Depths, layer_of, matcher
+from eutectic.names import Depths, matcher
 from eutectic.plan.findings import Findings
 from eutectic.plan.inputs import Input, Opener, open_donor, open_inputs, opening_once
 from eutectic.plan.model import Job, Plan, PlanInput
@@ -18,6 +18,7 @@ from eutectic.plan.parameters import Parameters
 from eutectic.plan.post import Posts
 from eutectic.plan.statistics import Measured
 from eutectic.plan.tokenizers import Numberings, chat_template, check_numbers, place_of_source
+from eutectic.plan.unlike import one_of_shards, why_missing, why_shapes_differ
 from eutectic.recipe import Place, Recipe, label_of, same_model
 from eutectic.recipe.tokenizers import BASE, UNION
 
@@ -178,6 +179,10 @@ class _Planner:
     def _specs(self, has: _Holders) -> list[Spec]:
         return [self.inputs[number].specs[stored] for number, stored in has]
 
+    def _largest(self, name: str) -> int:
+        """The entries of a tensor, of the largest where models differ."""
+        return max(spec.numel for spec in self._specs(self._has(name)))
+
     def _dtypes(self, has: _Holders) -> list[str]:
         """The dtypes that tensors are stored with, which the output has where the recipe names none."""
         inputs = [(self.inputs[number], stored) for number, stored in has]
@@ -263,24 +268,20 @@ class _Planner:
     def _shapes_differ(self, name: str, has: _Holders, specs: list[Spec]) -> None:
         pairs = zip(has, specs, strict=True)
         shown = ", ".join(f"{self._label(pair)}: {spec.dtype} {list(spec.shape)}" for pair, spec in pairs)
-        rows, rest = {spec.shape[:1] for spec in specs}, {spec.shape[1:] for spec in specs}
-        hint = ""
-        if not dtypes.is_float(specs[0].dtype):
-            hint = "say whose to take with `buffers_from: MODEL` or `buffers_from: base`"
-        elif len(rows) > 1 and len(rest) == 1 and layer_of(name) is None:
-            hint = "vocabularies of different sizes? resize one model's embeddings to the other's first"
+        hint = "say whose to take with `buffers_from: MODEL` or `buffers_from: base`"
+        if dtypes.is_float(specs[0].dtype):
+            hint = why_shapes_differ(name, specs)
         self.findings.say("P301", f"differs between the models ({shown})", hint, name)
 
     def _report_groups(self) -> None:
+        gone = sum(self._largest(name) for names in self.missing.values() for name in names)
         for (absent, present), names in self.missing.items():
-            lacking, having = (listed([self.inputs[i].label for i in numbers]) for numbers in (absent, present))
-            # What is suggested is there in place of it, so nobody else has that name.
-            spare = [n for i in absent for n in self.inputs[i].specs if n not in self.inputs[present[0]].specs]
-            hint = did_you_mean(names[0], spare) or "set `missing: copy` to copy such tensors"
-            if len(names) == 1:
-                self.findings.say("P302", f"is missing from {lacking} but is in {having}", hint, names[0])
-            else:
-                self.findings.say("P302", f"{listed(names)} are missing from {lacking} but are in {having}", hint)
+            lacking, having = ([self.inputs[number] for number in numbers] for numbers in (absent, present))
+            hint = why_missing(names, lacking, having[0], gone / (sum(map(self._largest, self.names)) or 1))
+            where = names[0] if len(names) == 1 else ""
+            verb, told = ("is", "") if where else ("are", f"{listed(names)} ")
+            without, others = (listed([item.label for item in items]) for items in (lacking, having))
+            self.findings.say("P302", f"{told}{verb} missing from {without} but {verb} in {others}", hint, where)
         for (label, dtype), names in self.refused.items():
             verb = "is" if len(names) == 1 else "are"
             hint = "convert the checkpoint to bfloat16 first"
@@ -335,6 +336,8 @@ class _Planner:
     def _tell_of_inputs(self) -> None:
         """Hands on what nested plans say, and the stored tensors that nothing reads."""
         for item in self.inputs:
+            if shard := one_of_shards(item):
+                self.findings.notes.append(f"{shard}; what the others hold is not merged")
             for name, why in item.ignored.items():
                 self.findings.dropped.append((item.label, name, why))
                 self.findings.notes.append(f"{item.label}: the stored {name} is not merged: {why}")
