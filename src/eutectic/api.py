@@ -299,8 +299,10 @@ def sweep(
     plans = _plans(variants, storage)
     place = os.fspath(out)
     try:
+        held: dict[bytes, bytes] = {}
         runs = [
-            Run(planned, os.path.join(place, label), options, storage, len(plans)) for label, planned in plans.items()
+            Run(planned, os.path.join(place, label), options, storage, len(plans), held)
+            for label, planned in plans.items()
         ]
         if on_plan:
             on_plan(list(plans), runs[0].plan, largest([run.budget for run in runs]), runs[0].notes)

@@ -106,11 +106,25 @@ class Merge:
 class Run:
     """One output: its plan, its folder, and what goes beside the weights."""
 
-    def __init__(self, planned: Plan, out: str, options: Options, storage: Storage, lanes: int = 1) -> None:
+    def __init__(
+        self,
+        planned: Plan,
+        out: str,
+        options: Options,
+        storage: Storage,
+        lanes: int = 1,
+        held: dict[bytes, bytes] | None = None,
+    ) -> None:
+        """Reads what goes beside the weights, and writes nothing.
+
+        `lanes` outputs are made together; what goes beside several of them is `held` once.
+        """
         refuse_overlap(planned, out)
         refuse_reference(planned, options.reference)
         self.plan, self.options = planned, options
         self.beside = beside(planned, storage)
+        if held is not None:
+            self.beside.files = {name: held.setdefault(data, data) for name, data in self.beside.files.items()}
         self.notes = [*planned.notes, *self.beside.notes, *gpu.left_to_the_cpu(planned, options.device)]
         self.budget = budget_for(planned, options, lanes)
         self.shards = lay_out(planned.specs, {"format": "pt", **planned.ties}, options.shard_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from eutectic.api import Options
 from eutectic.checkpoint.extents import FileSource
 from eutectic.errors import EutecticError, InterruptedMergeError
 from eutectic.kernels.task_vectors import TaskVectors
+from eutectic.merging import execute
 from eutectic.testing import write_safetensors
 from faults import contents
 
@@ -308,3 +310,21 @@ def test_the_plan_of_a_sweep_needs_what_its_largest_merge_needs(models):
     assert api.largest(budgets) is budgets[1]
     for planned in plans.values():
         planned.close()
+
+
+def test_every_merge_has_its_tokenizer_and_what_lies_beside_is_held_once(models, tmp_path, monkeypatch):
+    models = [shutil.copytree(model, tmp_path / Path(model).name) for model in models]
+    for number, model in enumerate(models):
+        Path(model, "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}}, indent=number))
+    swept = recipe([str(model) for model in models], "ties", density={"sweep": [0.2, 0.6, 1.0]})
+    swept |= {"tokenizer_source": "union", "chat_template": "{{ 'x' }}"}
+    held = []
+    monkeypatch.setattr(api, "execute", lambda runs, *more: held.extend(runs) or execute(runs, *more))
+    done = eutectic.sweep(swept, tmp_path / "out")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert len({id(run.beside.files[name]) for run in held}) == 1
+    for label in done.merges:
+        found = contents(tmp_path / "out" / label)
+        assert json.loads(found["tokenizer_config.json"]) == {"chat_template": "{{ 'x' }}"}
+        assert found["tokenizer.json"] == Path(models[0], "tokenizer.json").read_bytes()
+        assert eutectic.verify(tmp_path / "out" / label).problems == []
