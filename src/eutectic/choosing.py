@@ -128,7 +128,7 @@ def tune(
         source: the recipe, as for `plan`.
         out: the folder for the chosen merge; None: choose only.
         over: the values to try: `{"parameters.t": "0:1:0.1", "parameters.density": [0.2, 0.5]}`, or texts
-            `parameters.t=0:1:0.1`. The recipe may sweep parameters itself.
+            `parameters.t=0:1:0.1`; an array of one dimension is a list. The recipe may sweep parameters itself.
         tasks: each as for `evaluate`; the first is the target.
         keep: constraints, as `general <= base + 0.02`; `general.nll` is a detail of the task `general`.
         overrides: other changes to the recipe.
@@ -141,7 +141,7 @@ def tune(
     is given and no merge keeps the constraints), and what `evaluate` and `merge` raise.
     """
     watch, options = watch or Watch(), _checked(options, out)
-    variants = search.variants_of(source, [*changes_of(overrides), *search.overrides_of(over)])
+    variants = search.variants_of(source, changes_of(overrides), search.overrides_of(over))
     given: dict[str, Any] = {"tasks": tasks, "keep": keep, "settings": settings, "cache": cache}
     found = search.tune_recipe(variants, _open, on_start=watch.on_start, on_score=watch.on_score, **given)
     chosen = next((one.recipe for one in variants if one.label == found.best), None)

@@ -11,7 +11,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import eutectic.methods
 from eutectic.errors import RecipeError
@@ -531,6 +533,9 @@ def test_recipes_and_numbers_from_python(tmp_path: Path) -> None:
     assert isinstance(found, str) and Path(found).resolve() == tmp_path / "sub" / "here"
     assert label_of(replace(inner, file=None)) == "linear recipe"
     assert read({"merge_method": "linear", "models": ["a"], "seed": Seven()}).seed == 7
+    for half in (np.float32(0.5), np.array(0.5), torch.tensor(0.5), torch.nn.Parameter(torch.tensor(0.5))):
+        recipe = read({"merge_method": "linear", "models": ["a", "b"], "parameters": {"weight": half}})
+        assert recipe.parameters["weight"].constant == 0.5
 
 
 class Seven:

@@ -115,6 +115,11 @@ def test_mistakes_in_a_dict_have_a_path(recipe: dict[str, object], message: str)
         ("=1", "R140 --set: '=1' is not an override"),
         ("a..b=1", "R140 --set: 'a..b=1' is not an override"),
         ("parameters.weight=[1", "R140 --set parameters.weight: the value '[1' cannot be read: not valid YAML"),
+        (
+            "parameters.weight={sweep:[1, 2]}",
+            "R140 --set parameters.weight: the value '{sweep:[1, 2]}' cannot be read: not valid YAML: found unexpected "
+            "':' while scanning a plain scalar from line 1; write a blank after the colon, as in {sweep: [1, 2]}",
+        ),
         ("name=a\n---\nb", "R140 --set name: the value is more than one YAML document"),
         ("models[7].parameters.weight=1", "R140 --set models[7]: leads nowhere: models has the entries 0 to 1"),
         ("models.x=1", "R140 --set models.x: leads nowhere: models has the entries 0 to 1"),

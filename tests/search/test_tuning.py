@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -72,9 +73,29 @@ def test_no_ranges(over: str) -> None:
         tuned(RECIPE, over=[over], tasks=[SKILL])
 
 
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("alpha", "R128 --over alpha: cannot be swept: only parameters are; did you mean 'parameters.alpha'?"),
+        ("alpah", "only parameters are; did you mean 'alpha'? It stands under `parameters`"),
+        ("models[0].alpha", "did you mean 'models[0].parameters.alpha'?"),
+        ("seed", "R128 --over seed: cannot be swept: only parameters are; merge once for each value"),
+        ("merge_method", "R128 --over merge_method: cannot be swept"),
+        ("parameters.alpah", "R121 --over parameters.alpah: wise_ft has no parameter 'alpah'; did you mean 'alpha'?"),
+        ("", "S805 no key is named"),
+    ],
+)
+def test_what_is_no_parameter(key: str, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        tuned(RECIPE, over={key: [0.1, 1]}, tasks=[SKILL], overrides=["dtype=float32"])
+    assert message in str(error.value) and "--set" not in str(error.value)
+
+
 def test_values_from_python() -> None:
     assert overrides_of({"a.b": (0.1, 0.5), "c": "[x, 2]"}) == ["a.b={sweep: [0.1, 0.5]}", "c={sweep: [x, 2]}"]
-    for values in (0.5, [object()]):
+    arrays = [np.linspace(0, 1, 3), torch.linspace(0, 1, 3), [np.float32(0), torch.tensor(0.5), np.array(1.0)]]
+    assert {overrides_of({"a": values})[0] for values in arrays} == {"a={sweep: [0.0, 0.5, 1.0]}"}
+    for values in (0.5, [object()], np.eye(2)):
         with pytest.raises(RecipeError, match="S805"):
             overrides_of({"a": values})
 

@@ -105,8 +105,9 @@ CODES: dict[str, tuple[str, str]] = {
     "R128": (
         "sweep not understood",
         "`{sweep: [0.1, 0.3]}` in place of a parameter's value makes one merge for each value, all in one pass over "
-        "the models, each in a folder of its own. Every value stands once, several sweeps are combined, up to 256 "
-        "merges. A recipe that is a model of another, and what reads a single merge, cannot have one.",
+        "the models, each in a folder of its own. Only what stands under `parameters` or `post` can be swept, and a "
+        "blank follows the colon. Every value stands once, several sweeps are combined, up to 256 merges. A recipe "
+        "that is a model of another, and what reads a single merge, cannot have one.",
     ),
     "R130": (
         "model not understood",

@@ -115,6 +115,8 @@ class _Composer:
         if error.context and error.context_mark:
             message += f" {error.context} from line {error.context_mark.line + 1}"
         hint = "put text with a colon in quotes, or check the indentation" if "mapping values" in message else ""
+        if "unexpected ':'" in message:
+            hint = "write a blank after the colon, as in {sweep: [1, 2]}"
         self.faults.add("R102", place, message, hint)
 
     def fault(self, code: str, event: Any, trail: Trail, message: str, hint: str = "") -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from eutectic.errors import Problem, RecipeError, did_you_mean
 from eutectic.recipe.compose import compose
-from eutectic.recipe.located import Document, Faults, Node, Place, shown
+from eutectic.recipe.located import OVER, Document, Faults, Node, Place, shown
 from eutectic.recipe.model import Recipe, rebased
 from eutectic.recipe.overrides import override
 from eutectic.recipe.parse import read_recipe
@@ -67,14 +67,19 @@ def load_sweep(
     source: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
     *,
     overrides: Sequence[str] = (),
+    over: Sequence[str] = (),
     methods: MethodTable,
 ) -> list[Variant]:
     """As `load`, for a recipe in which parameters have `{sweep: [...]}` for a value: one recipe for each combination.
 
-    Without a sweep the list is empty.
+    `over` are changes like `overrides`, after them, that make sweeps; problems call them so. Without a sweep the list
+    is empty.
     """
     sheet, final = _opened(source, overrides, methods)
-    axes = axes_of(final, sheet.session.faults)
+    override(final, over, sheet.session.faults, OVER)
+    name = final.data.get("merge_method") if isinstance(final.data, dict) else None
+    known = methods.get(name) if isinstance(name, str) else None
+    axes = axes_of(final, sheet.session.faults, () if known is None else known.params)
     if sheet.session.faults:
         raise sheet.session.faults.error()
     found, faults = [], Faults()

@@ -9,7 +9,8 @@ from typing import Any
 from eutectic.errors import Problem, RecipeError
 
 Trail = tuple[str | int, ...]
-OVERRIDE = "--set"
+# Whence a value came that stands in no file.
+OVERRIDE, OVER = "--set", "--over"
 MAX_PROBLEMS = 200
 
 
@@ -17,7 +18,8 @@ MAX_PROBLEMS = 200
 class Place:
     """Where something stands. `line` and `column` count from 1 and are None outside of files and YAML text.
 
-    `file` is empty for text and dicts and `--set` for an override; `path` reads `models[1].parameters.density`.
+    `file` is empty for text and dicts, `--set` or `--over` for what these change; `path` reads
+    `models[1].parameters.density`.
     """
 
     file: str
@@ -57,18 +59,19 @@ def shown(data: object) -> str:
 
 @dataclass(slots=True)
 class Document:
-    """One recipe as plain data, with the line and column of every value and key, and what `--set` replaced."""
+    """One recipe as plain data, with the line and column of every value and key, and what an option put there."""
 
     data: Any
     file: str = ""
     values: dict[Trail, tuple[int, int]] = field(default_factory=dict)
     keys: dict[Trail, tuple[int, int]] = field(default_factory=dict)
-    overridden: set[Trail] = field(default_factory=set)
+    overridden: dict[Trail, str] = field(default_factory=dict)
 
     def place(self, trail: Trail, *, key: bool = False) -> Place:
         """Where the value at `trail` stands, or with `key` the key that leads to it."""
-        if self.overridden and any(trail[:length] in self.overridden for length in range(len(trail) + 1)):
-            return Place(OVERRIDE, None, None, path_of(trail))
+        for length in range(len(trail), -1, -1) if self.overridden else ():
+            if (option := self.overridden.get(trail[:length])) is not None:
+                return Place(option, None, None, path_of(trail))
         mark = (self.keys.get(trail) if key else None) or self.values.get(trail)
         line, column = mark or (None, None)
         return Place(self.file, line, column, path_of(trail))

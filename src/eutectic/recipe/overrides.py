@@ -15,32 +15,37 @@ _STEP = re.compile(r"[^.\[\]]+")
 _FORM = "write KEY=VALUE, as in parameters.t=0.4 or models[0].parameters.weight=2"
 
 
-def override(document: Document, overrides: Sequence[str], faults: Faults) -> None:
-    """Applies each `KEY=VALUE` to the document in place, in order; problems go to `faults`."""
+def override(document: Document, overrides: Sequence[str], faults: Faults, option: str = OVERRIDE) -> None:
+    """Applies each `KEY=VALUE` to the document in place, in order; problems go to `faults`.
+
+    `option` is what they were given to, by which problems name them.
+    """
     for text in overrides:
-        _apply(document, text, faults)
+        _apply(document, text, faults, option)
 
 
-def _apply(document: Document, text: str, faults: Faults) -> None:
+def _apply(document: Document, text: str, faults: Faults, option: str) -> None:
     path, equals, value = text.partition("=") if isinstance(text, str) else (str(text), "", "")
     path = path.strip()
     if not equals or not _PATH.fullmatch(path):
-        faults.add("R140", Place(OVERRIDE, None, None, ""), f"{shown(text)} is not an override", _FORM)
+        faults.add("R140", Place(option, None, None, ""), f"{shown(text)} is not an override", _FORM)
         return
     try:
-        found = compose(value, OVERRIDE)
+        found = compose(value, option)
     except RecipeError as error:
         reasons = "; ".join(problem.message for problem in error.problems)
-        faults.add("R140", Place(OVERRIDE, None, None, path), f"the value {shown(value)} cannot be read: {reasons}")
+        hint = next((problem.hint for problem in error.problems if problem.hint), "")
+        faults.add("R140", Place(option, None, None, path), f"the value {shown(value)} cannot be read: {reasons}", hint)
         return
     if len(found) > 1:
-        faults.add("R140", Place(OVERRIDE, None, None, path), "the value is more than one YAML document")
+        faults.add("R140", Place(option, None, None, path), "the value is more than one YAML document")
         return
     steps = _STEP.findall(path)
-    document.overridden |= _set(document, steps, found[0].data if found else None, faults)
+    new = _set(document, steps, found[0].data if found else None, faults, option)
+    document.overridden |= dict.fromkeys(new, option)
 
 
-def _set(document: Document, steps: list[str], value: Any, faults: Faults) -> set[Trail]:
+def _set(document: Document, steps: list[str], value: Any, faults: Faults, option: str) -> set[Trail]:
     """Puts `value` at the end of the path, making mappings on the way; returns what it put, nothing after a problem."""
     data: Any = document.data
     trail: Trail = ()
@@ -48,7 +53,7 @@ def _set(document: Document, steps: list[str], value: Any, faults: Faults) -> se
     for number, step in enumerate(steps):
         last = number == len(steps) - 1
         key: str | int = int(step) if isinstance(data, list) and step.isascii() and step.isdigit() else step
-        place = Place(OVERRIDE, None, None, path_of((*trail, key)))
+        place = Place(option, None, None, path_of((*trail, key)))
         if isinstance(data, list):
             if isinstance(key, str) or key >= len(data):
                 faults.add("R140", place, f"leads nowhere: {path_of(trail)} has {_extent(data)}")

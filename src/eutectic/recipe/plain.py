@@ -58,7 +58,7 @@ class _Converter:
         return result
 
     def leaf(self, value: Any, trail: Trail) -> Any:
-        value = dtypes.named(value)
+        value = unboxed(dtypes.named(value))
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         elif isinstance(value, numbers.Integral) and not isinstance(value, bool):
@@ -70,6 +70,12 @@ class _Converter:
         if reason := scalars.fault(value, *trail[-1:]):
             self.fault("R106", trail, reason)
         return value
+
+
+def unboxed(value: Any) -> Any:
+    """The number in an array or a tensor without dimensions; anything else as it is."""
+    item = getattr(value, "item", None)
+    return item() if getattr(value, "shape", None) == () and callable(item) else value
 
 
 def _may_be_model(trail: Trail) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from eutectic.errors import did_you_mean
 from eutectic.recipe.located import Document, Faults, Node, Trail, path_of, shown
 
 KEY = "sweep"
@@ -26,9 +27,13 @@ class Axis:
     values: tuple[Any, ...]
 
 
-def axes_of(document: Document, faults: Faults) -> list[Axis]:
-    """Every sweep in a document, in the order written; what is wrong with one goes to `faults`."""
-    found = [axis for node in _sweeps(Node(document, document.data)) if (axis := _axis(node, faults)) is not None]
+def axes_of(document: Document, faults: Faults, params: Collection[str] = ()) -> list[Axis]:
+    """Every sweep in a document, in the order written; what is wrong with one goes to `faults`.
+
+    `params` are the names of the method's parameters, for advice.
+    """
+    nodes = _sweeps(Node(document, document.data))
+    found = [axis for node in nodes if (axis := _axis(node, faults, params)) is not None]
     names = [path_of(_last_words(axis.trail)) for axis in found]
     # The parameter alone where that is unique, else the whole path.
     axes = [
@@ -47,11 +52,11 @@ def _last_words(trail: Trail) -> Trail:
 
 
 def _sweeps(node: Node) -> Iterator[Node]:
-    """The values below a `parameters` or `post` key that are mappings with the key `sweep`; not in recipes inside."""
+    """The values that are mappings with the key `sweep`; not in recipes inside."""
     if isinstance(node.data, dict):
         if node.trail and "merge_method" in node.data:
             return
-        if KEY in node.data and {"parameters", "post"} & set(node.trail):
+        if node.trail and KEY in node.data and (_may_be_swept(node.trail) or len(node.data) == 1):
             yield node
             return
         for _, item in node.items():
@@ -61,9 +66,15 @@ def _sweeps(node: Node) -> Iterator[Node]:
             yield from _sweeps(item)
 
 
-def _axis(node: Node, faults: Faults) -> Axis | None:
+def _may_be_swept(trail: Trail) -> bool:
+    return bool({"parameters", "post"} & set(trail))
+
+
+def _axis(node: Node, faults: Faults, params: Collection[str]) -> Axis | None:
     values, hint = node.data[KEY], "write {sweep: [0.1, 0.3, 0.5]}"
-    if len(node.data) > 1 or not isinstance(values, list) or not values:
+    if not _may_be_swept(node.trail):
+        faults.add("R128", node.place, "cannot be swept: only parameters are", _meant(node.trail, params))
+    elif len(node.data) > 1 or not isinstance(values, list) or not values:
         found = "an empty list" if values == [] else shown(values)
         faults.add("R128", node.place, f"a sweep needs a list of values and nothing else, not {found}", hint)
     elif node.trail[-1] == "scope":
@@ -82,6 +93,15 @@ def _axis(node: Node, faults: Faults) -> Axis | None:
     return None
 
 
+def _meant(trail: Trail, params: Collection[str]) -> str:
+    """What to do about a sweep that stands where no parameter does."""
+    key = str(trail[-1])
+    if key in params:
+        return f"did you mean {path_of((*trail[:-1], 'parameters', key))!r}?"
+    near = did_you_mean(key, params)
+    return f"{near} It stands under `parameters`" if near else "merge once for each value"
+
+
 def variants_of(document: Document, axes: Sequence[Axis]) -> Iterator[tuple[str, dict[str, Any], Document]]:
     """`(label, {path: value}, document)` for every combination of values; the last sweep runs fastest.
 
@@ -94,7 +114,7 @@ def variants_of(document: Document, axes: Sequence[Axis]) -> Iterator[tuple[str,
         values = {
             _moved(trail, chosen): mark for trail, mark in document.values.items() if not _passed_by(trail, chosen)
         }
-        made = Document(data, document.file, values, dict(document.keys), set(document.overridden))
+        made = Document(data, document.file, values, dict(document.keys), dict(document.overridden))
         label = ",".join(f"{axis.name}={_word(axis, i)}" for axis, i in zip(axes, choice, strict=True))
         yield label, {path_of(axis.trail): axis.values[i] for axis, i in zip(axes, choice, strict=True)}, made
 

@@ -8,6 +8,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from eutectic.errors import Problem, RecipeError
+from eutectic.recipe.plain import unboxed
 from eutectic.recipe.sweep import MAX_VARIANTS
 
 _FORM = "write parameters.t=0:1:0.1 or parameters.t=[0.1, 0.3]"
@@ -16,7 +17,8 @@ _FORM = "write parameters.t=0:1:0.1 or parameters.t=[0.1, 0.3]"
 def overrides_of(over: Sequence[str] | Mapping[str, Any]) -> list[str]:
     """Changes to a recipe that make it a sweep: from `KEY=VALUES` texts, or from values by key.
 
-    Values are a list, or a range `start:stop:step` with both ends. Raises `RecipeError` (S805) with every problem.
+    Values are a list or an array of one dimension, or a range `start:stop:step` with both ends. Raises `RecipeError`
+    (S805) with every problem.
     """
     if isinstance(over, str):
         over = [over]
@@ -25,6 +27,8 @@ def overrides_of(over: Sequence[str] | Mapping[str, Any]) -> list[str]:
     items = over.items() if isinstance(over, Mapping) else [_split(text) for text in over]
     for path, values in items:
         try:
+            if not path:
+                raise ValueError("no key is named")
             found.append(f"{path}={{sweep: {_listed(values)}}}")
         except ValueError as error:
             problems.append(Problem("S805", str(error), str(path), _FORM))
@@ -44,10 +48,12 @@ def _listed(values: Any) -> str:
         if values.startswith("[") and values.endswith("]"):
             return values
         return f"[{', '.join(steps(values))}]"
+    if getattr(values, "ndim", None) == 1:
+        values = values.tolist()
     if not isinstance(values, Sequence):
         raise ValueError(f"must be a list of values or a range, not {values!r}")
     try:
-        return json.dumps(list(values))
+        return json.dumps([unboxed(value) for value in values])
     except TypeError:
         raise ValueError(f"must be values of a recipe, not {values!r}") from None
 
