@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eutectic.errors import Problem, RecipeError, did_you_mean, several
+from eutectic.errors import NumericError, Problem, RecipeError, did_you_mean, several
+from eutectic.kernels.outer_products import not_outer_products
 from eutectic.kernels.random import Rng
 from eutectic.lazy import LazyModule
 
@@ -58,6 +59,60 @@ def taken(
     if problems := problems or _statistics_faults(method, tensors, statistics):
         raise RecipeError(problems)
     return tensors, {method.keywords[name]: value for name, value in given.items()}
+
+
+def refuse_values(method: Method, tensors: Tensor, statistics: Sequence[Any]) -> None:
+    """Raises `NumericError` (N501, N505, N506) with every model's tensor or statistics that a merge would refuse."""
+    if torch.compiler.is_compiling():
+        return
+    given = [one for one in statistics if one is not None]
+    names = list(inspect.signature(method.function).parameters)
+    problems = []
+    for name, stack in zip(names, [tensors, *given], strict=False):
+        if name == names[0] and not _seen(~_finite(stack)):
+            continue
+        for number, one in enumerate(stack):
+            if fault := _fault_of(_wide(one), method.statistics if name != names[0] else ""):
+                problems.append(Problem(*fault[:2], f"{method.name}.{name}[{number}]", fault[2]))
+    if problems:
+        raise NumericError(problems)
+
+
+def _fault_of(tensor: Tensor, kind: str) -> tuple[str, str, str] | None:
+    """Code, message and advice for a tensor, or for statistics of a kind, that a merge would refuse."""
+    if _seen(~_finite(tensor)):
+        bad = int((~torch.isfinite(tensor)).sum())
+        mend = "collect the statistics again" if kind else "mend the model"
+        return "N501", f"{several(bad, 'value', 'is', 'are')} NaN or infinite", mend
+    if kind == "fisher" and _seen((tensor < 0).any()):
+        bad = int((tensor < 0).sum())
+        hint = "a Fisher information is a mean of squares: collect the statistics again"
+        return "N505", f"{several(bad, 'value', 'is', 'are')} negative", hint
+    if kind == "gram" and _seen(_finite(tensor)):
+        side = tensor.shape[-1]
+        if why := not_outer_products(tensor.cpu().double().numpy().reshape(-1, side, side)):
+            return "N506", why, "collect the statistics again"
+    return None
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    """Whether every value is finite: extremes are one pass without a copy, and NaN is both."""
+    if not tensor.numel():
+        return torch.tensor(True)
+    return torch.isfinite(torch.stack(torch.aminmax(_wide(tensor)))).all()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Its values, in a dtype that can be compared: eight bits cannot."""
+    return tensor.detach().float() if tensor.itemsize == 1 else tensor.detach()
+
+
+def _seen(test: Tensor) -> bool:
+    """Whether a test holds; False where it has no value yet: under `vmap`, in a trace, on `meta`."""
+    try:
+        return bool(test)
+    except RuntimeError:
+        return False
 
 
 def _named(method: Method, parameters: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:

@@ -186,10 +186,18 @@ class Method:
 
         A method that uses statistics takes those of the K models as its second argument, stacked or as a sequence of
         tensors; None averages. Stacks may be numpy arrays, and `**{"lambda": 1.0}` is `lambda_=1.0`. Arithmetic is in
-        float32 (float64 for float64 input), rounded to the input's dtype once, at the end. Raises `RecipeError` (R142)
-        for tensors, values or parameters that the method does not take.
+        float32 (float64 for float64 input), rounded to the input's dtype once, at the end.
+
+        Raises `RecipeError` (R142) for tensors, values or parameters that the method does not take; `NumericError` with
+        every stack that holds NaN or infinity (N501), negative Fisher information (N505) or a matrix that is no Gram
+        matrix (N506). Values that nobody can see, under `vmap`, in a trace and on `meta`, are not looked at.
         """
         stacked, values = by_hand.taken(self, tensors, statistics, parameters)
+        by_hand.refuse_values(self, stacked, statistics)
+        return self.applied(stacked, *statistics, **values)
+
+    def applied(self, stacked: Tensor, /, *statistics: Tensor | Sequence[Tensor] | None, **values: Any) -> Tensor:
+        """As the call, of what has been checked, or is not to be: parameters go by the function's own names."""
         wide = stacked if str(stacked.dtype) == "torch.float64" else stacked.float()
         return self.function(wide, *statistics, **values).to(wide.dtype).to(stacked.dtype)
 

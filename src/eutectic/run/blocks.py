@@ -22,6 +22,7 @@ from eutectic.checkpoint import Source, Spec
 from eutectic.errors import NumericError, Problem, RecipeError, several
 from eutectic.kernels.bits import EXPONENT, STORED
 from eutectic.kernels.digests import BLOCK, block_digest
+from eutectic.kernels.outer_products import not_outer_products
 from eutectic.kernels.streams import Block
 from eutectic.lazy import LazyModule
 from eutectic.plan import Job, Plan
@@ -35,14 +36,13 @@ else:
 
 # What holds larger numbers than a dtype.
 _WIDER = {"float16": "bfloat16 or float32", "bfloat16": "float32", "float32": "float64"}
-# Rows of a matrix that are compared with its columns at a time.
-_SIDE = 512
 
 CODES: dict[str, tuple[str, str]] = {
     "N501": (
         "NaN or infinity in an input",
         "A merge with a broken input is broken, so it stops. Find out why the model has these values; with "
-        "`--nonfinite count` the merge goes on and the manifest counts them for every tensor.",
+        "`--nonfinite count` the merge goes on and the manifest counts them for every tensor. A method called by hand "
+        "refuses them too, and its `.function` takes them as they are.",
     ),
     "N502": (
         "NaN or infinity produced",
@@ -343,24 +343,13 @@ def count_negative(bits: NDArray[Any], dtype: str) -> int:
 
 
 def not_a_gram(bits: NDArray[Any], spec: Spec) -> str:
-    """Why a stored matrix, or a stack of them, is no mean of outer products; empty where it may be one.
-
-    Products that are rounded differ in their last bits from their mirror images, and no more.
-    """
+    """Why a stored matrix, or a stack of them, is no mean of outer products; empty where it may be one."""
     if len(bits) != spec.numel or not spec.numel:
         return ""
     side = spec.shape[-1]
     # Collected matrices are float32, and are not copied.
     values = bits if bits.dtype.kind == "f" else _converted(bits, "float32")
-    for matrix in values.reshape(-1, side, side):
-        largest = float(matrix.diagonal().max())
-        if matrix.diagonal().min() < 0:
-            return "has negative squares on its diagonal"
-        for start in range(0, side, _SIDE):
-            rows = slice(start, start + _SIDE)
-            if np.abs(matrix[rows] - matrix[:, rows].T).max() > 1e-3 * largest:
-                return "is not symmetric"
-    return ""
+    return not_outer_products(values.reshape(-1, side, side))
 
 
 def _converted(row: NDArray[Any], dtype: str) -> NDArray[Any]:

@@ -84,7 +84,7 @@ class TorchForm:
         """What the method makes; in two steps where it has them, the first of which other merges of a sweep share."""
         first, second = self._method.factors, self._method.finish
         if first is None or second is None:
-            return self._method(*tensors, **given)
+            return self._method.applied(*tensors, **given)
         deciding = {name: given[name] for name in _keywords(first)}
         if cache.get("of") != repr(deciding):
             # One set at a time: those of a whole sweep could take any amount of memory.
