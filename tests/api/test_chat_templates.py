@@ -111,6 +111,10 @@ def test_a_template_may_be_longer_than_other_texts(recipe: dict[str, Any], tmp_p
     for source in (path, json.loads(path.read_text())):
         with eutectic.plan(source) as plan:
             assert plan.chat_template == text
+    with eutectic.plan({**recipe, "chat_template": None}, overrides=[f'chat_template="{text}"']) as plan:
+        assert plan.chat_template == text
+    with pytest.raises(RecipeError, match=r"R140 .*the most is 65536"):
+        eutectic.plan(recipe, overrides=[f'chat_template="{text * 2}"'])
     longer = {**recipe, "chat_template": text * 2}
     for source in (longer, {**recipe, "name": text}, json.dumps({"a": 1}) + "\n---\n" + json.dumps(longer)):
         with pytest.raises(RecipeError, match=r"R106 .*(the most is 65536|the most is 4096)"):

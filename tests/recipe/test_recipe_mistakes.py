@@ -120,6 +120,16 @@ def test_mistakes_in_a_dict_have_a_path(recipe: dict[str, object], message: str)
             "R140 --set parameters.weight: the value '{sweep:[1, 2]}' cannot be read: not valid YAML: found unexpected "
             "':' while scanning a plain scalar from line 1; write a blank after the colon, as in {sweep: [1, 2]}",
         ),
+        (
+            "chat_template={{ x }}",
+            "R140 --set chat_template: the value '{{ x }}' cannot be read: a key must be text, not a mapping; put it in "
+            "quotes",
+        ),
+        (
+            "chat_template={% x %}",
+            "R140 --set chat_template: the value '{% x %}' cannot be read: not valid YAML: found character that cannot "
+            "start any token while scanning for the next token from line 1; put text that begins with % in quotes",
+        ),
         ("name=a\n---\nb", "R140 --set name: the value is more than one YAML document"),
         ("models[7].parameters.weight=1", "R140 --set models[7]: leads nowhere: models has the entries 0 to 1"),
         ("models.x=1", "R140 --set models.x: leads nowhere: models has the entries 0 to 1"),

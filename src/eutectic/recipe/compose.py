@@ -37,12 +37,13 @@ class _Raw:
     height: int = 1
 
 
-def compose(text: str, file: str = "", faults: Faults | None = None) -> list[Document]:
+def compose(text: str, file: str = "", faults: Faults | None = None, key: str = "") -> list[Document]:
     """The non-empty documents of a YAML stream.
 
     Raises `RecipeError` with every problem of the text: syntax errors, duplicate keys, tags, keys that are not text,
     numbers that are not finite, more than 100 aliases, 100,000 values or 50 levels. Where `faults` are given, problems
-    that leave the rest of the text readable go there, and what is read is returned.
+    that leave the rest of the text readable go there, and what is read is returned. `key` is that of a recipe whose
+    value the text is, if it is no recipe.
     """
     if len(text) > MAX_CHARACTERS:
         message = f"the recipe has {len(text)} characters, the most is {MAX_CHARACTERS}"
@@ -52,7 +53,7 @@ def compose(text: str, file: str = "", faults: Faults | None = None) -> list[Doc
         message = f"the character U+{ord(found[0]):04X} is not allowed in YAML"
         line, column = _position(text, found.start())
         raise RecipeError(Problem("R102", message, file=file, line=line, column=column))
-    composer = _Composer(text, file)
+    composer = _Composer(text, file, key)
     documents: list[Document] | None = None
     try:
         documents = composer.documents()
@@ -79,9 +80,10 @@ def _position(text: str, offset: int) -> tuple[int, int]:
 
 
 class _Composer:
-    def __init__(self, text: str, file: str) -> None:
+    def __init__(self, text: str, file: str, key: str) -> None:
         self.text = text
         self.file = file
+        self.stands_under = key
         self.faults = Faults()
         self.aliases = 0
         self.nodes = 0
@@ -117,6 +119,8 @@ class _Composer:
         hint = "put text with a colon in quotes, or check the indentation" if "mapping values" in message else ""
         if "unexpected ':'" in message:
             hint = "write a blank after the colon, as in {sweep: [1, 2]}"
+        elif "cannot start any token" in message:
+            hint = f"put text that begins with {here[column : column + 1]} in quotes"
         self.faults.add("R102", place, message, hint)
 
     def fault(self, code: str, event: Any, trail: Trail, message: str, hint: str = "") -> None:
@@ -168,7 +172,7 @@ class _Composer:
     def scalar(self, event: Any, trail: Trail) -> _Raw:
         self.count(_mark(event), trail)
         value = scalars.plain_scalar(event.value) if event.implicit[0] else event.value
-        if reason := scalars.fault(value, *trail[-1:]):
+        if reason := scalars.fault(value, trail[-1] if trail else self.stands_under):
             self.fault("R106", event, trail, reason)
             value = None
         return _Raw(value, _mark(event))

@@ -30,8 +30,9 @@ def _apply(document: Document, text: str, faults: Faults, option: str) -> None:
     if not equals or not _PATH.fullmatch(path):
         faults.add("R140", Place(option, None, None, ""), f"{shown(text)} is not an override", _FORM)
         return
+    steps = _STEP.findall(path)
     try:
-        found = compose(value, option)
+        found = compose(value, option, key=steps[-1])
     except RecipeError as error:
         reasons = "; ".join(problem.message for problem in error.problems)
         hint = next((problem.hint for problem in error.problems if problem.hint), "")
@@ -40,7 +41,6 @@ def _apply(document: Document, text: str, faults: Faults, option: str) -> None:
     if len(found) > 1:
         faults.add("R140", Place(option, None, None, path), "the value is more than one YAML document")
         return
-    steps = _STEP.findall(path)
     new = _set(document, steps, found[0].data if found else None, faults, option)
     document.overridden |= dict.fromkeys(new, option)
 
