@@ -122,8 +122,8 @@ def test_mistakes_in_a_dict_have_a_path(recipe: dict[str, object], message: str)
         ),
         (
             "chat_template={{ x }}",
-            "R140 --set chat_template: the value '{{ x }}' cannot be read: a key must be text, not a mapping; put it in "
-            "quotes",
+            "R140 --set chat_template: the value '{{ x }}' cannot be read: a key must be text, not a mapping; put it "
+            "in quotes",
         ),
         (
             "chat_template={% x %}",
