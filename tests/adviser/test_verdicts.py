@@ -260,11 +260,26 @@ def test_vocabularies(llama: Llama) -> None:
     renumber(b, lambda vocab: vocab | {"new": 96})
     found = eutectic.compare([a, b])
     assert (found.verdict.answer, found.structure.vocabulary) == ("merge directly", False)
-    assert any("nearly the same: 0 tokens have other numbers, 1 are in one only" in t for t in found.verdict.cautions)
+    assert any("nearly the same: 1 token is in one only ('new')" in t for t in found.verdict.cautions)
     renumber(b, lambda vocab: {token: (at if at < 3 else 98 - at) for token, at in vocab.items()})
     found = eutectic.compare([a, b])
     assert found.verdict.answer == "not mergeable"
     assert "rows of the embeddings mean different tokens" in found.verdict.reasons[0]
+
+
+def test_vocabularies_with_hardly_a_token_in_common(llama: Llama) -> None:
+    a, b = llama("a", seed=1), llama("b", "a", seed=2, noise=1e-3)
+    renumber(b, lambda vocab: {(token if at < 3 else f"word{at}"): at for token, at in vocab.items()})
+    found = eutectic.compare([a, b])
+    assert found.verdict.answer == "not mergeable"
+    assert "the vocabularies of a and b differ: only 3 of 96 tokens are in both" in found.verdict.reasons[0]
+
+
+def test_two_tokens_that_were_swapped_are_named(llama: Llama) -> None:
+    a, b = llama("a", seed=1, vocab=300), llama("b", "a", seed=2, noise=1e-3)
+    renumber(b, lambda vocab: vocab | {"w5": vocab["w6"], "w6": vocab["w5"]})
+    (said,) = (line for line in eutectic.compare([a, b]).verdict.cautions if "vocabularies" in line)
+    assert "nearly the same: 2 tokens have other numbers ('w5' " in said
 
 
 def test_broken_files_beside_say_nothing(llama: Llama) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from eutectic.checkpoint.vocabulary import differing, moved_tokens, same_numbers, tokens_of
+from eutectic.checkpoint.vocabulary import are_apart, differing, same_numbers, tokens_of
 
 TABLE = {"a": 0, "b": 1, "c": 2}
 ADDED = b'{"added_tokens_decoder": {"2": {"content": "c"}, "x": {"content": "d"}, "3": {"content": 3}, "4": "e"}}'
@@ -40,12 +40,29 @@ def test_what_says_nothing(files: dict[str, bytes]) -> None:
     assert tokens_of(files) == {}
 
 
-def test_how_vocabularies_differ() -> None:
+@pytest.mark.parametrize(
+    ("change", "apart"),
+    [
+        ({"new": 200}, False),
+        ({"0": 1, "1": 0}, False),
+        ({"0": 2, "1": 0, "2": 1}, True),
+        ({str(i): i + 200 for i in range(3)}, True),
+    ],
+)
+def test_a_few_tokens_in_other_rows_leave_vocabularies_one(change: dict[str, int], apart: bool) -> None:
     many = {str(i): i for i in range(200)}
-    assert moved_tokens(many, many | {"new": 200}) == (0, 1, False)
-    assert moved_tokens(many, many | {"0": 1, "1": 0}) == (2, 0, False)
-    assert moved_tokens(many, many | {"0": 2, "1": 0, "2": 1}) == (3, 0, True)
-    assert moved_tokens(TABLE, {"x": 0}) == (0, 4, True)
+    assert are_apart(many, many | change) is are_apart(many | change, many) is apart
+
+
+def test_other_tokens_in_the_same_rows_are_another_vocabulary() -> None:
+    """A few reserved rows may be used; rows that are all used for other words are not nearly the same."""
+    many = {str(i): i for i in range(200)}
+    for renamed, apart in ((10, False), (11, True), (197, True)):
+        other = {(f"word{i}" if i < renamed else str(i)): i for i in range(200)}
+        assert are_apart(many, other) is are_apart(other, many) is apart
+    longer = many | {f"added{i}": 200 + i for i in range(1000)}
+    assert not are_apart(many, longer) and not are_apart(longer, many)
+    assert are_apart(TABLE, {"x": 0}) and are_apart(TABLE, {"x": 9})
 
 
 def test_a_token_may_be_what_ends_a_line_elsewhere() -> None:

@@ -126,3 +126,32 @@ def test_values_by_layer_are_told_of_once() -> None:
     recipe = ties_of("a", "b", parameters={"density": [0.2, 0.1], "epsilon": 0.5}) | {"merge_method": "della"}
     (note,) = plan_of(recipe, llama("a"), llama("b")).notes
     assert note.endswith("0.2 is used; and so for 2 other values")
+
+
+def gradients(recipe: dict[str, Any]) -> list[str]:
+    return [note for note in plan_of(recipe, *map(llama, "abc")).notes if "is a gradient" in note]
+
+
+def test_a_gradient_that_all_models_share_may_have_been_meant_as_one_value_a_model() -> None:
+    def shared(**parameters: Any) -> dict[str, Any]:
+        return {"merge_method": "linear", "models": ["a", "b"], "parameters": parameters}
+
+    start = "is a gradient over the layers, the same for every model"
+    end = "; one weight a model is written beside it: `{model: MODEL, parameters: {weight: 0.9}}`"
+    said = f"parameters.weight [0.9, 0.1] {start}, which has no effect under normalize{end}"
+    assert gradients(shared(weight=[0.9, 0.1])) == [said]
+    assert gradients(shared(weight=[0.9, 0.5, 0.1])) == [said.replace("[0.9, 0.1]", "[0.9, 0.5, 0.1]")]
+    filtered = [{"filter": "mlp", "value": [0.9, 0.1]}, {"value": 1}]
+    assert gradients(shared(weight=filtered)) == [said]
+    assert gradients(shared(weight=[0.9, 0.1], normalize=False)) == [f"parameters.weight [0.9, 0.1] {start}{end}"]
+    assert not gradients(shared(weight=[0.9, 0.5, 0.1], normalize=False))
+    assert not gradients(shared(weight=0.5))
+
+
+def test_a_shared_gradient_with_an_effect_is_left_alone() -> None:
+    assert not gradients(slerp([0, 1]))
+    assert not gradients(ties_of("a", "b", "c", parameters={"density": [0.1, 0.2, 0.3]}))
+    assert len(gradients(ties_of("a", "b", "c", parameters={"density": [0.1, 0.2]}))) == 1
+    recipe = ties_of("a", "b", "c", parameters={"weight": [0.9, 0.1]})
+    recipe["models"][0]["parameters"] = {"weight": 3}
+    assert not gradients(recipe)

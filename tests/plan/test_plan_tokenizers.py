@@ -140,6 +140,32 @@ def test_with_a_named_source_what_differs_is_a_note(make: Any, wanted: str) -> N
     ]
 
 
+ADVICE = (
+    "rows of the embeddings are merged as they are numbered: unless these tokens do not matter, give all models one "
+    "tokenizer first"
+)
+
+
+def test_what_differs_is_a_note_where_no_source_is_named(make: Any) -> None:
+    swapped, words = WORDS | {"red": 3, "blue": 2}, {"<unk>": 0, "rot": 1, "blau": 2, "gelb": 3}
+    plan = plan_of(ties_of("base", "a", "b"), make("base"), make("a", swapped), make("b", words))
+    assert notes(plan) == [
+        f"the tokenizers of base and a differ: 2 tokens have other numbers ('red' 2 and 3, 'blue' 3 and 2); {ADVICE}",
+        "the tokenizers of base and b differ: only 1 of 4 tokens are in both ('<s>', 'rot', 'blau' and 3 more); "
+        + ADVICE,
+    ]
+    bare = make("c", tokenizer__json=None)
+    assert not notes(plan_of(linear("a", "b", "c"), make("a"), make("b", dict(reversed(WORDS.items()))), bare))
+
+
+def test_tokenizers_that_nobody_asked_for_refuse_nothing(make: Any, tmp_path: Path) -> None:
+    models = make("a"), make("b")
+    (tmp_path / "secret").write_text("{}")
+    Path(models[1].home, "vocab.json").symlink_to(tmp_path / "secret")
+    (said,) = notes(plan_of(linear("a", "b"), *models))
+    assert said.startswith("the tokenizers were not compared: ") and "'vocab.json' of model 'b'" in said
+
+
 @pytest.mark.parametrize("given", [{"tokenizer_source": "b"}, {"tokenizer": {"source": "b"}}])
 def test_p315_a_named_source_without_a_tokenizer(make: Any, given: dict[str, Any]) -> None:
     bare = make("b", tokenizer__json=None, tokenizer_config__json=None)

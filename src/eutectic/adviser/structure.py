@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from eutectic import dtypes
 from eutectic.adviser.beside import Beside, beside
 from eutectic.adviser.model import Matched, Structure
 from eutectic.checkpoint import Source, Spec
-from eutectic.checkpoint.vocabulary import moved_tokens
+from eutectic.checkpoint.configs import contradictions
+from eutectic.checkpoint.vocabulary import are_apart
 from eutectic.errors import listed
 from eutectic.names import Depths, counted, layer_of, numberless
+from eutectic.plan.tokenizers import how_tokens_differ
 
 # With less than this share of the entries in every model, what a merge would copy is most of the model.
 COMMON_SHARE = 0.5
 # Integers in more than this share of the entries are no buffers: the model is quantised.
 QUANTISED_SHARE = 0.5
-# Keys of config.json that cut tensors of the same shape into other parts: averaging those would mix unlike things.
-CUTS = ("num_attention_heads", "num_key_value_heads", "head_dim", "n_head", "num_heads", "num_local_experts")
-# Keys that say nothing about what the weights mean.
-SILENT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "vocab_size")
-
 # What a recipe can do about tensors that some models lack.
 _COPIED = " (`missing: copy` in a recipe copies them)"
 
@@ -152,18 +148,9 @@ class _Groups:
 
 
 def _look_beside(found: Structure, all_files: list[Beside], labels: Sequence[str]) -> None:
-    configs = [(label, files.config) for label, files in zip(labels, all_files, strict=True) if files.config]
-    for key in dict.fromkeys(key for _, config in configs for key in config):
-        values = [(label, config[key]) for label, config in configs if key in config]
-        if key not in SILENT and len({repr(value) for _, value in values}) > 1:
-            text = f"config.json says {key}: " + ", ".join(f"{label} {_short(value)}" for label, value in values)
-            (found.faults if key in CUTS else found.cautions).append(text)
+    for one in contradictions((label, files.config) for label, files in zip(labels, all_files, strict=True)):
+        (found.faults if one.cuts else found.cautions).append(str(one))
     _compare_tokenizers(found, [(label, files) for label, files in zip(labels, all_files, strict=True)])
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _compare_tokenizers(found: Structure, models: Iterable[tuple[str, Beside]]) -> None:
@@ -179,15 +166,13 @@ def _compare_tokenizers(found: Structure, models: Iterable[tuple[str, Beside]]) 
             alike = False
             found.cautions.append(f"the tokenizer files of {first_label} and {label} differ: {_changed(first, files)}")
             continue
-        how = moved_tokens(first.tokens, files.tokens)
-        alike = alike and not how.moved and not how.extra
-        if how.apart:
-            found.faults.append(
-                f"the vocabularies of {first_label} and {label} differ: {how}; rows of the embeddings mean different "
-                "tokens"
-            )
-        elif how.moved or how.extra:
-            found.cautions.append(f"the vocabularies of {first_label} and {label} are nearly the same: {how}")
+        how = how_tokens_differ(first.tokens, files.tokens)
+        alike = alike and not how
+        between = f"the vocabularies of {first_label} and {label}"
+        if how and are_apart(first.tokens, files.tokens):
+            found.faults.append(f"{between} differ: {how}; rows of the embeddings mean different tokens")
+        elif how:
+            found.cautions.append(f"{between} are nearly the same: {how}")
         else:
             text = f"{_changed(first, files)} (settings, not tokens)"
             found.cautions.append(f"the tokenizer files of {first_label} and {label} differ: {text}")

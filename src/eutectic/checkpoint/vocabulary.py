@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 # The files that say which token has which number; the config does so of added tokens, beside much else.
 VOCABULARY_FILES = (
@@ -18,31 +18,23 @@ VOCABULARY_FILES = (
     "sentencepiece.bpe.model",
     "tokenizer_config.json",
 )
-# Fine-tunes put a few tokens of their own into reserved rows. Where more than this share of the tokens stands in
-# other rows, rows of the embeddings that mean different words would be averaged.
+# Where more than this share of the tokens stands in other rows, rows that mean different words would be averaged.
 MOVED_TOKENS = 0.01
+# Fine-tunes put tokens of their own into reserved rows, which are a hundredth of all at most. Where more rows than this
+# share stand for other tokens, the words are other ones, though none has moved.
+REPLACED_TOKENS = 0.05
 # Python does not read a number of thousands of digits.
 _NUMBER = re.compile("[0-9]{1,18}")
 
 
-class Moved(NamedTuple):
-    """How two vocabularies differ: tokens that have other numbers, and tokens that are in one only.
-
-    `apart`: so many that rows of the embeddings mean different tokens.
-    """
-
-    moved: int
-    extra: int
-    apart: bool
-
-    def __str__(self) -> str:
-        return f"{self.moved} tokens have other numbers, {self.extra} are in one only"
-
-
-def moved_tokens(first: Mapping[str, int], other: Mapping[str, int]) -> Moved:
-    """Compares two vocabularies, neither of them empty."""
-    moved, extra = (len(tokens) for tokens in differing(first, other))
-    return Moved(moved, extra, moved > MOVED_TOKENS * len(first) or not other.keys() & first.keys())
+def are_apart(first: Mapping[str, int], other: Mapping[str, int]) -> bool:
+    """Whether two vocabularies, neither empty, are different ones: so many rows mean different tokens in them."""
+    moved, _ = differing(first, other)
+    named = {at: token for token, at in first.items()}
+    replaced = sum(1 for token, at in other.items() if named.get(at, token) != token)
+    size = min(len(first), len(other))
+    many = len(moved) > MOVED_TOKENS * size or replaced > REPLACED_TOKENS * size
+    return many or not other.keys() & first.keys()
 
 
 def differing(first: Mapping[str, int], other: Mapping[str, int]) -> tuple[list[str], list[str]]:

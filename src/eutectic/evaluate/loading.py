@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from eutectic.checkpoint import MemorySource, Source
 from eutectic.checkpoint.companions import companions
-from eutectic.checkpoint.vocabulary import moved_tokens, tokens_of
+from eutectic.checkpoint.vocabulary import are_apart, tokens_of
 from eutectic.errors import CheckpointError, Problem, RecipeError, listed
 from eutectic.evaluate.content import digest_of_bytes, digest_of_json, files_of
 from eutectic.lazy import LazyModule
+from eutectic.plan.tokenizers import how_tokens_differ
 from eutectic.run.merged import MergedSource
 from eutectic.run.refusals import sources_in
 
@@ -30,6 +31,7 @@ _AUTO = {"causal": "AutoModelForCausalLM", "encoder": "AutoModel"}
 # A model's own Python code is never run, and nothing is fetched.
 _SAFE: Mapping[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 _TOKENIZER = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece")
+_BELONG = "do config.json and the weights belong together? `eutectic inspect` shows the shapes"
 _FACTORY = "in Python, `module=` says how to make one (a function without arguments)"
 
 
@@ -55,7 +57,13 @@ class Loader:
         Args:
             module: makes the module that sources are loaded into, without arguments; None: `transformers` makes it.
             tokenizer: a tokenizer of `transformers`, or its folder, for all sources; None: each source's own.
+
+        Raises `RecipeError` (E905) where `module` is no function.
         """
+        if module is not None and (not callable(module) or isinstance(module, torch.nn.Module)):
+            message = f"must be a function that makes a module, without arguments, not a {type(module).__name__}"
+            hint = "weights are loaded into what it makes: `lambda: copy.deepcopy(net)` leaves a module alone"
+            raise RecipeError(Problem("E905", message, "module", hint))
         self._factory = module
         self._tokenizer = tokenizer
         self._tokenizers: dict[str, Any] = {}
@@ -157,6 +165,9 @@ class Loader:
     def _own(self, source: Source, _kind: Kind, dtype: str | None) -> torch.nn.Module:
         assert self._factory is not None
         module: torch.nn.Module = self._factory()
+        if not isinstance(module, torch.nn.Module):
+            message = f"the function made a {type(module).__name__}, and no module"
+            raise RecipeError(Problem("E905", message, "module"))
         try:
             module.load_state_dict(dict(source))
         except RuntimeError as error:
@@ -171,12 +182,21 @@ class Loader:
         try:
             with quiet():
                 module, report = made.from_pretrained(
-                    None, config=config, state_dict=dict(source), dtype=dtype or "auto", output_loading_info=True
+                    None,
+                    config=config,
+                    state_dict=dict(source),
+                    dtype=dtype or "auto",
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are told here
                 )
         except (RuntimeError, ValueError, KeyError, TypeError, ImportError) as error:
             message = f"{source.label!r} does not fit {made.__name__}: {str(error).splitlines()[0]}"
-            hint = "do config.json and the weights belong together? `eutectic inspect` shows the shapes"
-            raise CheckpointError(Problem("E905", message, hint=hint)) from error
+            raise CheckpointError(Problem("E905", message, hint=_BELONG)) from error
+        if report["mismatched_keys"]:
+            # Where heads are missing as well, this is why.
+            other = [f"{name} is {list(has)} and not {list(of)}" for name, has, of in sorted(report["mismatched_keys"])]
+            message = f"{source.label!r} does not fit the {made.__name__} of its config.json: {listed(other)}"
+            raise CheckpointError(Problem("E905", message, hint=_BELONG))
         # Sentences are pooled here, not by the head for a first token, which many encoders are saved without.
         missing = sorted(name for name in report["missing_keys"] if kind != "encoder" or "pooler." not in name)
         if missing:
@@ -212,7 +232,8 @@ class Loader:
                 self._vocabularies[id(source)] = (source, tokens_of(files_of(source)))
         known = [(source.label, tokens) for source in sources if (tokens := self._vocabularies[id(source)][1])]
         for label, tokens in known[1:]:
-            if tokens != known[0][1] and (how := moved_tokens(known[0][1], tokens)).apart:
+            if tokens != known[0][1] and are_apart(known[0][1], tokens):
+                how = how_tokens_differ(known[0][1], tokens)
                 message = f"the vocabularies of {known[0][0]!r} and {label!r} differ: {how}"
                 hint = "a mixture of them has no common tokenizer; `tokenizer_source` in a recipe says which to take"
                 raise CheckpointError(Problem("E906", message, hint=hint))

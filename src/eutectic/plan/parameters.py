@@ -91,6 +91,24 @@ class Parameters:
             if self._entries and all(setting is not None and setting.covers_all for setting in own):
                 self._findings.notes.append(f"parameters.{param} has no effect: every model has its own {param}")
 
+    def note_shared_gradients(self, jobs: Sequence[Job]) -> None:
+        """Says which list for all models was perhaps meant as one value a model, or changes nothing."""
+        normalized = all(job.parameters.get("normalize") for job in jobs if job.action == "merge")
+        for param, setting in self._recipe.parameters.items():
+            known = self._method.params.get(param)
+            lists = [entry.values for entry in setting.entries if len(entry.values) > 1]
+            if known is None or not known.per_model or not lists or len(self._entries) < 2:
+                continue
+            if any(param in entry.parameters for entry in self._entries):
+                continue
+            idle = normalized and param == "weight"
+            if not idle and all(len(values) != len(self._entries) for values in lists):
+                continue
+            text = f"parameters.{param} {list(lists[0])} is a gradient over the layers, the same for every model"
+            text += ", which has no effect under normalize" if idle else ""
+            written = f"`{{model: MODEL, parameters: {{{param}: {lists[0][0]}}}}}`"
+            self._findings.notes.append(f"{text}; one {param} a model is written beside it: {written}")
+
     def note_defaults(self) -> None:
         """Says which defaults are the paper's where mergekit's differ."""
         given = {param for param, _ in self._settings()}

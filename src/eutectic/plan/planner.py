@@ -11,13 +11,14 @@ from eutectic.checkpoint import Source, Spec
 from eutectic.errors import CheckpointError, EutecticError, RecipeError, listed, several
 from eutectic.methods import Method
 from eutectic.names import Depths, matcher
+from eutectic.plan.configs import note_configs
 from eutectic.plan.findings import Findings
 from eutectic.plan.inputs import Input, Opener, open_donor, open_inputs, opening_once
 from eutectic.plan.model import Job, Plan, PlanInput
 from eutectic.plan.parameters import Parameters
 from eutectic.plan.post import Posts
 from eutectic.plan.statistics import Measured
-from eutectic.plan.tokenizers import Numberings, chat_template, check_numbers, place_of_source
+from eutectic.plan.tokenizers import Numberings, chat_template, check_numbers, note_numbers, place_of_source
 from eutectic.plan.unlike import one_of_shards, why_missing, why_shapes_differ
 from eutectic.recipe import Place, Recipe, label_of, same_model
 from eutectic.recipe.tokenizers import BASE, UNION
@@ -121,6 +122,7 @@ class _Planner:
         tokenizer, template = self._tokenizer()
         self.parameters.note_defaults()
         self.parameters.note_overruled()
+        self.parameters.note_shared_gradients(jobs)
         self._tell_of_inputs()
         if problems := self.findings.problems:
             self._close()
@@ -306,7 +308,10 @@ class _Planner:
         listed_first = sorted(self.inputs, key=lambda item: -1 if item.place is None else item.place)
         models = [donor, *(item for item in listed_first if item is not donor)]
         try:
-            if wanted is not None:
+            note_configs(models, self.findings)
+            if wanted is None:
+                note_numbers(models, donor, self.numberings, self.findings)
+            else:
                 check_numbers(self.recipe, models, tokenizer or donor, self.numberings, self.findings)
             return tokenizer, chat_template(self.recipe, models, tokenizer or donor, self.findings)
         except CheckpointError:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from eutectic.checkpoint.companions import files_named, files_there, has_tokenizer
 from eutectic.checkpoint.templates import CONFIG, TEMPLATE_FILES, template_of
 from eutectic.checkpoint.vocabulary import VOCABULARY_FILES, differing, json_of, same_numbers, tokens_of
-from eutectic.errors import listed, several
+from eutectic.errors import CheckpointError, listed, several
 from eutectic.plan.findings import Findings
 from eutectic.plan.model import PlanInput
 from eutectic.recipe import Recipe
@@ -18,6 +18,9 @@ from eutectic.recipe.tokenizers import AUTO, TEMPLATES, UNION
 # How a recipe may say whose tokenizer it wants.
 _KEYS = ("tokenizer_source", "tokenizer.source", "tokenizer")
 _NAME_ONE = "name the model whose to take: `tokenizer_source: MODEL`"
+_AS_NUMBERED = "rows of the embeddings are merged as they are numbered"
+# With less than this share of the smaller one's tokens in both, two vocabularies are told of by what they share.
+_COMMON = 0.5
 # Tokens that a message names.
 _SHOWN = 3
 
@@ -69,19 +72,35 @@ def check_numbers(
         verb = "has" if len(silent) == 1 else "have"
         message = f"{listed(silent)} {verb} no tokenizer files, so nothing says which token has which number"
         findings.say("P315", message, f"copy them beside the weights, or {_NAME_ONE}", where)
-    differ = False
-    for item in models if taken.label not in silent else ():
-        if item is taken or item.label in silent or not (how := numberings.difference(taken, item)):
-            continue
-        differ = True
-        told = f"the tokenizers of {taken.label} and {item.label} differ: {how}"
+    differ = list(_differing(models, taken, numberings))
+    for told in differ:
         if union:
             hint = "rows of the embeddings mean other tokens: give all models one tokenizer first, or, where these "
             findings.say("P315", told, f"{hint}tokens do not matter, {_NAME_ONE}", where)
         else:
-            findings.notes.append(f"{told}; rows of the embeddings are merged as they are numbered")
+            findings.notes.append(f"{told}; {_AS_NUMBERED}")
     if union and not silent and not differ:
         findings.notes.append(f"tokenizer_source: union is the tokenizer of {taken.label}: all have the same tokens")
+
+
+def note_numbers(models: Sequence[PlanInput], taken: PlanInput, numberings: Numberings, findings: Findings) -> None:
+    """Where the recipe does not say whose tokenizer to take: notes which models number their tokens in another way.
+
+    The arguments are those of `check_numbers`. Nobody asked, so tokenizers that cannot be read refuse nothing.
+    """
+    try:
+        for told in _differing(models, taken, numberings):
+            advice = "unless these tokens do not matter, give all models one tokenizer first"
+            findings.notes.append(f"{told}; {_AS_NUMBERED}: {advice}")
+    except CheckpointError as error:
+        findings.notes.append(f"the tokenizers were not compared: {error.problems[0].message}")
+
+
+def _differing(models: Sequence[PlanInput], taken: PlanInput, numberings: Numberings) -> Iterator[str]:
+    """How each tokenizer that numbers its tokens otherwise than the one taken differs from it, in words."""
+    for item in models if _numbered(taken) else ():
+        if item is not taken and _numbered(item) and (how := numberings.difference(taken, item)):
+            yield f"the tokenizers of {taken.label} and {item.label} differ: {how}"
 
 
 def _numbered(item: PlanInput) -> bool:
@@ -96,13 +115,22 @@ def _difference(first: Mapping[str, bytes], other: Mapping[str, bytes]) -> str:
     if not (one and two):
         names = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
         return f"{listed(names)}, which cannot be compared by token"
-    moved, extra = differing(one, two)
+    return how_tokens_differ(one, two)
+
+
+def how_tokens_differ(first: Mapping[str, int], other: Mapping[str, int]) -> str:
+    """How two vocabularies differ, in words, with a few of the tokens; empty if they do not."""
+    moved, extra = differing(first, other)
+    common, sizes = len(first.keys() & other.keys()), sorted((len(first), len(other)))
     said = []
     if moved:
-        pairs = [f"{shown(token)} {shown(one[token])} and {shown(two[token])}" for token in moved]
+        pairs = [f"{shown(token)} {shown(first[token])} and {shown(other[token])}" for token in moved]
         said.append(f"{several(len(moved), 'token', 'has', 'have')} other numbers ({listed(pairs, _SHOWN)})")
     if extra:
-        said.append(f"{several(len(extra), 'token', 'is', 'are')} in one only ({listed([*map(shown, extra)], _SHOWN)})")
+        told = f"{several(len(extra), 'token', 'is', 'are')} in one only"
+        if common < _COMMON * sizes[0]:
+            told = f"only {common:,} of {several(sizes[1], 'token')} are in both"
+        said.append(f"{told} ({listed([*map(shown, extra)], _SHOWN)})")
     return ", ".join(said)
 
 
