@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import eutectic
+from eutectic.adviser.one_run import of_one_run
 from eutectic.errors import CheckpointError, Problem, RecipeError
 from eutectic.testing import tiny_llama
 from eutectic.testing.checkpoints import write_safetensors
@@ -240,6 +241,54 @@ def test_heads_cut_another_way(llama: Llama) -> None:
     assert found.verdict.answer == "not mergeable"
     assert found.verdict.reasons == ("config.json says num_attention_heads: a 4, b 8",)
     assert found.verdict.cautions == ("config.json says rope_theta: a 4.0, b 5.0",)
+
+
+def test_checkpoints_of_one_run_are_known_by_their_names(llama: Llama, tmp_path: Path) -> None:
+    """A base of three checkpoints would be the one in the middle: their changes go one way, then another."""
+    start = llama("start", seed=1)
+    steps = [llama(f"run/checkpoint-{n}", "start", seed=n, noise=2e-3) for n in (5, 10, 15)]
+    apart = eutectic.compare([start, *steps])
+    assert apart.base.label == "start" and not apart.one_run
+    found = eutectic.compare(steps)
+    assert found.one_run and found.base.label is None
+    assert [name for name, _ in found.verdict.methods] == ["linear"]
+    assert "`eutectic average`" in found.verdict.methods[0][1]
+    assert found.verdict.cautions[0].startswith("base: checkpoints of one run have no base among them")
+    based = eutectic.compare(steps, base=start)
+    assert (based.base.label, based.verdict.methods[0][0]) == ("start", "linear")
+
+
+@pytest.mark.parametrize(
+    ("paths", "one"),
+    [
+        (["/r/checkpoint-5", "/r/checkpoint-10"], True),
+        (["/r/epoch=1-step=20.ckpt", "/r/epoch=2-step=40.ckpt"], True),
+        (["/r/global_step7.safetensors", "/r/global_step8.safetensors"], True),
+        (["/a/checkpoint-5", "/b/checkpoint-10"], False),
+        (["/r/checkpoint-5", "/r/final"], False),
+        (["/r/model-1", "/r/model-2"], False),
+        (["/r/checkpoint-5"], False),
+        (["", ""], False),
+    ],
+)
+def test_what_is_a_run(paths: list[str], one: bool) -> None:
+    assert of_one_run(paths) is one
+
+
+def test_names_that_begin_otherwise_are_told_of(llama: Llama, tmp_path: Path) -> None:
+    a = llama("a", seed=1)
+    write_safetensors(tmp_path / "b.safetensors", {f"module.{k}": v for k, v in eutectic.open(a).items()})
+    found = eutectic.compare([a, tmp_path / "b.safetensors"])
+    assert found.verdict.answer == "not mergeable"
+    said = "the names of b.safetensors begin with 'module.' (DataParallel), and those of a do not"
+    assert said in found.verdict.cautions
+
+
+def test_a_shard_is_told_of(llama: Llama) -> None:
+    a, b = llama("a", seed=1), llama("b", "a", seed=2, shards=2)
+    found = eutectic.compare([a, Path(b) / "model-00001-of-00002.safetensors"])
+    said = "model-00001-of-00002.safetensors is one shard of 2: name its folder, or its index"
+    assert said in found.verdict.cautions
 
 
 def renumber(model: str, change: Callable[[dict[str, int]], dict[str, int]]) -> None:

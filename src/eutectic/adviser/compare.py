@@ -8,6 +8,7 @@ from typing import Any
 
 from eutectic.adviser.base import find_base
 from eutectic.adviser.model import Base, Comparison, Matched, Place
+from eutectic.adviser.one_run import NO_BASE, of_one_run
 from eutectic.adviser.opening import Opened, opened
 from eutectic.adviser.statistics import Measured, bytes_of, measure
 from eutectic.adviser.structure import structure_of
@@ -49,7 +50,8 @@ def _compare(
     labels = tuple(label for row, label in enumerate(models.labels) if row != models.base)
     given = None if models.base is None else models.labels[models.base]
     base = Base(given, given is not None, "named" if given is not None else "not looked for")
-    result = Comparison(labels, base, structure)
+    paths = [source.path for row, source in enumerate(models.sources) if row != models.base]
+    result = Comparison(labels, base, structure, of_one_run(paths))
     if not structure.faults:
         if on_start:
             on_start(bytes_of(structure.matched))
@@ -61,7 +63,9 @@ def _compare(
 def _measure(result: Comparison, models: Opened, threads: int, progress: Callable[[int], None] | None) -> None:
     tensors = result.structure.matched
     origin = models.base
-    if origin is None:
+    if origin is None and result.one_run:
+        result.base = Base(None, False, NO_BASE)
+    elif origin is None:
         sample = _total(measure(models.sources, tensors, threads=threads, sample=True), tensors, matrices=True)
         origin, reason = find_base(sample, models.labels)
         result.base = Base(None if origin is None else models.labels[origin], False, reason)

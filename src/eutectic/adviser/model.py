@@ -80,6 +80,7 @@ class Comparison:
         models: labels of the models, in the order given, without the base.
         base: the base, and how it was found.
         structure: how they are built.
+        one_run: whether they are checkpoints of one training run, by their names.
         whole: sums over every tensor that was compared; None where none was.
         matrices: sums over tensors of two dimensions and more. Norms and biases, whose entries are large and
             hardly differ between any two models of one kind, would hide whether two models are related.
@@ -92,6 +93,7 @@ class Comparison:
     models: tuple[str, ...]
     base: Base
     structure: Structure
+    one_run: bool = False
     whole: Sums | None = None
     matrices: Sums | None = None
     cells: Mapping[Place, Sums] = field(default_factory=dict)
@@ -109,6 +111,7 @@ class Comparison:
         return {
             "models": list(self.models),
             "base": {"label": self.base.label, "given": self.base.given, "reason": self.base.reason},
+            "one_run": self.one_run,
             "verdict": {
                 "answer": self.verdict.answer,
                 "reasons": list(self.verdict.reasons),

@@ -13,6 +13,7 @@ from eutectic.checkpoint.vocabulary import are_apart
 from eutectic.errors import listed
 from eutectic.names import Depths, counted, layer_of, numberless
 from eutectic.plan.tokenizers import how_tokens_differ
+from eutectic.plan.unlike import named_otherwise, one_of_shards
 
 # With less than this share of the entries in every model, what a merge would copy is most of the model.
 COMMON_SHARE = 0.5
@@ -46,6 +47,7 @@ def structure_of(sources: Sequence[Source], labels: Sequence[str]) -> Structure:
             found.matched.append(matched)
     beyond = _look_at_layers(found, named, labels)
     _look_at_tensors(found, {name: row for name, row in rows.items() if name not in beyond}, labels)
+    _look_at_names(found, named, labels)
     _look_beside(found, [beside(source) for source in sources], labels)
     return found
 
@@ -102,6 +104,17 @@ def _look_at_tensors(found: Structure, rows: Mapping[str, _Row], labels: Sequenc
     else:
         (found.faults if shapes else found.cautions).extend(missing if shapes else [f"{it}{_COPIED}" for it in missing])
     _look_for_integers(found, rows, entries)
+
+
+def _look_at_names(found: Structure, named: Sequence[Mapping[str, str]], labels: Sequence[str]) -> None:
+    """Tells why tensors may be missing: models of which only a shard was named, and names that begin otherwise."""
+    found.cautions += filter(None, map(one_of_shards, labels))
+    for other, label in zip(named[1:], labels[1:], strict=True):
+        lacking, spare = (
+            [name for name in one if name not in two] for one, two in ((named[0], other), (other, named[0]))
+        )
+        if renamed := named_otherwise(lacking, spare, (labels[0], label)):
+            found.cautions.append(renamed)
 
 
 def _look_for_integers(found: Structure, rows: Mapping[str, _Row], entries: int) -> None:

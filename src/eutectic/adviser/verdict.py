@@ -40,6 +40,7 @@ SPECIALISTS = 4
 LOST = 0.1
 
 EQUAL = "nothing tells the models apart"
+ONE_RUN = "checkpoints of one run: average them, with `eutectic average`, perhaps the last few alone"
 EVALUATE = (
     "no statistic of weights proves a merge good: evaluate it on data that nothing was tuned on, on what each model is "
     "good at and on something general"
@@ -180,9 +181,12 @@ def _with_base(found: Comparison, sums: Sums) -> Iterable[tuple[str, str]]:
         yield "wise_ft", "one fine-tune and its base: a point on the way often keeps more of both"
         yield "task_arithmetic", "the same, as a weight between 0 and 1"
         return
-    alike = bool(cosines) and min(cosines) >= ALIKE
-    if alike:
+    alike = found.one_run or (bool(cosines) and min(cosines) >= ALIKE)
+    if found.one_run:
+        yield "linear", ONE_RUN
+    elif alike:
         yield "linear", "the changes point in one direction, as of one run or one task: average them"
+    if alike:
         yield "model_stock", "sets the way to the base by the angle between the models"
     swept = "around 0.5, the average" if count == 2 else f"from {1 / count:.2g}, the average, to 0.5"
     yield "task_arithmetic", f"the safest on language models (arXiv:2511.21437); sweep lambda {swept}"
@@ -210,6 +214,9 @@ def _collide(found: Comparison, sums: Sums) -> bool:
 
 
 def _without_base(found: Comparison) -> Iterable[tuple[str, str]]:
+    if found.one_run:
+        yield "linear", ONE_RUN
+        return
     yield "linear", "averages need no base; with one (`--base`) there is more to compare and to choose from"
     if len(found.models) == 2:
         yield "slerp", "two models and one number between them; for relatives nearly the same as linear"

@@ -341,7 +341,7 @@ class _Planner:
     def _tell_of_inputs(self) -> None:
         """Hands on what nested plans say, and the stored tensors that nothing reads."""
         for item in self.inputs:
-            if shard := one_of_shards(item):
+            if shard := one_of_shards(item.label):
                 self.findings.notes.append(f"{shard}; what the others hold is not merged")
             for name, why in item.ignored.items():
                 self.findings.dropped.append((item.label, name, why))

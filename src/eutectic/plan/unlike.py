@@ -33,10 +33,10 @@ def why_shapes_differ(name: str, specs: Sequence[Spec]) -> str:
     return f"heads for different labels? `leave_out: {part}` takes one model's as it is"
 
 
-def one_of_shards(item: PlanInput) -> str:
-    """What to say of a model that is one file of several; "" of any other."""
-    found = _SHARD.search(item.label)
-    return f"{item.label} is one shard of {found[1]}: name its folder, or its index" if found else ""
+def one_of_shards(label: str) -> str:
+    """What to say of a model that is one file of several; empty for any other."""
+    found = _SHARD.search(label)
+    return f"{label} is one shard of {found[1]}: name its folder, or its index" if found else ""
 
 
 def why_missing(names: Sequence[str], absent: Sequence[PlanInput], present: PlanInput, share: float) -> str:
@@ -48,24 +48,36 @@ def why_missing(names: Sequence[str], absent: Sequence[PlanInput], present: Plan
         present: the first that has them.
         share: how much of all entries is missing from some model.
     """
-    if shard := next(filter(None, map(one_of_shards, absent)), ""):
+    if shard := next(filter(None, map(one_of_shards, (item.label for item in absent))), ""):
         return shard
-    if (found := prefixes(names, spare(absent[0], present))) is not None:
-        return _said_of(found, absent[0].label, present.label)
-    # What is suggested is there in place of it, so nobody else has that name.
-    if near := did_you_mean(names[0], [name for item in absent for name in spare(item, present)]):
+    # What is there in place of them, so nobody else has those names.
+    spare = [name for item in absent for name in item.specs if name not in present.specs]
+    if renamed := named_otherwise(names, spare, (present.label, absent[0].label)):
+        return f"{renamed}: save it without that first"
+    if near := did_you_mean(names[0], spare):
         return near
     if share > MOST:
         return f"`missing: copy` would copy {100 * share:.0f} % of the entries: are the models of one architecture?"
     return _COPY
 
 
-def spare(item: PlanInput, other: PlanInput) -> list[str]:
-    """The tensors of a model that another has not."""
-    return [name for name in item.specs if name not in other.specs]
+def named_otherwise(names: Collection[str], others: Iterable[str], labels: tuple[str, str]) -> str:
+    """Whether two models have most of these tensors under names that begin in another way, in words; else empty.
+
+    Args:
+        names: tensors of the first model that the second lacks.
+        others: tensors of the second that the first lacks.
+        labels: of the two.
+    """
+    found = _prefixes(names, others)
+    if found is None:
+        return ""
+    (less, short), (more, long) = sorted(zip(found, labels, strict=True), key=lambda pair: len(pair[0]))
+    instead = f" where those of {short} begin with {less!r}" if less else f", and those of {short} do not"
+    return f"the names of {long} begin with {more!r}{_WRAPPERS.get(more, '')}{instead}"
 
 
-def prefixes(names: Collection[str], others: Iterable[str]) -> tuple[str, str] | None:
+def _prefixes(names: Collection[str], others: Iterable[str]) -> tuple[str, str] | None:
     """What stands before names, and before the same ones among `others`, if that explains half of them and more.
 
     `("", "module.")` for `["a.weight"]` and `["module.a.weight"]`. One has parts before or behind those of the other:
@@ -77,7 +89,7 @@ def prefixes(names: Collection[str], others: Iterable[str]) -> tuple[str, str] |
         if tail := next((tail for tail in _tails(name) if tail in by_tail), ""):
             here, there = name.removesuffix(tail), by_tail[tail].removesuffix(tail)
             less, more = sorted((here, there), key=len)
-            if more.startswith(less) or more.endswith(less):
+            if less != more and (more.startswith(less) or more.endswith(less)):
                 found[here, there] += 1
     if not found:
         return None
@@ -90,9 +102,3 @@ def _tails(name: str) -> Iterator[str]:
     while name:
         yield name
         name = name.partition(".")[2]
-
-
-def _said_of(found: tuple[str, str], absent: str, present: str) -> str:
-    (less, short), (more, long) = sorted(zip(found, (present, absent), strict=True), key=lambda pair: len(pair[0]))
-    instead = f" where those of {short} begin with {less!r}" if less else f", and those of {short} do not"
-    return f"the names of {long} begin with {more!r}{_WRAPPERS.get(more, '')}{instead}: save it without that first"
