@@ -22,6 +22,8 @@ from eutectic.merging import Options as Options
 from eutectic.merging import beside as beside
 from eutectic.merging import budget_for as budget_for
 from eutectic.plan import Plan, make_plan
+from eutectic.plan.effects import refuse_idle_sweeps
+from eutectic.plan.effects import same_merges as same_merges
 from eutectic.plan.planner import planning_together
 from eutectic.recipe import Recipe
 from eutectic.report.again import recipe_in
@@ -258,7 +260,7 @@ def average(
 class Sweep:
     """What a sweep did: for each combination of values the folder's name, the merge, and the values by path.
 
-    `notes` says what an earlier sweep left in the folder.
+    `notes` says which merges are one and the same, and what an earlier sweep left in the folder.
     """
 
     path: str
@@ -288,16 +290,17 @@ def sweep(
 
     A parameter is swept where the recipe (or an override) has `{sweep: [0.1, 0.3]}` for its value. Each merge gets a
     folder under `out`, named by its values (`t=0.1`), which equals byte for byte what the merge by itself would write;
-    `out/sweep.json` lists them. Arguments and errors as for `merge`; a recipe without a sweep is R128. `on_plan` gets
-    the names of the folders and the plan of the first. The same call resumes, and skips what is complete.
+    `out/sweep.json` lists them. Arguments and errors as for `merge`; a recipe without a sweep is R128, a sweep that
+    changes nothing P317. `on_plan` gets the names of the folders and the plan of the first. The same call resumes,
+    and skips what is complete.
     """
-    options = checked(options, out)
+    options = checked(options, out, on_plan=on_plan, progress=progress)
     variants = _loaded(recipe.load_sweep, source, overrides, seed, dtype)
     if not variants:
         hint = "write `t: {sweep: [0.1, 0.3]}`, or use `eutectic.merge`"
         raise RecipeError(Problem("R128", "the recipe sweeps no parameter", hint=hint))
     plans = _plans(variants, storage)
-    place = os.fspath(out)
+    place, same = os.fspath(out), same_merges(plans)
     try:
         held: dict[bytes, bytes] = {}
         runs = [
@@ -305,14 +308,14 @@ def sweep(
             for label, planned in plans.items()
         ]
         if on_plan:
-            on_plan(list(plans), runs[0].plan, largest([run.budget for run in runs]), runs[0].notes)
+            on_plan(list(plans), runs[0].plan, largest([run.budget for run in runs]), [*runs[0].notes, *same])
         choices = {variant.label: variant.choices for variant in variants}
         with SweepFolder(place, choices, storage) as folder:
             merges = execute(runs, progress, folder.write)
     finally:
         for planned in plans.values():
             planned.close()
-    return Sweep(place, dict(zip(plans, merges, strict=True)), choices, tuple(folder.notes))
+    return Sweep(place, dict(zip(plans, merges, strict=True)), choices, (*same, *folder.notes))
 
 
 def plan_sweep(
@@ -336,6 +339,7 @@ def _plans(variants: Sequence[recipe.Variant], storage: Storage) -> dict[str, Pl
         for planned in plans.values():
             planned.close()
         raise RecipeError(list(problems))
+    refuse_idle_sweeps(variants, plans.values())
     return plans
 
 

@@ -147,7 +147,8 @@ def test_bytes_do_not_depend_on_threads(folder: Path) -> None:
 
 
 def test_a_sweep_reads_the_alignment_for_all_of_its_merges(folder: Path) -> None:
-    swept = {**RECIPE, "parameters": {"weight": {"sweep": [1, 3]}}}
+    models = [{"model": "a", "parameters": {"weight": {"sweep": [1, 3]}}}, RECIPE["models"][1]]
+    swept = {**RECIPE, "models": models, "parameters": {"weight": 1}}
     done = eutectic.sweep(swept, "swept")
     assert len(done.merges) == 2
     for name in done.merges:

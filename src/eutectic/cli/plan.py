@@ -47,7 +47,7 @@ def plan(
             plans = {"": api.plan(recipe, overrides=changes, seed=seed, dtype=dtype)}
         first = next(iter(plans.values()))
         budget = api.largest([api.budget_for(planned, chosen, len(plans)) for planned in plans.values()])
-        notes = [*first.notes, *api.beside(first).notes]
+        notes = [*first.notes, *api.beside(first).notes, *api.same_merges(plans)]
         if json:
             found = {label: as_json(planned, budget, notes) for label, planned in plans.items()}
             screen.print_json(found.get("", {"merges": found}))

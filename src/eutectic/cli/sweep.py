@@ -95,3 +95,5 @@ def _show(found: Tuning) -> None:
         console.print(scoring.table(words.tuning_head(found, task), words.tuning_rows(found, task)))
         console.print()
     console.print(f"[bold]{screen.text(words.tuning_in_words(found))}[/]", soft_wrap=True)
+    for note in found.notes:
+        console.print(f"[yellow]note[/] {screen.text(note)}", soft_wrap=True)

@@ -13,6 +13,7 @@ from eutectic.errors import EutecticError, Problem, RecipeError
 from eutectic.evaluate.loading import LiveSource
 from eutectic.paths import absolute
 from eutectic.plan import make_plan
+from eutectic.plan.effects import refuse_idle_sweeps
 from eutectic.plan.planner import planning_together
 from eutectic.recipe import Recipe, load, load_sweep
 from eutectic.run.merged import MergedSource
@@ -75,7 +76,9 @@ def _merges(recipe: Any) -> list[Source]:
     named = isinstance(recipe, str | os.PathLike) and "\n" not in os.fspath(recipe)
     if variants := load_sweep(recipe, methods=methods):
         made = planning_together(open_one)
-        return [MergedSource(made(one.recipe), one.label) for one in variants]
+        plans = [made(one.recipe) for one in variants]
+        refuse_idle_sweeps(variants, plans)
+        return [MergedSource(planned, one.label) for planned, one in zip(plans, variants, strict=True)]
     planned = make_plan(load(recipe, methods=methods), open_one)
     name = os.path.splitext(os.path.basename(os.fspath(recipe)))[0] if named else "merge"
     merged = MergedSource(planned, planned.recipe.name or name)

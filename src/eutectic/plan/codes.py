@@ -84,6 +84,13 @@ CODES: dict[str, tuple[str, str]] = {
         "A chat template stands in the tokenizer's files, and the model that they are taken from has none, or a broken "
         "tokenizer_config.json. Remove `chat_template`, or name a model with `tokenizer_source`.",
     ),
+    "P317": (
+        "a sweep that changes nothing",
+        "Every value of a swept parameter gives one and the same merge: each model has its own value, which comes "
+        "before that for all; or `normalize` divides by the sum of the weights, which grow alike; or the method takes "
+        "the parameter without effect. Sweep the value that counts: `models[0].parameters.density`, or the weight of "
+        "one model.",
+    ),
     "P312": (
         "steps after a method that cannot be",
         "What stands under `post` rescales the change from the base model: the method must work on task vectors or "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from numbers import Real
 
-from eutectic.errors import several
+from eutectic.errors import listed, several
 from eutectic.evaluate import Difference, Score
 from eutectic.report import html
 from eutectic.report.curves import Point, Series, chart
@@ -27,7 +27,7 @@ def write_soup_report(choice: Choice, path: str | os.PathLike[str]) -> None:
 
 def write_tuning_report(found: Tuning, path: str | os.PathLike[str]) -> None:
     """Writes what the merges of a sweep score. Raises `RecipeError` or `OutputError` (A802)."""
-    body = [f'<p class="answer">{clean(tuning_in_words(found))}</p>']
+    body = [f'<p class="answer">{clean(tuning_in_words(found))}</p>', html.bullets(found.notes)]
     body += [f"<figure>{text}</figure>" for text in tuning_charts(found)]
     for task in found.tasks:
         body += [f"<h2>{clean(task)}</h2>", html.table(tuning_head(found, task), tuning_rows(found, task))]
@@ -62,7 +62,11 @@ def tuning_in_words(found: Tuning) -> str:
     if found.best is None:
         return f"none of {several(len(found.choices), 'merge')} keeps {', '.join(found.keep)}"
     score = found.scores[found.best][found.tasks[0]]
-    return f"best{condition}: {found.best}, {found.tasks[0]} {score.metric} {number(score.value)}"
+    said = f"best{condition}: {found.best}, {found.tasks[0]} {score.metric} {number(score.value)}"
+    if found.equals:
+        verb = "has" if len(found.equals) == 1 else "have"
+        said += f"; a tie: {listed(found.equals)} {verb} the same score, the first of the sweep is taken"
+    return said
 
 
 def learning_in_words(learned: Learned) -> str:
@@ -115,7 +119,7 @@ def tuning_rows(found: Tuning, task: str) -> list[tuple[str, ...]]:
         gap = found.less(label, task)
         base = () if not found.base else ("", "") if gap is None else (f"{gap.value:+.4g}", interval(gap))
         kept = () if not found.keep else ("no" if found.failed[label] else "yes",)
-        chosen = "chosen" if label == found.best else ""
+        chosen = "chosen" if label == found.best else "the same score" if label in found.equals else ""
         rows.append((label, number(scores[task].value), interval(scores[task]), *base, *kept, chosen))
     return rows
 

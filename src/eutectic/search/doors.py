@@ -16,6 +16,7 @@ from eutectic.evaluate import Loader, Score, Settings, task_of
 from eutectic.evaluate.doors import Kept, cache_of, tasks_of
 from eutectic.evaluate.evaluation import refuse_early
 from eutectic.plan import make_plan
+from eutectic.plan.effects import refuse_idle_sweeps, same_merges
 from eutectic.plan.inputs import Opener, opening_once
 from eutectic.plan.planner import planning_together
 from eutectic.recipe import Recipe, Variant
@@ -115,7 +116,7 @@ def tune_recipe(
     wanted = tasks_of(tasks) if tasks else []
     models = [entry.model for variant in variants[:1] for entry in variant.recipe.models]
     scorer = Scorer(_settings(settings, models), cache_of(cache), on_start)
-    with _opened(variants, opener) as (candidates, base):
+    with _opened(variants, opener) as (candidates, base, notes):
         try:
             return tune(
                 candidates,
@@ -124,6 +125,7 @@ def tune_recipe(
                 lambda names: constraints_of(keep, names, has_base=base is not None),
                 scorer,
                 on_score,
+                notes,
             )
         finally:
             scorer.run.loader.forget()
@@ -191,12 +193,14 @@ def learn_coefficients(
 
 
 @contextmanager
-def _opened(variants: Sequence[Variant], opener: Opener) -> Iterator[tuple[list[Candidate], Source | None]]:
-    """The merges of a sweep, planned and not computed, and their base; they share their open models."""
+def _opened(variants: Sequence[Variant], opener: Opener) -> Iterator[tuple[list[Candidate], Source | None, list[str]]]:
+    """The merges of a sweep, planned and not computed, their base, and notes; they share their open models."""
     found: dict[Any, Source] = {}
     made = planning_together(opener, found)
     try:
-        candidates = [Candidate(one.label, one.choices, MergedSource(made(one.recipe), one.label)) for one in variants]
+        plans = {one.label: made(one.recipe) for one in variants}
+        refuse_idle_sweeps(variants, plans.values())
+        candidates = [Candidate(one.label, one.choices, MergedSource(plans[one.label], one.label)) for one in variants]
         first = variants[0].recipe if variants else None
         base: Source | None = None
         if first is not None and first.base is not None:
@@ -204,7 +208,7 @@ def _opened(variants: Sequence[Variant], opener: Opener) -> Iterator[tuple[list[
                 base = MergedSource(made(first.base), "base")
             else:
                 base = opening_once(opener, found)(first.base, first.folder)
-        yield candidates, base
+        yield candidates, base, same_merges(plans)
     finally:
         for source in found.values():
             source.close()

@@ -34,7 +34,9 @@ class Tuning:
         base: the base's scores by task; empty where the recipe has none.
         keep: the constraints as written.
         failed: label → the constraints that the merge does not keep.
-        best: label of the merge with the best target score among those that keep all; None if none does.
+        best: label of the merge with the best target score among those that keep all, of equal ones the first; None
+            if none does.
+        notes: what to mind.
     """
 
     tasks: tuple[str, ...]
@@ -44,6 +46,7 @@ class Tuning:
     keep: tuple[str, ...]
     failed: Mapping[str, tuple[str, ...]]
     best: str | None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         kept = sum(not failed for failed in self.failed.values())
@@ -51,6 +54,15 @@ class Tuning:
             f"{several(len(self.scores), 'merge')} on {several(len(self.tasks), 'task')}, {kept} keep what must be kept"
         )
         return f"<Tuning: {counts}; best {self.best!r}; see .scores>"
+
+    @property
+    def equals(self) -> tuple[str, ...]:
+        """The other merges that keep all and have the very score of the best."""
+        if self.best is None:
+            return ()
+        target, kept = self.tasks[0], [label for label, failed in self.failed.items() if not failed]
+        top = self.scores[self.best][target].value
+        return tuple(one for one in kept if one != self.best and self.scores[one][target].value == top)
 
     def less(self, label: str, task: str, other: str | None = None) -> Difference | None:
         """A merge's score less that of another (None: the base), item by item; None where they cannot be paired."""
@@ -73,7 +85,8 @@ class Tuning:
                 row["scores"][task] = {**score.as_json(), **gap_data}
             rows.append(row)
         base = {task: score.as_json() for task, score in self.base.items()}
-        return {"tasks": list(self.tasks), "keep": list(self.keep), "best": self.best, "base": base, "merges": rows}
+        chosen = {"best": self.best, "equals": list(self.equals), "notes": list(self.notes)}
+        return {"tasks": list(self.tasks), "keep": list(self.keep), **chosen, "base": base, "merges": rows}
 
 
 def tune(
@@ -83,6 +96,7 @@ def tune(
     keep: Callable[[Sequence[str]], list[Constraint]],
     scorer: Scorer,
     on_score: Callable[[str, str, Score], None] | None = None,
+    notes: Sequence[str] = (),
 ) -> Tuning:
     """Scores every candidate and the base, and chooses.
 
@@ -93,6 +107,7 @@ def tune(
         keep: the constraints, given the names of the tasks.
         scorer: measures.
         on_score: called with the labels of model and task and the score.
+        notes: what to mind of the sweep.
 
     Raises `RecipeError`: S807 without candidates or tasks, S806 and S803 for constraints, and what evaluation raises.
     """
@@ -124,4 +139,5 @@ def tune(
     kept = [label for label in found if not failed[label]]
     best = max(kept, key=lambda label: found[label][names[0]].merit, default=None)
     choices = {one.label: dict(one.choices) for one in candidates}
-    return Tuning(tuple(names), choices, found, of_base, tuple(one.text for one in constraints), failed, best)
+    texts = tuple(one.text for one in constraints)
+    return Tuning(tuple(names), choices, found, of_base, texts, failed, best, tuple(notes))
