@@ -294,7 +294,7 @@ def sweep(
     changes nothing P317. `on_plan` gets the names of the folders and the plan of the first. The same call resumes,
     and skips what is complete.
     """
-    options = checked(options, out, on_plan=on_plan, progress=progress)
+    options = checked(options, out)
     variants = _loaded(recipe.load_sweep, source, overrides, seed, dtype)
     if not variants:
         hint = "write `t: {sweep: [0.1, 0.3]}`, or use `eutectic.merge`"
