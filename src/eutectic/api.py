@@ -205,7 +205,7 @@ def merge(
     Raises `RecipeError`, `CheckpointError`, `OutputError`, `NumericError`, `ResourceError`, or `InterruptedMergeError`
     after SIGINT or SIGTERM (when called from the main thread).
     """
-    options = checked(options, out)
+    options = checked(options, out, on_plan=on_plan, progress=progress)
     loaded = load_recipe(source, overrides=overrides, seed=seed, dtype=dtype)
     planned = make_plan(loaded, lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage))
     return make(planned, out, options, on_plan, progress, storage)
@@ -246,7 +246,7 @@ def average(
     checkpoints (T711), an order that is needed and not known (T712) and a window that cannot be (T713), and what
     `merge` raises.
     """
-    options = checked(options, out)
+    options = checked(options, out, on_plan=on_plan, progress=progress)
     chosen = averaging.Window(window, decay, last, until)
     loaded = load_recipe(averaging.average_recipe(checkpoints, chosen, out=out), dtype=dtype)
     planned = make_plan(loaded, lambda model, folder: checkpoint.open_source(model, folder=folder, storage=storage))
@@ -294,7 +294,7 @@ def sweep(
     changes nothing P317. `on_plan` gets the names of the folders and the plan of the first. The same call resumes,
     and skips what is complete.
     """
-    options = checked(options, out)
+    options = checked(options, out, on_plan=on_plan, progress=progress)
     variants = _loaded(recipe.load_sweep, source, overrides, seed, dtype)
     if not variants:
         hint = "write `t: {sweep: [0.1, 0.3]}`, or use `eutectic.merge`"

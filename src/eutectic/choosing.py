@@ -97,7 +97,8 @@ def soup(
     `evaluate` and `merge` raise.
     """
     chosen_by = search.SoupOptions(method, tie_break, by, epochs, rate)
-    watch, options = watch or Watch(), _checked(options, out)
+    watch = watch or Watch()
+    options = _checked(options, out, watch)
     if out is not None and log is None:
         log = f"{os.fspath(out).rstrip('/')}.soup.jsonl"
     given: dict[str, Any] = {"task": task, "held_out": held_out, "settings": settings, "cache": cache, "dtype": dtype}
@@ -140,7 +141,8 @@ def tune(
     `eutectic.sweep` writes all of them and measures none. Raises `RecipeError` (S803, S805, S806, S807; S808 if `out`
     is given and no merge keeps the constraints), and what `evaluate` and `merge` raise.
     """
-    watch, options = watch or Watch(), _checked(options, out)
+    watch = watch or Watch()
+    options = _checked(options, out, watch)
     variants = search.variants_of(source, changes_of(overrides), search.overrides_of(over))
     given: dict[str, Any] = {"tasks": tasks, "keep": keep, "settings": settings, "cache": cache}
     found = search.tune_recipe(variants, _open, on_start=watch.on_start, on_score=watch.on_score, **given)
@@ -239,11 +241,11 @@ def _log_beside(out: str | os.PathLike[str], log: str | os.PathLike[str] | None)
     return found
 
 
-def _checked(options: Options | None, out: str | os.PathLike[str] | None) -> Options:
+def _checked(options: Options | None, out: str | os.PathLike[str] | None, watch: Watch) -> Options:
     """The options of the merge that is written, if one is; what can be told of its place is told now."""
     if out is None:
         return options or Options()
-    options = checked(options, out)
+    options = checked(options, out, on_plan=watch.on_plan, progress=watch.progress)
     refuse_place(out, replace=options.replace)
     return options
 

@@ -256,19 +256,34 @@ def make(
         planned.close()
 
 
-def checked(options: Options | None, out: str | os.PathLike[str]) -> Options:
-    """The options, or the default ones. Raises `RecipeError` for what cannot be."""
-    options = options or Options()
+def checked(options: Options | None, out: str | os.PathLike[str], **functions: Any) -> Options:
+    """The options, or the default ones. Raises `RecipeError` for what cannot be.
+
+    `functions` are called meanwhile, those that are not None.
+    """
+    options = Options() if options is None else options
+    problems = []
     if not isinstance(options, Options):
-        raise RecipeError(Problem("M603", f"must be eutectic.Options, not {type(options).__name__}", "options"))
+        problems.append(Problem("M603", f"must be eutectic.Options, not {type(options).__name__}", "options"))
     if folder_name(out) is None:
-        raise RecipeError(Problem("M603", f"must be the folder to make, not {out!r}", "out"))
+        problems.append(Problem("M603", f"must be the folder to make, not {out!r}", "out"))
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            problems.append(Problem("M603", f"must be a function to call, not {function!r}", name))
+    if problems:
+        raise RecipeError(problems)
     check_device(options.device)
     return replace(options, device=gpu.numbered(options.device))
 
 
 def changes_of(overrides: Any) -> list[Any]:
-    """The changes to a recipe as a list: a text is one of them, as is what is none and will be refused as such."""
+    """The changes to a recipe as a list: a text is one of them, as is what is none and will be refused as such.
+
+    Raises `RecipeError` (R140) for a mapping, of which only the keys would be gone through.
+    """
+    if isinstance(overrides, Mapping):
+        hint = f"write {[f'{key}={value}' for key, value in overrides.items()]}"
+        raise RecipeError(Problem("R140", "must be a list of texts KEY=VALUE, not a mapping", "overrides", hint))
     several = isinstance(overrides, Iterable) and not isinstance(overrides, str)
     return list(overrides) if several else [overrides]
 

@@ -86,7 +86,7 @@ def repair(
 
     Raises `RecipeError` (G210 to G212, W401, W406 and what `collect` raises) before long work, F102 and F104 later.
     """
-    options, read = checked(options, out), reading or Reading(dtype="float32")
+    options, read = checked(options, out, tell=tell), reading or Reading(dtype="float32")
     check_device(read.device)
     _refuse_existing(os.fspath(out), options)
     asked: dict[str, Any] = {"weights": weights, "how": how, "affine": affine}

@@ -7,13 +7,13 @@ CODES: dict[str, tuple[str, str]] = {
         "an argument of an average cannot be",
         "`decay` lies between 0 and 1, both excluded; `start` is a whole number from 0 on, `period` one from 1 on; "
         "`buffers` is `average`, `copy` or `recompute`; `dtype` is float32 or float64. A rate needs a start from 0 on "
-        "and positive factors.",
+        "and positive factors. `update_bn` takes the loader first and then the model.",
     ),
     "T702": (
         "the model is not the one that is averaged",
         "The average belongs to one set of tensors. The model, or the saved state that is loaded, has tensors of other "
         "names or shapes: a layer was added, frozen into another module, or wrapped (`torch.compile` and distributed "
-        "wrappers rename tensors: give the module that is inside them).",
+        "wrappers rename tensors: give the module that is inside them). A saved state is what `state_dict` gave.",
     ),
     "T703": (
         "this cannot be done with the average now",
@@ -42,6 +42,12 @@ CODES: dict[str, tuple[str, str]] = {
         "while the model computes: under ZeRO-3 it is nothing between steps, under FSDP2 a shard before a forward pass "
         "and all of it after. Have the trainer write whole checkpoints (DeepSpeed's `zero_to_fp32.py`, a full state "
         "dict of FSDP), and average those with `eutectic average`. ZeRO-1 and 2 leave parameters whole.",
+    ),
+    "T708": (
+        "a batch that the model cannot be run on",
+        "The model was called with the batch, or with its first item, and refused it. A batch needs the shape that the "
+        "model takes, and more than one value for each channel that is normalised: one sample alone has no spread. "
+        "Other kinds of batches are run by `forward=`. The statistics stay as they were.",
     ),
     "T711": (
         "not enough checkpoints to average",

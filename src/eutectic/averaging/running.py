@@ -232,8 +232,9 @@ class WeightAverage:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave. Raises `RecipeError` (T702) if it is not of this model."""
+        """Goes on from what `state_dict` gave. Raises `RecipeError` (T702) if it is none, or not of this model."""
         self._refuse_inside("load_state_dict")
+        _refuse_no_state(state)
         live, values = self._live(), state["values"]
         if values:
             _compare(live, values, "the saved average")
@@ -311,6 +312,18 @@ def _move(average: Tensor, tensor: Tensor, share: float, *, exact: bool) -> None
         average.copy_(torch.where(now == average, average, torch.lerp(average, now, share)))
     else:
         average.lerp_(now, share)
+
+
+def _refuse_no_state(state: Any) -> None:
+    """Raises `RecipeError` (T702) for what `state_dict` cannot have given."""
+    message = f"a {type(state).__name__} is no state of an average"
+    if isinstance(state, Mapping):
+        lacks = [name for name in ("steps", "collected", "statistics_at", "values") if name not in state]
+        if not lacks and isinstance(state["values"], Mapping) and bool(state["values"]) == bool(state["collected"]):
+            return
+        message = "the saved state is none of an average: " + (f"it lacks {listed(lacks)}" if lacks else "its values")
+        message += "" if lacks else " are not those of its collections"
+    raise RecipeError(Problem("T702", message, "state", "give what `average.state_dict()` gave"))
 
 
 def _compare(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], whose: str) -> None:

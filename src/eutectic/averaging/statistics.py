@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eutectic.errors import Problem, RecipeError
@@ -43,9 +43,28 @@ def update_bn(
         device: where tensors are moved; by default to that of the model's first tensor.
         forward: how to run the model on a batch, as `forward(model, batch)`, for batches of another kind.
 
-    Raises `RecipeError` (T704) if there was no batch.
+    Raises `RecipeError`: T701 for arguments that cannot be, T704 if there was no batch, T708 for a batch that the model
+    cannot be run on.
     """
+    if problems := list(_faults(loader, model, device, forward)):
+        raise RecipeError(problems)
     update_layers(statistics_layers(model), loader, model, device=device, forward=forward)
+
+
+def _faults(loader: Any, model: Any, device: Any, forward: Any) -> Iterator[Problem]:
+    """Arguments of `update_bn` that cannot be."""
+    if not isinstance(model, torch.nn.Module):
+        hint = "the loader comes first: update_bn(loader, model)" if isinstance(loader, torch.nn.Module) else ""
+        yield Problem("T701", f"must be a torch module, not a {type(model).__name__}", "model", hint)
+    iterable = isinstance(loader, Iterable) or hasattr(loader, "__getitem__")
+    if not iterable or isinstance(loader, str | torch.nn.Module):
+        yield Problem("T701", f"must be batches to go through, not a {type(loader).__name__}", "loader")
+    if forward is not None and not callable(forward):
+        yield Problem("T701", f"must be a function of the model and a batch, not {forward!r}", "forward")
+    try:
+        torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError):
+        yield Problem("T701", f"{device!r} is no device", "device", "use cpu, cuda or cuda:N")
 
 
 def update_layers(
@@ -99,14 +118,22 @@ def _weighing(counts: dict[Any, int]) -> Callable[..., None]:
 
 
 def _run(loader: Iterable[Any], model: nn.Module, device: torch.device | None, forward: Forward | None) -> None:
-    for batch in loader:
+    for number, batch in enumerate(loader, 1):
         placed = _moved(batch, device)
-        if forward is not None:
-            forward(model, placed)
-        elif isinstance(placed, Mapping):
-            model(**placed)
-        else:
-            model(placed[0] if isinstance(placed, Sequence) else placed)
+        try:
+            if forward is not None:
+                forward(model, placed)
+            elif isinstance(placed, Mapping):
+                model(**placed)
+            else:
+                model(placed[0] if isinstance(placed, Sequence) else placed)
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:
+            said = " ".join(str(error).split())
+            message = f"{type(model).__name__} cannot be run on batch {number}: {type(error).__name__}: {said}"
+            hint = "a batch is a tensor, a sequence whose first item is the input, or a mapping of keyword arguments"
+            raise RecipeError(Problem("T708", message, "loader", hint)) from error
 
 
 def _place(model: nn.Module, device: torch.device | str | None) -> torch.device | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from eutectic._version import __version__
 from eutectic.checkpoint import Source
-from eutectic.errors import OutputError, Problem
+from eutectic.errors import OutputError, Problem, RecipeError
 from eutectic.evaluate.content import Memo, content_of, digest_of_json
 from eutectic.evaluate.model import Score, Settings, Task
 
@@ -32,8 +32,11 @@ class Cache:
         Args:
             folder: None for `EUTECTIC_CACHE`, or `~/.cache/eutectic/scores`.
 
-        Raises `OutputError` (E912) where a folder that was asked for cannot be made or written to.
+        Raises `OutputError` (E912) where a folder that was asked for cannot be made or written to, `RecipeError` for
+        what is no path.
         """
+        if not isinstance(folder, str | os.PathLike | None):
+            raise RecipeError(Problem("E912", f"must be True, False or a folder, not {folder!r}", "cache"))
         asked = folder if folder is not None else os.environ.get(VARIABLE)
         home = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
         self.folder = os.path.expanduser(os.fspath(asked or os.path.join(home, "eutectic", "scores")))

@@ -21,6 +21,8 @@ from eutectic.evaluate.model import Score, Settings, score_of
 from eutectic.evaluate.options import Checked, option
 from eutectic.paths import absolute
 
+_RETURNS = "it returns a number, or one number an item"
+
 
 @dataclass(frozen=True)
 class Call(Checked):
@@ -75,15 +77,17 @@ class Call(Checked):
                 with run.loader.module(source, _kind(self.takes), device=run.device) as model:
                     found = function(model)
             found = found.detach().cpu() if hasattr(found, "detach") else found
-            items = np.asarray(found, np.float64).reshape(-1)
+            nothing = found is None or any(one is None for one in (found if isinstance(found, list | tuple) else ()))
+            items = np.asarray([] if nothing else found, np.float64).reshape(-1)
         except EutecticError:
             raise
         except Exception as error:
             message = f"it failed with model {source.label!r}: {type(error).__name__}: {error}"
-            hint = "it returns a number, or one number an item"
-            raise RecipeError(Problem("E911", message, self.name, hint)) from error
+            raise RecipeError(Problem("E911", message, self.name, _RETURNS)) from error
         if not len(items):
-            raise RecipeError(Problem("E911", f"it returned no number for model {source.label!r}", self.name))
+            returned = "None" + (" among its numbers" if found is not None else "") if nothing else "no number"
+            message = f"it returned {returned} for model {source.label!r}"
+            raise RecipeError(Problem("E911", message, self.name, _RETURNS))
         run.tell(1.0)
         return score_of(self, source, run, items)
 

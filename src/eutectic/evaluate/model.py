@@ -254,8 +254,12 @@ class Difference:
 def paired(a: Score, b: Score) -> Difference:
     """The difference `a - b` with an interval from the same items in both, which is much narrower than two by itself.
 
-    Raises `RecipeError` (E909) for scores of different tasks, settings or items.
+    Raises `RecipeError` (E909) for scores of different tasks, settings or items, and for what is no score.
     """
+    for name, score in (("a", a), ("b", b)):
+        if not isinstance(score, Score):
+            message = f"must be a score of `eutectic.evaluate`, not a {type(score).__name__}"
+            raise RecipeError(Problem("E909", message, name))
     hint = "evaluate both with the same task, data, limit and seed"
     if (a.metric, a.basis) != (b.metric, b.basis):
         message = f"scores of {a.task!r} ({a.metric}) and {b.task!r} ({b.metric}) are not of the same items"

@@ -37,9 +37,16 @@ def task_of(task: Any) -> Task:
         return _read(Document(dict(task)), os.curdir)
     if isinstance(task, str | os.PathLike):
         return _from_text(os.fspath(task))
-    if isinstance(task, Task):
+    if isinstance(task, Task) and not isinstance(task, type):
         return task
     hint = "give a task, a path, 'KIND:DATA' or a dict; a loader goes into `eutectic.evaluate.Classification`"
+    if isinstance(task, type):
+        raise RecipeError(Problem("E901", f"{task.__name__} is a class", "task", "make one: give it data"))
+    if callable(task):
+        hint = (
+            "a function goes into `eutectic.evaluate.Call(function, takes=..., higher_is_better=...)`, which says "
+            "what it is given, and which way is better"
+        )
     raise RecipeError(Problem("E901", f"a {type(task).__name__} is no task", "task", hint))
 
 

@@ -74,15 +74,18 @@ def _said(error: Exception) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what torch prints beside its exceptions, whole graphs among it, and its warnings about itself."""
-    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in ("torch", "torch.fx.experimental.symbolic_shapes")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        # What is an error in them is raised as well.
+        log.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def followed(program: ExportedProgram, called: Mapping[str, str]) -> tuple[Trace, dict[str, Value]]:
