@@ -249,3 +249,43 @@ def test_relative_models_are_found_through_links_and_after_a_move(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert not problems("work/results/out")
     assert not problems("disk/deep/out")
+
+
+def test_a_manifest_stands_for_its_folder(out, monkeypatch):
+    assert not eutectic.verify(out / "eutectic.json", stored_only=True).problems
+    assert verify_bytes(out / "eutectic.json") == verify_bytes(out)
+    monkeypatch.chdir(out)
+    assert not eutectic.verify("eutectic.json", stored_only=True).problems
+
+
+def test_a_damaged_manifest_is_told_from_none(out):
+    (out / "eutectic.json").write_text("{")
+    (found,) = problems(out)
+    assert "the manifest is damaged" in found.message and "Copy the folder again" in found.hint
+    (out / "eutectic.json").unlink()
+    (found,) = problems(out)
+    assert "there is no eutectic.json" in found.message and "`eutectic merge` made" in found.hint
+
+
+def test_files_that_were_renamed_removed_or_added_are_told_apart(tmp_path):
+    for name in "ab":
+        write_safetensors(tmp_path / f"{name}.safetensors", {"w": torch.ones(3)})
+    out = tmp_path / "out"
+    eutectic.merge({"merge_method": "linear", "models": [str(tmp_path / f"{name}.safetensors") for name in "ab"]}, out)
+    os.rename(out / "model.safetensors", out / "other.safetensors")
+    (found,) = problems(out)
+    assert (found.where, found.message) == ("model.safetensors", "is called other.safetensors now")
+    write_safetensors(out / "other.safetensors", {"w": torch.ones(3), "v": torch.ones(1)})
+    assert [(p.where, p.message.split(":")[0]) for p in problems(out)] == [
+        ("model.safetensors", "is missing"),
+        ("other.safetensors", "is in the folder, and the manifest does not name it"),
+        ("v", "is in a file, and the manifest does not name it"),
+    ]
+
+
+def test_a_merge_of_live_models_is_refused_in_one_line(tmp_path):
+    models = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+    eutectic.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
+    (found,) = problems(tmp_path / "out")
+    assert (found.code, found.where) == ("V704", "")
+    assert "models in memory (Linear, Linear#2)" in found.message and "`--stored-only`" in found.hint

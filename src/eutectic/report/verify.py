@@ -15,7 +15,7 @@ from eutectic.dtypes import is_float
 from eutectic.errors import CheckpointError, EutecticError, Problem, RecipeError, listed, several
 from eutectic.kernels.digests import BLOCK, block_digest, digest_of
 from eutectic.lazy import LazyModule
-from eutectic.paths import absolute, folder_name
+from eutectic.paths import absolute, folder_name, near_path
 from eutectic.plan import Plan, make_plan
 from eutectic.report.manifest import encoded
 from eutectic.run.merged import MergedSource
@@ -29,7 +29,8 @@ CODES: dict[str, tuple[str, str]] = {
     "V701": (
         "no manifest",
         "The folder has no readable eutectic.json, so nothing says what it should hold. Only folders that "
-        "`eutectic merge` made can be verified.",
+        "`eutectic merge` made can be verified. A manifest that is there and damaged says nothing either: copy the "
+        "folder again from where it is whole, or merge again.",
     ),
     "V702": (
         "the output is not what its manifest says",
@@ -50,6 +51,7 @@ CODES: dict[str, tuple[str, str]] = {
 
 # What sums of float32 and float64 may differ by, as a part of the largest value.
 ROUNDING = 1e-6
+_DAMAGED = "was it edited? Copy the folder again from where it is whole, or merge again"
 # Tensors that are named one by one where many differ.
 NAMED = 12
 
@@ -86,7 +88,7 @@ def verify(
     """Compares an output with its manifest, then merges again and compares.
 
     Args:
-        out: a folder that `merge` made.
+        out: a folder that `merge` made, or the manifest in it.
         stored_only: leave out merging again; the models need not be there.
         sample: merge only this many tensors again, spread over the model; None is all.
         progress: called with the bytes of each tensor that was checked.
@@ -95,7 +97,7 @@ def verify(
     Raises `CheckpointError` when there is no manifest (V701) or the merge cannot be repeated (V704), and `RecipeError`
     (M603) for arguments that cannot be.
     """
-    folder = _checked(out, sample)
+    folder = _folder(_checked(out, sample), storage)
     manifest, intact = _read(folder, storage)
     result = Verification(folder)
     if not intact:
@@ -128,9 +130,15 @@ def _checked(out: str | os.PathLike[str], sample: int | None) -> str:
     return str(place)
 
 
-def read_manifest(folder: str, storage: Storage = REAL) -> dict[str, Any]:
-    """The manifest of an output. Raises `CheckpointError` (V701)."""
-    return _read(folder, storage)[0]
+def read_manifest(out: str, storage: Storage = REAL) -> dict[str, Any]:
+    """The manifest of an output, by its folder or its own path. Raises `CheckpointError` (V701)."""
+    return _read(_folder(out, storage), storage)[0]
+
+
+def _folder(out: str, storage: Storage) -> str:
+    """The folder of an output that is named by its manifest."""
+    folder, name = os.path.split(out)
+    return folder or os.curdir if name == MANIFEST and not storage.is_dir(out) else out
 
 
 def _read(folder: str, storage: Storage) -> tuple[dict[str, Any], bool]:
@@ -138,16 +146,30 @@ def _read(folder: str, storage: Storage) -> tuple[dict[str, Any], bool]:
     path = os.path.join(folder, MANIFEST)
     try:
         raw = storage.read_bytes(path, 1 << 30)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_unread(folder, error, storage)) from error
+    try:
         found = json.loads(raw)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        hint = "name a folder that `eutectic merge` made"
-        if storage.exists(os.path.join(folder, SWEEP)):
-            hint = "this folder holds a sweep; verify each of the folders in it"
-        raise CheckpointError(Problem("V701", f"no readable manifest: {reason}", "", hint, path)) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(Problem("V701", f"the manifest is damaged: {error}", "", _DAMAGED, path)) from error
     if not _is_manifest(found):
-        raise CheckpointError(Problem("V701", "this is no manifest of a merge", "", "was it edited?", path))
+        raise CheckpointError(Problem("V701", "this is no manifest of a merge", "", _DAMAGED, path))
     return found, encoded(found) == raw
+
+
+def _unread(folder: str, error: Exception, storage: Storage) -> Problem:
+    """Why there is no manifest to read."""
+    made = "name a folder that `eutectic merge` made"
+    if isinstance(error, NotADirectoryError):
+        return Problem("V701", "this is a file", "", made, folder)
+    if not isinstance(error, FileNotFoundError):
+        reason = getattr(error, "strerror", None) or error
+        return Problem("V701", f"the manifest cannot be read: {reason}", file=os.path.join(folder, MANIFEST))
+    if not storage.exists(folder):
+        return Problem("V701", "there is no such folder", "", near_path(folder, ("",)) or made, folder)
+    if storage.exists(os.path.join(folder, SWEEP)):
+        made = "this folder holds a sweep; verify each of the folders in it"
+    return Problem("V701", f"there is no {MANIFEST} in this folder", "", made, folder)
 
 
 def _is_manifest(found: Any) -> bool:
@@ -182,12 +204,20 @@ def _check_files(result: Verification, manifest: Mapping[str, Any], storage: Sto
 
 def _check_weights(result: Verification, manifest: Mapping[str, Any], source: FileSource) -> None:
     """The files of weights: names, sizes and headers, metadata included."""
-    stored = {file["name"]: file for file in source.identity()["files"]}
-    for name in sorted(stored.keys() | manifest["weights"].keys()):
-        found, said = stored.get(name), manifest["weights"].get(name)
-        if found is None or said is None:
-            _differs(result, name, f"is in the {'manifest' if said else 'output'} but not in the other")
-        elif {"name": name, **said} != found:
+    stored = {file.pop("name"): file for file in map(dict, source.identity()["files"])}
+    written = manifest["weights"]
+    missing = [name for name in sorted(written) if name not in stored]
+    unknown = [name for name in sorted(stored) if name not in written]
+    for name in missing:
+        if new := next((one for one in unknown if stored[one] == written[name]), None):
+            unknown.remove(new)
+            result.problems.append(Problem("V702", f"is called {new} now", name, "give it its name back"))
+        else:
+            _differs(result, name, "is missing: the manifest names it, and it is not in the folder")
+    for name in unknown:
+        _differs(result, name, "is in the folder, and the manifest does not name it")
+    for name in sorted(stored.keys() & written.keys()):
+        if stored[name] != written[name]:
             _differs(result, name, "has another size or header than was written")
 
 
@@ -196,9 +226,9 @@ def _check_stored(
 ) -> None:
     tensors = manifest["tensors"]
     for name in tensors.keys() - source.specs.keys():
-        _differs(result, name, "is in the manifest but not in the output")
+        _differs(result, name, "is missing: the manifest names it, and no file holds it")
     for name in source.specs.keys() - tensors.keys():
-        _differs(result, name, "is in the output but not in the manifest")
+        _differs(result, name, "is in a file, and the manifest does not name it")
     for name, spec in source.specs.items():
         entry = tensors.get(name)
         if entry is None:
@@ -291,6 +321,9 @@ def _aligned_alike(source: Source, label: str, manifest: Mapping[str, Any]) -> b
 
 def _plan_again(path: str, manifest: Mapping[str, Any], storage: Storage) -> Plan:
     """The plan of the manifest's recipe; relative paths are tried from where the merge was run."""
+    if live := _in_memory(manifest):
+        message = f"the merge was made from models in memory ({listed(live)}), which cannot be opened again"
+        raise CheckpointError(Problem("V704", message, hint="pass `stored_only=True`: it needs no models"))
     folders = [os.path.normpath(os.path.join(path, relative)) for relative in manifest.get("found_from", [])]
 
     def opener(model: Any, _folder: str | None) -> Source:
@@ -303,8 +336,14 @@ def _plan_again(path: str, manifest: Mapping[str, Any], storage: Storage) -> Pla
     try:
         return make_plan(recipe.load(manifest["recipe"], methods=methods), opener)
     except EutecticError as error:
-        hint = "put the models back, or pass `--stored-only`"
+        hint = "put the models back, or pass `stored_only=True`"
         raise CheckpointError(
             Problem("V704", f"the merge cannot be repeated: {problem.message}", problem.where, hint, problem.file)
             for problem in error.problems
         ) from error
+
+
+def _in_memory(manifest: Mapping[str, Any]) -> list[str]:
+    """Labels of the inputs that nothing can be found by: neither files nor a recipe."""
+    said = manifest.get("inputs", [])
+    return [str(one.get("label")) for one in said if not {"files", "recipe", "repaired"} & one.keys()]
