@@ -86,9 +86,14 @@ class InterruptedMergeError(EutecticError):
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """A hint such as ``did you mean 'density'?``, or an empty string when nothing is near."""
-    near = difflib.get_close_matches(str(name), [str(c) for c in candidates], n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else ""
+    """A hint such as ``did you mean 'density'?``, or an empty string when nothing is near.
+
+    Case makes no difference, and the first word of one candidate alone is near to it: `base` to `base_model`.
+    """
+    lower, by_lower = str(name).lower(), {str(c).lower(): str(c) for c in candidates}
+    near = difflib.get_close_matches(lower, by_lower, n=1, cutoff=0.6)
+    near = near or [one for one in by_lower if one.startswith(f"{lower}_")]
+    return f"did you mean {by_lower[near[0]]!r}?" if len(near) == 1 else ""
 
 
 def several(count: int, noun: str, verb: str = "", verbs: str = "") -> str:

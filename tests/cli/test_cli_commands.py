@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 from commanding import Run
 from safetensors import safe_open
@@ -263,6 +264,21 @@ def test_inspect(run: Run, here: Path) -> None:
     assert [file["name"] for file in found["identity"]["files"]] == [
         f"model-0000{i}-of-00002.safetensors" for i in (1, 2)
     ]
+
+
+def test_inspect_counts_layers_that_hold_tensors(run: Run, here: Path) -> None:
+    from eutectic.testing import write_safetensors
+
+    names = ("0.weight", "2.weight", "2.bias", "4.weight", "net.blocks.1.w", "net.blocks.2.w", "head.weight")
+    write_safetensors(here / "net.safetensors", {name: torch.zeros(1) for name in names})
+    (row,) = [line for line in run("inspect", "net.safetensors").stdout.splitlines() if line.startswith("layers")]
+    assert row.split(maxsplit=1)[1] == "3 (numbered 0 to 4), net.blocks × 2"
+
+
+def test_what_is_piped_has_no_blanks_at_the_ends_of_its_lines(run: Run, here: Path) -> None:
+    for command in ("plan r.yml --tensors", "inspect b --tensors", "methods", "methods ties"):
+        lines = run(*command.split()).stdout.splitlines()
+        assert lines and lines == [line.rstrip() for line in lines]
 
 
 def test_inspect_an_empty_file_of_weights(run: Run, here: Path) -> None:

@@ -64,6 +64,10 @@ MISTAKES: dict[str, tuple[int, list[str]]] = {
     "plan a/config.json": (2, ["R110 a/config.json:", "unknown key"]),
     "plan empty.yml": (2, ["R107 empty.yml: the recipe is empty"]),
     "plan broken.yml": (2, ["R102 broken.yml:3:"]),
+    "plan loud.yml": (
+        2,
+        ["R120 loud.yml:1:15 merge_method", "did you mean 'ties'?", "R110 loud.yml:2:1 base", "mean 'base_model'?"],
+    ),
     "plan typo.yml": (1, ["C200 typo.yml:2:10 models[0]: 'aa' does not exist", "did you mean 'a'?"]),
     "plan two.yml": (1, ["C200 two.yml:2:10", "'aa' does not exist", "C200 two.yml:2:14", "'bb' does not exist"]),
     "merge r.yml a": (2, ["W406 a: 'a' overlaps the input a", "choose another output folder"]),
@@ -76,8 +80,12 @@ MISTAKES: dict[str, tuple[int, list[str]]] = {
     ),
     "merge r.yml r.yml": (2, ["W401", "r.yml: exists and is not a folder"]),
     "merge r.yml no/such/folder": (1, ["W405", "such does not exist", "make it first"]),
-    "verify a": (1, ["V701 a/eutectic.json: no readable manifest", "name a folder that `eutectic merge` made"]),
-    "verify nowhere": (1, ["V701 nowhere/eutectic.json: no readable manifest"]),
+    "verify a": (1, ["V701 a: there is no eutectic.json in this folder", "name a folder that `eutectic merge` made"]),
+    "verify nowhere": (1, ["V701 nowhere: there is no such folder", "name a folder that `eutectic merge` made"]),
+    "verify hollo": (1, ["V701 hollo: there is no such folder", "did you mean 'hollow'?"]),
+    "verify r.yml": (1, ["V701 r.yml: this is a file", "name a folder that `eutectic merge` made"]),
+    "compare a b --html no/x.html": (1, ["A802 no/x.html: the folder no does not exist", "make it first"]),
+    "compare a b --html page.html": (1, ["A802 page.html: is a folder", "name a file in it"]),
     "verify out --sample 0": (2, ["Invalid value for '--sample'"]),
     "inspect aa": (1, ["C200 'aa' does not exist", "did you mean 'a'?"]),
     "inspect r.yml": (1, ["C204", "not a kind of checkpoint", "recipes are for `eutectic plan` and `eutectic merge`"]),
@@ -89,6 +97,7 @@ MISTAKES: dict[str, tuple[int, list[str]]] = {
     "inspect a+lora": (1, ["C205 'a+lora' asks for a model with a LoRA adapter"]),
     "inspect ''": (1, ["C200 '' does not exist"]),
     "methods tise": (2, ["X901 there is no method 'tise'", "did you mean 'ties'?"]),
+    "methods TIES": (2, ["X901 there is no method 'TIES'", "did you mean 'ties'?"]),
     "methods zzz": (2, ["X901 there is no method 'zzz'", "`eutectic methods` lists them"]),
     "explain P320": (2, ["X902 there is no code 'P320'", "did you mean 'P312'?"]),
     "explain ''": (2, ["X902 there is no code ''"]),
@@ -109,7 +118,8 @@ def traps(here: Path) -> Path:
     (here / "broken.yml").write_text("merge_method: linear\nmodels: [a\nb: c]: d\n")
     (here / "typo.yml").write_text("merge_method: linear\nmodels: [aa, b]\n")
     (here / "two.yml").write_text("merge_method: linear\nmodels: [aa, bb]\n")
-    for folder in ("taken", "hollow"):
+    (here / "loud.yml").write_text("merge_method: TIES\nbase: a\nmodels: [a, b]\n")
+    for folder in ("taken", "hollow", "page.html"):
         (here / folder).mkdir()
     (here / "taken" / "precious").write_text("mine")
     (here / "cut.safetensors").write_bytes(struct.pack("<Q", 1000) + b"{")

@@ -115,11 +115,17 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("choise:x", "E901 --task: 'choise:x' is no task; did you mean 'choice'?"),
         ("nowhere.yml", "E901 nowhere.yml: the task cannot be read: No such file"),
         ("recipe.yaml", "did you mean 'recipe.yml'?"),
-        ("recipe.yml", "E901 recipe.yml:1:1: has no key `task`"),
+        ("recipe.yml", "E901 recipe.yml:1:1: this is a recipe and no task; name it with the models"),
     ],
 )
 def test_mistakes_in_short(task: str, wanted: str) -> None:
     assert wanted in said(lambda: task_of(task))
+
+
+def test_a_file_that_is_there_and_cannot_be_read_is_not_taken_for_another() -> None:
+    Path("t2.yml").write_bytes(b"\xff")
+    Path("t3.yml").write_text("task: perplexity\n")
+    assert said(lambda: task_of("t2.yml")).endswith("it is not UTF-8")
 
 
 def test_mistakes_in_python() -> None:

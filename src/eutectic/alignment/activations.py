@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from eutectic.checkpoint.symmetry import Moves, Symmetries
 from eutectic.errors import NumericError, Problem, RecipeError, ResourceError, listed, several
 from eutectic.kernels.comoments import Comoments
 from eutectic.lazy import LazyModule
+from eutectic.run.budget import enough
 from eutectic.statistics.batches import Batch, Parts
 from eutectic.statistics.doors import place_of
 from eutectic.statistics.layers import still
@@ -197,7 +197,7 @@ def _passes(together: Sequence[list[Both]], memory: int | None) -> list[list[lis
         if memory is not None and size > memory:
             names = sorted({name for view, _ in part for name in view.groups})
             message = f"{memory:,} bytes hold no pass: what is to be known of {listed(names)} takes {size:,}"
-            raise ResourceError(Problem("G202", message, "memory", f"give at least {math.ceil(size / 2**20)}MiB"))
+            raise ResourceError(Problem("G202", message, "memory", f"give at least {enough(size)}"))
         if passes[-1] and memory is not None and held + size > memory:
             passes.append([])
             held = 0

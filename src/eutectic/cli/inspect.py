@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eutectic.cli import options, screen, values
+from eutectic.names import layer_of
 
 if TYPE_CHECKING:
     from eutectic.checkpoint import Source
@@ -47,13 +49,21 @@ def _show(source: Source) -> None:
     if specs:
         name, largest = max(specs.items(), key=lambda pair: pair[1].nbytes)
         table.add_row("largest", f"{screen.text(name)} {list(largest.shape)}, {values.shown(largest.nbytes)}")
-    from eutectic.names import Depths
-
-    stacks = ", ".join(f"{prefix or 'model'} × {n}" for prefix, n in Depths.of(specs).layers.items())
-    table.add_row("layers", screen.text(stacks) or "none")
+    table.add_row("layers", screen.text(", ".join(_stacks(specs))) or "none")
     for alias, name in source.ties.items():
         table.add_row("tied", screen.text(f"{alias} = {name}"))
     screen.out().print(table)
+
+
+def _stacks(names: Iterable[str]) -> Iterator[str]:
+    """`model.layers × 24`; layers that begin their tensors' names by their number, `3`; with gaps, what they span."""
+    stacks: dict[str, set[int]] = {}
+    for stack, number in filter(None, map(layer_of, names)):
+        stacks.setdefault(stack, set()).add(number)
+    for stack, numbers in stacks.items():
+        gaps = len(numbers) <= max(numbers) - min(numbers)
+        span = f" (numbered {min(numbers)} to {max(numbers)})" if gaps else ""
+        yield (f"{stack} × " if stack else "") + f"{len(numbers)}{span}"
 
 
 def _show_tensors(source: Source) -> None:

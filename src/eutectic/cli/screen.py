@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from eutectic.cli import interrupts
+from eutectic.cli import arguments, interrupts
 from eutectic.errors import EutecticError, Problem
 
 if TYPE_CHECKING:
@@ -25,12 +26,20 @@ RESUMES = "stopped; the same command resumes"
 _UNBOUNDED = 1 << 20
 
 
+class _Piped(Console):
+    """A console for programs and files: a row of a table is one line, however long, without blanks at its end."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with self.capture() as said:
+            super().print(*objects, **options)
+        self.file.write(re.sub(r" +$", "", said.get(), flags=re.MULTILINE))
+        self.file.flush()
+
+
 def out() -> Console:
-    """Results go to standard output; where that is no terminal, a row of a table is one line, however long."""
+    """Results go to standard output."""
     console = Console(highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = _UNBOUNDED
-    return console
+    return console if console.is_terminal else _Piped(highlight=False, emoji=False, width=_UNBOUNDED)
 
 
 def page() -> Console:
@@ -99,11 +108,12 @@ def refusals(as_json: bool = False, stopped: str = "stopped; nothing was written
 
 
 def fail(error: EutecticError, as_json: bool) -> NoReturn:
-    """Prints the problems and leaves with the error's exit code."""
+    """Prints the problems, in the words of the command line, and leaves with the error's exit code."""
+    problems = [arguments.as_options(problem) for problem in error.problems]
     if as_json:
-        print_json({"problems": [problem.as_json() for problem in error.problems]})
+        print_json({"problems": [problem.as_json() for problem in problems]})
     else:
-        print_problems(list(error.problems))
+        print_problems(problems)
     raise typer.Exit(error.exit_code) from None
 
 

@@ -60,7 +60,7 @@ def _from_text(text: str) -> Task:
     if kind not in KINDS or not data:
         hint = did_you_mean(kind, KINDS) if colon else f"write KIND:DATA or name a .yml file; {', '.join(KINDS)}"
         hint = hint or f"the kinds are {', '.join(KINDS)}"
-        raise RecipeError(Problem("E901", f"{text!r} is no task", "--task", hint))
+        raise RecipeError(Problem("E901", f"{text!r} is no task", "task", hint))
     made = _class(kind)
     first = next(one.name for one in fields(made) if one.default is MISSING)
     return made(**{first: data})  # type: ignore[no-any-return]
@@ -72,7 +72,8 @@ def _content(path: str) -> str:
             return file.read(_MOST + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
-        problem = Problem("E901", f"the task cannot be read: {reason}", hint=near_file(path), file=path)
+        near = near_file(path) if isinstance(error, FileNotFoundError) else ""
+        problem = Problem("E901", f"the task cannot be read: {reason}", hint=near, file=path)
         raise RecipeError(problem) from error
 
 
@@ -93,6 +94,8 @@ def _read(document: Document, folder: str) -> Task:
         place = root.place if kind is None else kind.place
         said = "has no key `task`" if kind is None else f"there is no kind of task {shown(kind.data)}"
         hint = did_you_mean(kind.data, KINDS) if kind is not None else ""
+        if kind is None and root.get("merge_method") is not None:
+            said, hint = "this is a recipe and no task", "name it with the models; --task is what they are scored by"
         faults.add("E901", place, said, hint or f"the kinds are {', '.join(KINDS)}")
         raise faults.error()
     made = _class(kind.data)

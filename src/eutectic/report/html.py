@@ -56,9 +56,11 @@ def check_report_place(path: str | os.PathLike[str]) -> None:
     """Raises before any work what `write` would raise after it: A802."""
     where = os.fspath(path)
     if not where.lower().endswith((".html", ".htm")):
-        raise RecipeError(Problem("A802", f"{where!r} does not end in .html", "--html", "name an HTML file"))
-    if not os.path.isdir(os.path.dirname(where) or os.curdir) or os.path.isdir(where):
-        raise OutputError(Problem("A802", "its folder does not exist, or it is one", where, "make the folder first"))
+        raise RecipeError(Problem("A802", f"{where!r} does not end in .html", "path", "name an HTML file"))
+    if os.path.isdir(where):
+        raise OutputError(Problem("A802", "is a folder, and the report is a file", where, "name a file in it"))
+    if not os.path.isdir(folder := os.path.dirname(where) or os.curdir):
+        raise OutputError(Problem("A802", f"the folder {folder} does not exist", where, "make it first"))
 
 
 def write(page: str, path: str | os.PathLike[str]) -> None:

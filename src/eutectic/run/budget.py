@@ -71,6 +71,11 @@ def in_mib(nbytes: int) -> str:
     return f"{nbytes // MIB} MiB" if nbytes >= MIB else several(nbytes, "byte")
 
 
+def enough(nbytes: int) -> str:
+    """The least bound that holds so many bytes, as `--memory` takes it: `420kB`, `37MiB`."""
+    return f"{-(-nbytes // 1000)}kB" if nbytes < 10 * MIB else f"{-(-nbytes // MIB)}MiB"
+
+
 def largest(budgets: Sequence[Budget]) -> Budget:
     """The budget of several plans that are done at once: that of the one which needs most."""
     return max(budgets, key=lambda budget: budget.least_bytes)
@@ -160,7 +165,7 @@ def make_budget(
         least = -(-(floor + each) // MIB)
         why, instead = _for_whole_tensors(plan, device, reference)
         message = f"the merge needs {least} MiB at least{why}, the bound is {in_mib(memory)}"
-        raise ResourceError(Problem("M601", message, "--memory", f"pass `--memory {least}MiB` or more{instead}"))
+        raise ResourceError(Problem("M601", message, "memory", f"pass `memory={least} << 20` or more{instead}"))
     hold = min(_worth_holding(plan, workers), max(0, left - workers * each))
     workers, there = _on_gpu(Work(plan, device, reference), gpu_free, workers, lanes)
     return Budget(workers, hold, floor + workers * each + hold, floor + each, there)
@@ -178,8 +183,8 @@ def _on_gpu(work: Work, free: int, workers: int, lanes: int) -> tuple[int, int]:
             message = (
                 f"{job.name} {list(job.spec.shape)} takes {most >> 20} MiB of {work.device}, which has {free >> 20}"
             )
-            hint = "use `--device cpu`, or a GPU with more memory"
-            raise ResourceError(Problem("M604", f"{message} MiB free", "--device", hint))
+            hint = "use `device='cpu'`, or a GPU with more memory"
+            raise ResourceError(Problem("M604", f"{message} MiB free", "device", hint))
         workers //= 2
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eutectic.errors import Problem, ResourceError
+from eutectic.run.budget import enough
 from eutectic.statistics.model import Layout
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def plan_passes(layout: Layout, module: nn.Module, memory: int | None) -> Passes
     if memory is not None and model + sizes[largest] > memory:
         need = model + sizes[largest]
         message = f"{memory:,} bytes hold no pass: {model:,} for the model and {sizes[largest]:,} for {largest} alone"
-        raise ResourceError(Problem("F105", message, "memory", f"give at least {math.ceil(need / 2**20)}MiB"))
+        raise ResourceError(Problem("F105", message, "memory", f"give at least {enough(need)}"))
     passes: list[list[str]] = [[]]
     held = 0
     for unit, size in sizes.items():
