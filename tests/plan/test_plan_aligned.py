@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from planning import linear
 
 import eutectic
-from eutectic.checkpoint import Alignment, MemorySource, Named
+from eutectic.checkpoint import Alignment, MemorySource, Named, read_alignment
 from eutectic.checkpoint.symmetry import Factor, Group, Moves, Symmetries, axis, fixed
 from eutectic.errors import CheckpointError, NumericError, RecipeError
 from eutectic.recipe import load
@@ -228,10 +229,20 @@ def test_what_is_no_alignment_is_refused_where_it_is_named(folder: Path) -> None
     assert found.startswith("C200 models[1].aligned: a object is no model")
 
 
-def test_a_model_of_other_tensors_is_refused_with_all_of_them(folder: Path) -> None:
+def test_a_model_of_other_tensors_is_refused_in_one_line_with_all_of_them(folder: Path) -> None:
     put(folder / "c", {"up": torch.ones(4, 5), "bias": torch.ones(4)})
-    found = problems(linear("a") | {"models": ["a", {"model": "c", "aligned": "perm"}]})
-    assert [line.split(";")[0].split(": ")[0] for line in found] == ["G101 bias", "G102 up", "G101 down"]
+    assert problems(linear("a") | {"models": ["a", {"model": "c", "aligned": "perm"}]}) == [
+        "G115 models[1].aligned: the alignment is of b to a, and c is another model: 3 tensors differ in name or "
+        "shape: bias, up, down; align this model, with `eutectic align`"
+    ]
+
+
+def test_a_model_that_an_alignment_made_by_hand_does_not_fit_is_refused_with_all_that_is_wrong(folder: Path) -> None:
+    put(folder / "c", {"up": torch.ones(4, 5), "bias": torch.ones(4)})
+    with eutectic.open("perm") as source:
+        by_hand = replace(read_alignment(source), model=Named("b"))
+    found = problems(linear("a") | {"models": ["a", {"model": "c", "aligned": by_hand}]})
+    assert [line.split(": ")[0] for line in found] == ["G101 bias", "G102 up", "G101 down"]
 
 
 def test_a_model_of_other_bytes_is_refused_when_it_is_read_and_nothing_is_left(folder: Path) -> None:
@@ -242,5 +253,7 @@ def test_a_model_of_other_bytes_is_refused_when_it_is_read_and_nothing_is_left(f
 
 def test_too_many_problems_are_counted(folder: Path) -> None:
     put(folder / "c", {f"t{number}": torch.ones(1) for number in range(40)})
-    found = problems({**RECIPE, "models": ["a", {"model": "c", "aligned": "perm"}]})
+    with eutectic.open("perm") as source:
+        by_hand = replace(read_alignment(source), model=Named("b"))
+    found = problems({**RECIPE, "models": ["a", {"model": "c", "aligned": by_hand}]})
     assert len(found) == 13 and "and 30 more problems of this kind" in found[-1]

@@ -51,9 +51,9 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "G115": (
         "an alignment of another model",
-        "The moves were found for a model with other weights than the one that they stand beside in the recipe: the "
-        "digest of a tensor differs. They belong beside the second model that `eutectic align` was given, as it was "
-        "then; if it was trained on, align it again.",
+        "The moves were found for another model than the one that they stand beside in the recipe: its tensors have "
+        "other names or shapes, or the digest of one differs. They belong beside the second model that `eutectic "
+        "align` was given, as it was then; if it was trained on, align it again.",
     ),
     "G140": (
         "a module without a graph",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eutectic.checkpoint.aligned import Aligned
+from eutectic.checkpoint.aligned import Aligned, unfit
 from eutectic.checkpoint.artefact import fingerprint_of, write_artefact
 from eutectic.checkpoint.elements import misfits
 from eutectic.checkpoint.memory import MemorySource
@@ -16,7 +16,7 @@ from eutectic.checkpoint.safetensors import MalformedError, strict_json
 from eutectic.checkpoint.source import Source
 from eutectic.checkpoint.storage import REAL, Storage
 from eutectic.checkpoint.symmetry import Moves, Symmetries
-from eutectic.errors import CheckpointError, Problem, listed
+from eutectic.errors import CheckpointError, Problem, listed, several
 from eutectic.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -92,10 +92,13 @@ class Alignment:
             label: its short name; by default its own.
             artefact: what is closed with the view.
 
-        Raises as `Aligned`.
+        Raises as `Aligned`, and for a model of other tensors than the one that was aligned `CheckpointError` (G115).
         """
+        source = open_source(model)
+        if self.model.digests:
+            self._refuse_another(source)
         return Aligned(
-            open_source(model),
+            source,
             self.symmetries,
             self.moves,
             digests=self.model.digests,
@@ -104,6 +107,15 @@ class Alignment:
             label=label,
             artefact=artefact,
         )
+
+    def _refuse_another(self, source: Source) -> None:
+        """G115 for tensors or shapes that are not those of the model that was aligned."""
+        odd = dict.fromkeys(one.where for one in unfit(self.symmetries, source) if one.code in ("G101", "G102"))
+        if odd:
+            message = f"the alignment is of {self.label}, and {source.label} is another model"
+            which = f"{several(len(odd), 'tensor', 'differs', 'differ')} in name or shape: {listed(list(odd))}"
+            hint = "align this model, with `eutectic align`"
+            raise CheckpointError(Problem("G115", f"{message}: {which}", hint=hint))
 
     def as_json(self) -> dict[str, Any]:
         """All but the table, the moves and the digests, as plain data."""
