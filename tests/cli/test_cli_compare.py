@@ -97,7 +97,19 @@ def test_cite(run: Run, here: Path) -> None:
     result = run("cite", "r.yml")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.startswith("@misc{davari2023breadcrumbs,\n  author = {Davari, ")
-    assert "@software{eutectic," in result.stdout
+    assert "@misc{eutectic," in result.stdout
     entries = json.loads(run("cite", "r.yml", "--json").stdout)
     assert [entry["key"] for entry in entries] == ["davari2023breadcrumbs", "yadav2023ties", "eutectic"]
     assert entries[1]["used_by"] == ["breadcrumbs_ties"]
+
+
+def test_cite_of_a_method_or_a_step_by_its_name(run: Run, here: Path) -> None:
+    def keys(*arguments: str) -> list[str]:
+        return [entry["key"] for entry in json.loads(run("cite", *arguments, "--json").stdout)]
+
+    assert keys("ties") == ["yadav2023ties", "eutectic"]
+    assert keys("lines") == ["wang2024lines", "eutectic"]
+    assert keys("norm_guard") == ["eutectic"]
+    # A file of that name is what is meant.
+    (here / "ties").write_text("merge_method: linear\nmodels: [away, gone]\n")
+    assert keys("ties") == ["wortsman2022soups", "eutectic"]

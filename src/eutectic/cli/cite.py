@@ -10,10 +10,12 @@ from eutectic.cli import options, screen
 
 
 def cite(
-    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file.", metavar="RECIPE")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe, a finished merge, or the name of a method.", metavar="RECIPE")
+    ],
     json: options.Json = False,
 ) -> None:
-    """Print BibTeX for the methods that a recipe uses. Needs no model."""
+    """Print BibTeX for what a recipe uses, or for a method. Needs no model."""
     with screen.refusals(json):
         from eutectic import api
 

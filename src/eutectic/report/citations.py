@@ -224,6 +224,8 @@ ENTRIES: dict[str, Entry] = {
     ),
 }
 EUTECTIC = "eutectic"
+# Of the version.
+YEAR = 2026
 # What models of a recipe are aligned by.
 ALIGNED = ("arXiv:2209.04836",)
 
@@ -231,9 +233,12 @@ ALIGNED = ("arXiv:2209.04836",)
 def cite(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> list[Citation]:
     """What to cite for a recipe: each paper once, in the order of first use, then Eutectic. Opens no model.
 
-    `source` is a path, YAML text, a dict or a `Recipe`, or the folder or manifest of a finished merge. Raises
-    `RecipeError` with every problem of the recipe, `CheckpointError` for a folder that holds no merge.
+    `source` is a path, YAML text, a dict or a `Recipe`, the folder or manifest of a finished merge, or the name of a
+    method or of a step after one, if there is no file of that name. Raises `RecipeError` with every problem of the
+    recipe, `CheckpointError` for a folder that holds no merge.
     """
+    if isinstance(source, str) and (papers := _papers(source)) is not None and not os.path.exists(source):
+        return [*(_citation(paper, (source,)) for paper in papers), _itself()]
     written = recipe_in(source)
     if written is source and isinstance(source, str | os.PathLike) and os.path.isdir(source):
         # It holds no merge, and this says why.
@@ -246,6 +251,13 @@ def cite(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> list[Ci
                 users.setdefault(paper, []).append(user)
     found = [_citation(paper, tuple(dict.fromkeys(by))) for paper, by in users.items()]
     return [*found, _itself()]
+
+
+def _papers(name: str) -> tuple[str, ...] | None:
+    """The papers of a method or step; None where there is none of that name."""
+    if (method := methods.get(name)) is not None:
+        return (method.paper, *method.also)
+    return POSTS[name].papers if name in POSTS else None
 
 
 def _uses(written: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -274,8 +286,13 @@ def _citation(paper: str, used_by: tuple[str, ...]) -> Citation:
 
 
 def _itself() -> Citation:
-    fields = {"author": "{The Eutectic developers}", "title": "Eutectic", "version": __version__}
-    return Citation("", (), EUTECTIC, _bibtex("software", EUTECTIC, fields))
+    fields = {
+        "author": "{The Eutectic developers}",
+        "title": "{Eutectic}",
+        "year": str(YEAR),
+        "note": f"Version {__version__}",
+    }
+    return Citation("", (), EUTECTIC, _bibtex("misc", EUTECTIC, fields))
 
 
 def _bibtex(kind: str, key: str, fields: dict[str, str]) -> str:
