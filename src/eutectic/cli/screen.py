@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from eutectic.cli import arguments, interrupts
+from eutectic.cli import interrupts
 from eutectic.errors import EutecticError, Problem
 
 if TYPE_CHECKING:
@@ -108,12 +108,11 @@ def refusals(as_json: bool = False, stopped: str = "stopped; nothing was written
 
 
 def fail(error: EutecticError, as_json: bool) -> NoReturn:
-    """Prints the problems, in the words of the command line, and leaves with the error's exit code."""
-    problems = [arguments.as_options(problem) for problem in error.problems]
+    """Prints the problems and leaves with the error's exit code."""
     if as_json:
-        print_json({"problems": [problem.as_json() for problem in problems]})
+        print_json({"problems": [problem.as_json() for problem in error.problems]})
     else:
-        print_problems(problems)
+        print_problems(list(error.problems))
     raise typer.Exit(error.exit_code) from None
 
 
