@@ -37,7 +37,7 @@ def test_compare_in_json(run: Run) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     found = json.loads(result.stdout)
     assert found.keys() == {
-        "models", "base", "verdict", "structure", "whole", "matrices", "cells", "untouched", "broken",
+        "models", "base", "one_run", "verdict", "structure", "whole", "matrices", "cells", "untouched", "broken",
     }  # fmt: skip
     assert found["verdict"]["answer"] == "merge directly"
     assert {cell["kind"] for cell in found["cells"]} == {"embedding", "attention", "mlp", "norm", "head"}
