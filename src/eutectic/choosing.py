@@ -45,6 +45,9 @@ class Soup:
     choice: search.Choice
     merge: Merge | None = None
 
+    def __repr__(self) -> str:
+        return f"<Soup {self.choice!r}, {_place_of(self.merge)}>"
+
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
@@ -53,6 +56,14 @@ class Tuned:
     found: search.Tuning
     recipe: Recipe | None
     merge: Merge | None = None
+
+    def __repr__(self) -> str:
+        count = several(len(self.found.choices), "merge")
+        return f"<Tuned: best {self.found.best!r} of {count}, {_place_of(self.merge)}; see .found>"
+
+
+def _place_of(merge: Merge | None) -> str:
+    return "not written" if merge is None else f"in {merge.path}"
 
 
 def soup(

@@ -46,6 +46,7 @@ def test_fine_tunes_of_one_base(llama: Llama) -> None:
     assert names[0] == "task_arithmetic"
     assert "dare_linear" in names and "slerp" not in names
     assert "evaluate" in found.verdict.cautions[-1]
+    assert repr(found) == "<Comparison of a, b against base: merge directly; 21 tensors, see .verdict>"
 
 
 def test_heavy_fine_tunes(llama: Llama) -> None:

@@ -479,3 +479,13 @@ def test_a_model_that_makes_its_own_state_dict():
     with average.swapped():
         assert average.averaged()["packed"].tolist() == [2.0] * 6
     assert model.weight[0, 0] == 3
+
+
+def test_it_shows_itself_in_a_line():
+    model = nn.Linear(2, 2)
+    average = WeightAverage(model, period=2)
+    assert repr(average) == "<WeightAverage of Linear, equal weights: 0 collections in 0 steps>"
+    for _ in range(2):
+        average.step()
+    assert repr(average) == "<WeightAverage of Linear, equal weights: 1 collection in 2 steps>"
+    assert "decay 0.999" in repr(WeightAverage(model, decay=0.999))

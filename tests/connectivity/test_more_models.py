@@ -112,6 +112,42 @@ def test_a_plane_is_spanned_by_gram_schmidt_axes() -> None:
     assert found.places[1][1] == 0 and found.places[2][1] > 0
 
 
+def test_a_plane_is_lowest_at_a_model_where_no_point_of_the_grid_is_lower() -> None:
+    def loss(weights: Mapping[str, Tensor]) -> float:
+        return float((weights["w"].double() - C["w"].double()).square().sum())
+
+    alone = plane(A, B, C, loss, points=2)
+    found = connect([A, B, C], [loss], points=3, refine=0, plane=2)
+    for one in (alone, found.planes["loss"]):
+        assert one.corners == pytest.approx([loss(A), loss(B), 0.0]) and min(map(min, one.values)) > 0
+        assert one.lowest == (one.places[2], 0.0) and one.lowest_at == one.models[2]
+        plain = one.as_json()
+        assert [model["value"] for model in plain["models"]] == list(one.corners)
+        assert plain["lowest"] == {"x": one.places[2][0], "y": one.places[2][1], "value": 0.0}
+    up = plane(A, B, C, lambda weights: -loss(weights), points=2)
+    (x, y), low = up.lowest
+    assert low == min(map(min, up.values)) and up.lowest_at == f"({x:.4g}, {y:.4g})"
+
+
+def test_each_model_is_measured_once_for_lines_and_plane() -> None:
+    told: list[str] = []
+    connect([A, B, C], [product], points=3, refine=0, plane=2, tell=told.append)
+    assert len(told) == len(set(told)) == 3 + 3 + 4, "ends, middles, grid"
+
+
+def test_results_show_themselves_in_a_line() -> None:
+    found = connect([A, B, C], [product], points=3, refine=0, layerwise=True, plane=2)
+    line = found.barriers["product"][0, 1]
+    [layer] = found.layers["product"][0, 1]
+    for one in (found, line, line.curve, line.curve.readings[0], layer, found.planes["product"]):
+        assert len(repr(one)) < 200 and "\n" not in repr(one)
+    assert repr(found).startswith("<Connection of dict, dict#2, dict#3: barriers of product ")
+    assert repr(line).startswith(f"<Barrier {' → '.join(line.ends)} on product: {line.value:.4g} of the loss at t = ")
+    assert f"{min(line.curve.values):.4g} to {max(line.curve.values):.4g} at 3 points" in repr(line.curve)
+    assert repr(layer).startswith(f"<Layer w: rise {layer.rise.value:.4g}")
+    assert "loss at 2 × 2 points, lowest " in repr(found.planes["product"])
+
+
 @pytest.mark.parametrize("third", [[0.5, 0.5], [3.0, -2.0]])
 def test_models_on_a_line_span_no_plane(third: list[float]) -> None:
     with pytest.raises(RecipeError, match=r"L813 models: .* lie on one line"):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from eutectic.errors import RecipeError
 from eutectic.evaluate import Score, paired
+from eutectic.evaluate.evaluation import Evaluation
 from eutectic.evaluate.intervals import (
     difference,
     mean_interval,
@@ -55,6 +56,14 @@ def test_quantiles_are_those_of_the_table(freedom: int, quantile: float) -> None
 def test_quantiles_fall_towards_the_normal() -> None:
     values = [t_quantile(freedom) for freedom in range(1, 200)]
     assert values == sorted(values, reverse=True) and t_quantile(10**9) == pytest.approx(1.959964)
+
+
+def test_scores_show_themselves_in_a_line() -> None:
+    one = made([0, 1, 1, 1])
+    low, high = one.interval or (0, 0)
+    assert repr(one) == f"<Score t: acc 0.75 ({low:.4g} to {high:.4g}), 4 items; see .details>"
+    found = Evaluation(("a", "b"), ("t",), {"t": {"a": one, "b": made([1])}})
+    assert repr(found) == "<Evaluation of a, b on t; see .scores>"
 
 
 def test_a_plain_mean() -> None:

@@ -211,6 +211,7 @@ def test_written_it_is_linear_of_the_accepted(tmp_path: Path, monkeypatch: pytes
 
     seen = []
     done = eutectic.soup("m*", "out", task=Call(near), cache=False, watch=Watch(on_step=seen.append))
+    assert done.merge is not None and repr(done) == f"<Soup {done.choice!r}, in {done.merge.path}>"
     assert sorted(done.choice.ingredients) == ["m2", "m4"]
     lines = [json.loads(line) for line in Path("out.soup.jsonl").read_text().splitlines()]
     assert lines == json.loads(json.dumps([step.as_json() for step in seen]))

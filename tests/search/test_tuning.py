@@ -142,6 +142,7 @@ def test_the_best_that_keeps_what_must_be_kept() -> None:
     json.dumps(kept.found.as_json())
     counts = "9 merges on 2 tasks, 4 keep what must be kept"
     assert repr(kept.found) == f"<Tuning: {counts}; best 'alpha=0.375'; see .scores>"
+    assert repr(kept) == "<Tuned: best 'alpha=0.375' of 9 merges, not written; see .found>"
 
 
 def test_lower_is_better_where_it_is() -> None:
@@ -179,6 +180,7 @@ def test_it_is_the_score_of_the_merge_that_is_written(tmp_path: Path, monkeypatc
     best = done.found.best
     assert best is not None and done.merge is not None
     assert done.found.scores[best]["dev"].value == eutectic.evaluate("out", task, cache=False).value
+    assert repr(done) == f"<Tuned: best {best!r} of 2 merges, in {done.merge.path}; see .found>"
     assert not eutectic.verify("out").problems
 
 

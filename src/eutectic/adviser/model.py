@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from eutectic.adviser.sums import Sums
+from eutectic.errors import listed, several
 
 Answer = Literal["merge directly", "align first", "not mergeable"]
 
@@ -100,6 +101,11 @@ class Comparison:
     untouched: Mapping[str, list[str]] = field(default_factory=dict)
     broken: Mapping[str, list[str]] = field(default_factory=dict)
     verdict: Verdict = Verdict("not mergeable", ())
+
+    def __repr__(self) -> str:
+        base = f" against {self.base.label}" if self.base.label is not None else ""
+        tensors = several(len(self.structure.matched), "tensor")
+        return f"<Comparison of {listed(self.models)}{base}: {self.verdict.answer}; {tensors}, see .verdict>"
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Every pair of models, by number."""

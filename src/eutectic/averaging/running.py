@@ -81,6 +81,11 @@ class WeightAverage:
         self._statistics_at = -1
         self._warned = False
 
+    def __repr__(self) -> str:
+        kind = "equal weights" if self.decay is None else f"decay {self.decay:g}"
+        counts = f"{several(self.collected, 'collection')} in {several(self.steps, 'step')}"
+        return f"<WeightAverage of {type(self.model).__name__}, {kind}: {counts}>"
+
     def step(self) -> bool:
         """Counts a step, and collects if one is due. Call it after each step of the optimiser; True if it collected."""
         self._refuse_inside("step")

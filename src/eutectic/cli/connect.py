@@ -107,8 +107,8 @@ def _show(found: Connection) -> None:
             rows = [(layer.name, *_height(layer.rise)) for layer in layers]
             console.print(screen.table(("layer", "rise", "95 % interval", "at t"), rows))
         if (plane := found.planes.get(task)) is not None:
-            low = min(value for row in plane.values for value in row)
-            console.print(f"on the plane the {plane.quantity} is {low:.4g} at its lowest; --html draws it")
+            low = f"{plane.lowest[1]:.4g} at its lowest, at {plane.lowest_at}"
+            console.print(f"on the plane the {plane.quantity} is {screen.text(low)}; --html draws it", soft_wrap=True)
     for one in found.alignments:
         before, after = one.distance
         said = f"{one.label}: distance² {before:.4g} before, {after:.4g} after, {100 * one.gain:.1f} % less"

@@ -32,6 +32,10 @@ class Barrier:
     task: str
     curves: Mapping[str, Curve]
 
+    def __repr__(self) -> str:
+        found = f"{self.value:.4g} of the {self.curve.quantity} at t = {self.height.t:.3g}"
+        return f"<Barrier {' → '.join(self.ends)} on {self.task}: {found}; see .curves>"
+
     @property
     def curve(self) -> Curve:
         """What decides: the loss, or the error where the task measures no loss."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from eutectic.errors import several
 from eutectic.evaluate import Score, intervals
 
 Floats = NDArray[np.float64]
@@ -47,6 +48,10 @@ class Reading:
     weights: Floats = field(default_factory=_none)
     replicates: Floats = field(default_factory=_none)
 
+    def __repr__(self) -> str:
+        bounds = "" if self.interval is None else f", {self.interval[0]:.4g} to {self.interval[1]:.4g}"
+        return f"<Reading {self.value:.4g}{bounds}; {several(len(self.items), 'item')}>"
+
 
 class Height(NamedTuple):
     """How high a curve rises above its ends.
@@ -80,6 +85,10 @@ class Curve:
     metric: str
     t: tuple[float, ...]
     readings: tuple[Reading, ...]
+
+    def __repr__(self) -> str:
+        reach = f"{min(self.values):.4g} to {max(self.values):.4g}"
+        return f"<Curve of the {self.quantity}, {self.metric}: {reach} at {several(len(self.t), 'point')}; see .values>"
 
     @property
     def values(self) -> list[float]:

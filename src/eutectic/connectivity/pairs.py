@@ -17,7 +17,7 @@ from eutectic.connectivity.mixing import Path, averaged_statistics, layers_of, m
 from eutectic.connectivity.opening import opened, settings_for
 from eutectic.connectivity.planes import Plane, check_side, measured_planes
 from eutectic.connectivity.probe import Probe
-from eutectic.errors import Problem, RecipeError
+from eutectic.errors import Problem, RecipeError, listed
 from eutectic.evaluate import Score, Settings
 from eutectic.evaluate.doors import Kept
 
@@ -40,6 +40,9 @@ class Layer:
 
     name: str
     barrier: Barrier
+
+    def __repr__(self) -> str:
+        return f"<Layer {self.name}: rise {self.rise.value:.4g}; see .barrier>"
 
     @property
     def rise(self) -> Height:
@@ -72,6 +75,13 @@ class Connection:
     planes: dict[str, Plane] = field(default_factory=dict)
     alignments: tuple[Alignment, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        reach = []
+        for task, pairs in self.barriers.items():
+            found = [one.value for one in pairs.values()]
+            reach.append(f"{task} {min(found):.4g} to {max(found):.4g}")
+        return f"<Connection of {listed(self.models)}: barriers of {listed(reach)}; see .barriers>"
 
     def matrix(self, task: str) -> list[list[float | None]]:
         """The barrier of every pair; None for a model with itself, and for one that is aligned with one that is not."""
@@ -150,7 +160,8 @@ def connect(
                 for name, layers in work.layers(i, j).items():
                     result.layers.setdefault(name, {})[i, j] = layers
         if plane is not None:
-            result.planes = dict(zip(probe.names, measured_planes(found, probe, plane), strict=True))
+            corners = [work.ends[number] for number in range(len(found.sources))]
+            result.planes = dict(zip(probe.names, measured_planes(found, probe, plane, corners), strict=True))
         result.notes = (*([_MIXED] if mixed and not probe.resets else []), *_without_loss(result))
     return result
 
@@ -194,7 +205,8 @@ class _Pairs:
         self._sources = models.sources
         self._labels = models.labels
         self._probe = probe
-        self._known: dict[int, Sequence[Score]] = {}
+        # Model → its scores, once it was the end of a line.
+        self.ends: dict[int, Sequence[Score]] = {}
 
     def check(self) -> bool:
         """Refuses what cannot be done, for all models; whether statistics of batch normalisation would be mixed."""
@@ -234,9 +246,9 @@ class _Pairs:
         return measured(path, self._probe, ends, LAYER_POINTS, 0, score)
 
     def _end(self, model: int, source: Source) -> Sequence[Score]:
-        if model not in self._known:
-            self._known[model] = self._probe.scores(source)
-        return self._known[model]
+        if model not in self.ends:
+            self.ends[model] = self._probe.scores(source)
+        return self.ends[model]
 
     def _straight(self, i: int, j: int) -> Path:
         return straight(self._sources[i], self._sources[j], f"{self._labels[i]} → {self._labels[j]}")

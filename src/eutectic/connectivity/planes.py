@@ -14,7 +14,7 @@ from eutectic.connectivity.mixing import Path
 from eutectic.connectivity.opening import opened, settings_for
 from eutectic.connectivity.probe import Probe
 from eutectic.errors import Problem, RecipeError
-from eutectic.evaluate import Settings
+from eutectic.evaluate import Score, Settings
 from eutectic.evaluate.doors import Kept
 
 Place = tuple[float, float]
@@ -37,6 +37,7 @@ class Plane:
         x: of each column, a distance in weight space.
         y: of each row.
         values: a row for each `y`, with a value for each `x`.
+        corners: the value at each of the models, which are on no point of the grid.
     """
 
     models: tuple[str, ...]
@@ -47,13 +48,36 @@ class Plane:
     x: tuple[float, ...]
     y: tuple[float, ...]
     values: tuple[tuple[float, ...], ...]
+    corners: tuple[float, float, float]
+
+    @property
+    def lowest(self) -> tuple[Place, float]:
+        """Where the plane is lowest, and how low: at a model or on the grid; of equal points the first."""
+        grid = [
+            ((x, y), value)
+            for y, row in zip(self.y, self.values, strict=True)
+            for x, value in zip(self.x, row, strict=True)
+        ]
+        return min([*zip(self.places, self.corners, strict=True), *grid], key=lambda point: point[1])
+
+    @property
+    def lowest_at(self) -> str:
+        """Where the plane is lowest in words: the name of a model, or `(0.5, 1.2)`."""
+        (x, y), _ = self.lowest
+        return dict(zip(self.places, self.models, strict=True)).get((x, y), f"({x:.4g}, {y:.4g})")
+
+    def __repr__(self) -> str:
+        grid = f"{self.quantity} at {len(self.x)} × {len(self.y)} points"
+        low = f"{self.lowest[1]:.4g} at {self.lowest_at}"
+        return f"<Plane through {', '.join(self.models)} on {self.task}: {grid}, lowest {low}; see .values>"
 
     def as_json(self) -> dict[str, Any]:
         """The plane as plain data."""
+        corners = zip(self.models, self.places, self.corners, strict=True)
+        (x, y), low = self.lowest
         return {
-            "models": [
-                {"model": model, "x": x, "y": y} for model, (x, y) in zip(self.models, self.places, strict=True)
-            ],
+            "models": [{"model": model, "x": x, "y": y, "value": value} for model, (x, y), value in corners],
+            "lowest": {"x": x, "y": y, "value": low},
             "task": self.task,
             "quantity": self.quantity,
             "metric": self.metric,
@@ -81,7 +105,7 @@ def plane(
         b: in the direction of the first axis, and
         c: the third model.
         loss: as for `barrier`.
-        points: a side, so the loss is measured `points²` times.
+        points: a side, so the loss is measured `points²` times, and at the models.
         settings: see `barrier`.
         batches: see `barrier`.
         cache: see `barrier`.
@@ -100,20 +124,27 @@ def check_side(points: Any) -> None:
         raise RecipeError(Problem("L812", f"a plane has 2 points a side or more, not {points!r}", "plane"))
 
 
-def measured_planes(models: Opened, probe: Probe, points: int) -> list[Plane]:
-    """The plane of each task."""
+def measured_planes(
+    models: Opened, probe: Probe, points: int, corners: Sequence[Sequence[Score]] | None = None
+) -> list[Plane]:
+    """The plane of each task. `corners` are the scores of each model, where they are known."""
     probe.check(_point(models, (1 / 3, 1 / 3, 1 / 3)))
     places, shares = _axes(models)
     x, y = (_grid([place[axis] for place in places], points) for axis in (0, 1))
-    scores = [[probe.scores(_point(models, shares(u, v), (u, v)).at(0.0)) for u in x] for v in y]
+    scores = [probe.scores(_point(models, shares(u, v), (u, v)).at(0.0)) for v in y for u in x]
+    if corners is None:
+        corners = [
+            probe.scores(_point(models, own).at(0.0)) for own in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+        ]
     planes = []
     for number, name in enumerate(probe.names):
-        flat = [cell[number] for row in scores for cell in row]
+        flat = [point[number] for point in (*scores, *corners)]
         curves = curves_of(range(len(flat)), flat)
         curve = curves.get("loss") or curves["error"]
-        rows = tuple(tuple(curve.values[at : at + points]) for at in range(0, len(flat), points))
+        rows = tuple(tuple(curve.values[at : at + points]) for at in range(0, len(scores), points))
+        a, b, c = curve.values[len(scores) :]
         labels = tuple(models.labels)
-        planes.append(Plane(labels, places, name, curve.quantity, curve.metric, x, y, rows))
+        planes.append(Plane(labels, places, name, curve.quantity, curve.metric, x, y, rows, (a, b, c)))
     return planes
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from eutectic.connectivity.barriers import POINTS, REFINE, Barrier, barrier, check_points
-from eutectic.errors import Problem, RecipeError
+from eutectic.errors import Problem, RecipeError, several
 from eutectic.evaluate import Settings
 
 State = TypeVar("State")
@@ -31,6 +31,9 @@ class Instability:
 
     step: int
     barrier: Barrier
+
+    def __repr__(self) -> str:
+        return f"<Instability {self.value:.4g} of children spawned after {several(self.step, 'step')}; see .barrier>"
 
     @property
     def value(self) -> float:

@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 from eutectic.checkpoint import Source
-from eutectic.errors import EutecticError, Problem, RecipeError
+from eutectic.errors import EutecticError, Problem, RecipeError, listed
 from eutectic.evaluate.cache import Cache
 from eutectic.evaluate.model import Difference, Score, Settings, Task, paired
 from eutectic.plan.labels import labels_of, unique_labels
+from eutectic.run.merged import MergedSource
 from eutectic.run.refusals import check_device
 
 
@@ -24,12 +25,17 @@ class Evaluation:
         tasks: the tasks' labels, all different.
         scores: by task, then by model.
         cached: how many of them were known before.
+        notes: what the plans of merges among the models say: tokenizers that differ, values without effect.
     """
 
     models: tuple[str, ...]
     tasks: tuple[str, ...]
     scores: Mapping[str, Mapping[str, Score]]
     cached: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Evaluation of {listed(self.models)} on {listed(self.tasks)}; see .scores>"
 
     def best(self, task: str) -> str:
         """The model with the best score in a task; of equal ones the first."""
@@ -57,7 +63,7 @@ class Evaluation:
                 gap = gaps[model]
                 rows.append({"model": model, **score.as_json(), "to_best": None if gap is None else gap.as_json()})
             tasks.append({"task": task, "best": self.best(task), "scores": rows})
-        return {"models": list(self.models), "tasks": tasks, "cached": self.cached}
+        return {"models": list(self.models), "tasks": tasks, "cached": self.cached, "notes": list(self.notes)}
 
 
 def evaluate_all(
@@ -95,7 +101,8 @@ def evaluate_all(
                 run.tell(1.0)
                 cached += 1
             found[name][label] = replace(score, task=name)
-    return Evaluation(labels, names, found, cached)
+    notes = dict.fromkeys(note for source in sources if isinstance(source, MergedSource) for note in source.plan.notes)
+    return Evaluation(labels, names, found, cached, tuple(notes))
 
 
 def recalled(

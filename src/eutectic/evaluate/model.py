@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eutectic.checkpoint import Source
-from eutectic.errors import NumericError, Problem, RecipeError
+from eutectic.errors import NumericError, Problem, RecipeError, several
 from eutectic.evaluate import intervals
 from eutectic.evaluate.content import digest_of_json
 from eutectic.evaluate.loading import Loader
@@ -129,6 +129,11 @@ class Score:
     scale: Literal["mean", "exp", "resampled"] = "mean"
     replicates: Floats = field(default_factory=lambda: np.empty(0))
     basis: str = ""
+
+    def __repr__(self) -> str:
+        bounds = "" if self.interval is None else f" ({self.interval[0]:.4g} to {self.interval[1]:.4g})"
+        found = f"{self.metric} {self.value:.6g}{bounds}"
+        return f"<Score {self.task}: {found}, {several(len(self.items), 'item')}; see .details>"
 
     @property
     def merit(self) -> float:

@@ -121,9 +121,10 @@ def _alignments(found: Connection) -> Iterable[str]:
 
 def _plane(one: Plane) -> str:
     """With the second axis upwards."""
-    places = ", ".join(f"{model} at ({x:.3g}, {y:.3g})" for model, (x, y) in zip(one.models, one.places, strict=True))
+    corners = zip(one.models, one.places, one.corners, strict=True)
+    places = ", ".join(f"{model} at ({x:.3g}, {y:.3g}) with {value:.4g}" for model, (x, y), value in corners)
     rows, columns = ([f"{value:.3g}" for value in axis] for axis in (one.y, one.x))
-    about = f"{one.task}: {one.metric} on the plane through {places}"
+    about = f"{one.task}: {one.metric} on the plane through {places}; lowest {one.lowest[1]:.4g} at {one.lowest_at}"
     return "<h2>The plane</h2>" + _map(one.task, rows[::-1], columns, one.values[::-1], about)
 
 
