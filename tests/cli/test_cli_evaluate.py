@@ -48,11 +48,21 @@ def test_other_tokens_are_pointed_out(run: Run, here: Path) -> None:
     assert "other items" in said and "`metric: bits_per_byte` compares them" in said
 
 
+def test_what_a_plan_says_of_a_merge_is_told(run: Run, here: Path) -> None:
+    path = here / "b" / "tokenizer.json"
+    data = json.loads(path.read_text())
+    data["model"]["vocab"]["new"] = data["model"]["vocab"].pop("w90")
+    path.write_text(json.dumps(data))
+    said = run("evaluate", "a", "r.yml", "--task", "task.yml").stdout
+    assert said.count("note the tokenizers of ") == 1 and "in one only ('new', 'w90')" in said
+    assert "note" not in run("evaluate", "a", "b", "--task", "task.yml").stdout
+
+
 def test_json(run: Run, here: Path) -> None:
     result = run("evaluate", "a", "b", "--task", "task.yml", "--json", "--limit", 5, "--seed", 2, "--batch", 3)
     assert (result.exit_code, result.stderr) == (0, "")
     found = json.loads(result.stdout)
-    assert found.keys() == {"models", "tasks", "cached"} and found["models"] == ["a", "b"]
+    assert found.keys() == {"models", "tasks", "cached", "notes"} and found["models"] == ["a", "b"]
     [task] = found["tasks"]
     assert task.keys() == {"task", "best", "scores"}
     row = task["scores"][0]

@@ -96,6 +96,8 @@ def _show(found: Evaluation) -> None:
         if any(gap is None and label != found.best(name) for label, gap in found.to_best(name).items()):
             said = "some models have other tokens, so their scores are not of the same items"
             console.print(f"[yellow]note[/] {said}; perplexity with `metric: bits_per_byte` compares them")
+    for note in found.notes:
+        console.print(f"[yellow]note[/] {screen.text(note)}", soft_wrap=True)
     if found.cached:
         console.print(f"[dim]{found.cached} of these scores were known; --no-cache measures anew[/]")
 
