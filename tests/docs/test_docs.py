@@ -103,8 +103,10 @@ def fences(text: str) -> list[Fence]:
     return found
 
 
-# What a machine takes: `0.6 s`, `230 MiB`, `311 kB/s`, and the threads it has.
-MEASURED = re.compile(r'\b\d[\d.,]*(?= ?(?:m?s|min|[kMG]iB|[kMG]?B/s|threads?)\b)|(?<="seconds": )[\d.]+')
+# What a machine takes: `0.6 s`, `230 MiB`, `311 kB/s`, the threads it has; and what its last digits are: `4.7e-16`.
+MEASURED = re.compile(
+    r'\b\d[\d.,]*(?= ?(?:m?s|min|[kMG]iB|[kMG]?B/s|threads?)\b)|(?<="seconds": )[\d.]+|\b\d[\d.]*e-1\d\b'
+)
 DECIMAL = re.compile(r"(?<![\w.:])-?\d+\.\d+(?:e[-+]\d+)?(?![\w.])")
 
 
@@ -211,6 +213,30 @@ def reader(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr("eutectic.run.budget.resident_bytes", lambda: 0)
     with patch.dict(registry._METHODS):
         yield Reader(home)
+
+
+@pytest.mark.parametrize(
+    ("said", "have", "same"),
+    [
+        ("34 methods", "36 methods", False),
+        ("linear  arXiv:1909.11299", "linear arXiv:2203.05482", False),
+        ("loss 0.95", "loss 1.00", False),
+        ("loss 0.950", "loss 0.952", True),
+        ("21 tensors, in 0.6 s (311 kB/s)", "21 tensors, in 12.4 s (1.2 MB/s)", True),
+        ("needs 224 MiB with 2 threads", "needs 230 MiB with 1 thread", True),
+        ("out by 4.7e-16", "out by 5.9e-16", True),
+        ("99 kB", "49.5 kB", False),
+        ("one two", "one two three", False),
+        ("…\ntwo", "one two", True),
+    ],
+)
+def test_what_a_page_says_is_compared_but_for_what_a_machine_takes(said: str, have: str, same: bool) -> None:
+    compare = Reader(Path("/nowhere")).compare
+    if same:
+        compare(said, have)
+    else:
+        with pytest.raises(AssertionError, match="the page says"):
+            compare(said, have)
 
 
 WITH_EXAMPLES = [name for name, text in PAGES.items() if any(not fence.skip for fence in fences(text))]

@@ -119,7 +119,11 @@ def test_a_manifest_that_is_none_is_refused(out, damage):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("found_from", 5), ("found_from", [5]), ("weights", {"model.safetensors": 5}), ("files", [])]
+    ("key", "value"),
+    [
+        *(("found_from", 5), ("found_from", [5]), ("weights", {"model.safetensors": 5}), ("files", [])),
+        *(("inputs", 5), ("inputs", [5])),
+    ],
 )
 def test_a_forged_manifest_of_another_form_is_refused(out, key, value):
     path = out / "eutectic.json"
@@ -288,4 +292,4 @@ def test_a_merge_of_live_models_is_refused_in_one_line(tmp_path):
     eutectic.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
     (found,) = problems(tmp_path / "out")
     assert (found.code, found.where) == ("V704", "")
-    assert "models in memory (Linear, Linear#2)" in found.message and "`--stored-only`" in found.hint
+    assert "models in memory (Linear, Linear#2)" in found.message and "`stored_only=True`" in found.hint

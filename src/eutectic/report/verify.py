@@ -180,7 +180,10 @@ def _is_manifest(found: Any) -> bool:
     if not isinstance(folders, list) or not all(isinstance(folder, str) for folder in folders):
         return False
     keys = {"dtype", "shape", "digest"}
-    entries = [*found["tensors"].values(), *found["weights"].values()]
+    inputs = found.get("inputs", [])
+    if not isinstance(inputs, list):
+        return False
+    entries = [*found["tensors"].values(), *found["weights"].values(), *inputs]
     return all(isinstance(entry, dict) for entry in entries) and all(
         keys <= entry.keys() for entry in found["tensors"].values()
     )
