@@ -126,7 +126,7 @@ def _loaded(
         names = {"seed": "seed"} if seed is not None else {}
         names |= {"out_dtype": "dtype"} if dtype is not None else {}
         raise RecipeError(
-            replace(one, file="", where=names[one.where]) if one.file == "--set" and one.where in names else one
+            replace(one, file="", where=names[one.where]) if one.file == "overrides" and one.where in names else one
             for one in error.problems
         ) from error.__cause__
 

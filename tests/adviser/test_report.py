@@ -126,7 +126,7 @@ def test_the_report_is_written_whole(models: list[str], tmp_path: Path) -> None:
 
 
 def test_places_that_cannot_be(models: list[str], tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"A802 --html: .* does not end in \.html"):
+    with pytest.raises(RecipeError, match=r"A802 path: .* does not end in \.html"):
         api.check_report_place(tmp_path / "r.txt")
     (tmp_path / "d.html").mkdir()
     for wrong in (tmp_path / "none" / "r.html", tmp_path / "d.html"):

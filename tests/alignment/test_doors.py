@@ -262,6 +262,13 @@ def test_what_is_no_number_is_refused(here: Path, odd: dict[str, Any]) -> None:
     assert refused(**odd)[0].startswith(f"G116 {next(iter(odd))}: must be a whole number, not ")
 
 
+def test_what_is_called_meanwhile_is_a_function(here: Path) -> None:
+    assert refused(tell="loud", on_plan=3) == [
+        "G116 tell: must be a function to call, not 'loud'",
+        "G116 on_plan: must be a function to call, not 3",
+    ]
+
+
 def test_symmetries_are_proved_and_wrong_ones_are_found_out(here: Path) -> None:
     table, check = prove("a", elements=1)
     assert check.holds and check.error < 1e-12 and table.origin

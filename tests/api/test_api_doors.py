@@ -219,10 +219,10 @@ def test_the_reference_form_agrees(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"device": "tpu"}, RecipeError, "M602 --device: 'tpu' is no device"),
-        ({"device": None}, RecipeError, "M602 --device: None is no device"),
-        ({"device": "cuda:99"}, ResourceError, "M602 --device: torch .* sees no cuda:99"),
-        ({"memory": 1}, ResourceError, "M601 --memory: the merge needs [0-9]+ MiB at least, the bound is 1 byte"),
+        ({"device": "tpu"}, RecipeError, "M602 device: 'tpu' is no device"),
+        ({"device": None}, RecipeError, "M602 device: None is no device"),
+        ({"device": "cuda:99"}, ResourceError, "M602 device: torch .* sees no cuda:99"),
+        ({"memory": 1}, ResourceError, "M601 memory: the merge needs [0-9]+ MiB at least, the bound is 1 byte"),
     ],
 )
 def test_options_that_cannot_be(
@@ -240,9 +240,9 @@ def test_options_that_cannot_be(
         ({"seed": -1}, "R112 seed: must be an integer from 0 on, not -1"),
         ({"dtype": ""}, "R112 dtype: must be one of .*, not ''"),
         ({"dtype": torch.int8}, "R112 dtype: must be one of .*, not 'int8'"),
-        ({"overrides": None}, "R140 --set: nothing is not an override; write KEY=VALUE"),
-        ({"overrides": [5]}, "R140 --set: 5 is not an override"),
-        ({"overrides": {"seed": 3}}, "R140 --set: 'seed' is not an override"),
+        ({"overrides": None}, "R140 overrides: nothing is not an override; write KEY=VALUE"),
+        ({"overrides": [5]}, "R140 overrides: 5 is not an override"),
+        ({"overrides": {"seed": 3}}, "R140 overrides: must be a list of texts KEY=VALUE, not a mapping; write"),
     ],
 )
 def test_arguments_of_a_plan_that_cannot_be(home: Path, keywords: dict[str, Any], message: str) -> None:
@@ -254,7 +254,7 @@ def test_arguments_of_a_plan_that_cannot_be(home: Path, keywords: dict[str, Any]
 def test_all_that_take_changes_to_a_recipe_refuse_what_is_none(home: Path, overrides: Any) -> None:
     doors: list[Any] = [eutectic.plan, partial(eutectic.tune, over={}), partial(eutectic.learn, data=())]
     for door in doors:
-        with pytest.raises(RecipeError, match=r"^R140 --set: (nothing|5) is not an override"):
+        with pytest.raises(RecipeError, match=r"^R140 overrides: (nothing|5) is not an override"):
             door(recipe_of("linear", home), overrides=overrides)
 
 
@@ -278,7 +278,7 @@ def test_the_minimum_that_is_named_is_enough(home: Path, tmp_path: Path) -> None
     with pytest.raises(ResourceError) as caught:
         eutectic.merge(recipe, tmp_path / "out", options=eutectic.Options(memory=1))
     (problem,) = caught.value.problems
-    mib = int(problem.hint.split("--memory ")[1].split("MiB")[0])
+    mib = int(problem.hint.split("memory=")[1].split(" << 20")[0])
     # The interpreter may have grown by a page or two in between.
     options = eutectic.Options(memory=(mib + 8) << 20, threads=1)
     done = eutectic.merge(recipe, tmp_path / "out", options=options)

@@ -44,8 +44,8 @@ MISTAKES: dict[str, tuple[int, list[str]]] = {
     "merge r.yml out --device cuda:": (2, ["M602 --device: 'cuda:' is no device"]),
     "merge r.yml out --device cpu:0": (2, ["M602 --device: 'cpu:0' is no device"]),
     "merge r.yml out --device cuda:99": (1, ["M602 --device: torch ", " sees no cuda:99", "use `--device cpu`"]),
-    "merge r.yml out --dtype int8": (2, ["R112 dtype: must be one of bfloat16, float16", "'int8'"]),
-    "merge r.yml out --dtype bf16": (2, ["R112 dtype: must be one of", "'bf16'", "did you mean 'bfloat16'"]),
+    "merge r.yml out --dtype int8": (2, ["R112 --dtype: must be one of bfloat16, float16", "'int8'"]),
+    "merge r.yml out --dtype bf16": (2, ["R112 --dtype: must be one of", "'bf16'", "did you mean 'bfloat16'"]),
     "merge r.yml out --nonfinite go": (2, ["Invalid value for '--nonfinite'", "stop", "count"]),
     "plan r.yml --set parameters.normalise=false": (
         2,
@@ -213,7 +213,7 @@ def test_a_choice_that_is_none(run: Run) -> None:
 
 
 def test_a_dtype_by_another_name(run: Run) -> None:
-    assert "R112 dtype: must be one of" in run("plan", "r.yml", "--dtype", "fp16").stderr
+    assert "R112 --dtype: must be one of" in run("plan", "r.yml", "--dtype", "fp16").stderr
     assert "did you mean 'float16'?" in run("plan", "r.yml", "--dtype", "fp16").stderr
     assert "--set out_dtype" in run("plan", "r.yml", "--set", "out_dtype=fp16").stderr
 

@@ -71,5 +71,5 @@ def test_tensors_that_do_not_fit_the_config_are_named_with_both_shapes(tmp_path)
     task = {"task": "perplexity", "data": str(tmp_path / "text.txt"), "block": 32}
     told = said(lambda: eutectic.evaluate(folder, task, cache=False), CheckpointError)
     first = f"model.layers.0.mlp.down_proj.weight is [{config['hidden_size']}, {wide}]"
-    assert told.startswith(f"E905 'odd' does not fit the LlamaForCausalLM of its config.json: {first} and not [")
+    assert told.startswith(f"E905 'odd' does not fit LlamaForCausalLM as its config.json has it: {first} and not [")
     assert "ignore_mismatched_sizes" not in told and "; do config.json and the weights belong together?" in told

@@ -448,7 +448,7 @@ def test_overrides() -> None:
     assert recipe.models[1].parameters["weight"].at("x", 1.0) == 0.1
     assert recipe.parameters["normalize"].constant is False
     assert (recipe.dtype, recipe.seed) == (None, 3)
-    assert recipe.places["parameters.normalize"].file == "--set"
+    assert recipe.places["parameters.normalize"].file == "overrides"
     assert recipe.places["models[2].parameters.weight"].line == 11
     bare = read("merge_method: linear\nmodels: [a, b]\n", overrides=["models[1].parameters.weight=4"])
     assert bare.models[1].parameters["weight"].constant == 4
@@ -468,7 +468,7 @@ def test_a_recipe_as_the_source(tmp_path: Path) -> None:
     changed = load(recipe, methods=eutectic.methods, overrides=["parameters.lambda=2"])
     assert changed.parameters["lambda"].constant == 2
     assert (changed.file, changed.folder, changed.notes) == (recipe.file, recipe.folder, recipe.notes)
-    assert changed.places["parameters.lambda"].file == "--set"
+    assert changed.places["parameters.lambda"].file == "overrides"
     assert changed.places["dtype"].line == recipe.places["dtype"].line
     assert "R120" in refused(replace(recipe, method="wrong"))
 

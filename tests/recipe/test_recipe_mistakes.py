@@ -111,34 +111,45 @@ def test_mistakes_in_a_dict_have_a_path(recipe: dict[str, object], message: str)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("parameters.t", "R140 --set: 'parameters.t' is not an override; write KEY=VALUE"),
-        ("=1", "R140 --set: '=1' is not an override"),
-        ("a..b=1", "R140 --set: 'a..b=1' is not an override"),
-        ("parameters.weight=[1", "R140 --set parameters.weight: the value '[1' cannot be read: not valid YAML"),
+        ("parameters.t", "R140 overrides: 'parameters.t' is not an override; write KEY=VALUE"),
+        ("=1", "R140 overrides: '=1' is not an override"),
+        ("a..b=1", "R140 overrides: 'a..b=1' is not an override"),
+        ("parameters.weight=[1", "R140 overrides parameters.weight: the value '[1' cannot be read: not valid YAML"),
         (
             "parameters.weight={sweep:[1, 2]}",
-            "R140 --set parameters.weight: the value '{sweep:[1, 2]}' cannot be read: not valid YAML: found unexpected "
-            "':' while scanning a plain scalar from line 1; write a blank after the colon, as in {sweep: [1, 2]}",
+            "R140 overrides parameters.weight: the value '{sweep:[1, 2]}' cannot be read: not valid YAML: found "
+            "unexpected ':' while scanning a plain scalar from line 1; write a blank after the colon, as in "
+            "{sweep: [1, 2]}",
         ),
         (
             "chat_template={{ x }}",
-            "R140 --set chat_template: the value '{{ x }}' cannot be read: a key must be text, not a mapping; put it "
-            "in quotes",
+            "R140 overrides chat_template: the value '{{ x }}' cannot be read: a key must be text, not a mapping; put "
+            "it in quotes",
         ),
         (
             "chat_template={% x %}",
-            "R140 --set chat_template: the value '{% x %}' cannot be read: not valid YAML: found character that cannot "
-            "start any token while scanning for the next token from line 1; put text that begins with % in quotes",
+            "R140 overrides chat_template: the value '{% x %}' cannot be read: not valid YAML: found character that "
+            "cannot start any token while scanning for the next token from line 1; put text that begins "
+            "with % in quotes",
         ),
-        ("name=a\n---\nb", "R140 --set name: the value is more than one YAML document"),
-        ("models[7].parameters.weight=1", "R140 --set models[7]: leads nowhere: models has the entries 0 to 1"),
-        ("models.x=1", "R140 --set models.x: leads nowhere: models has the entries 0 to 1"),
-        ("dtype.x=1", "R140 --set dtype.x: leads nowhere: dtype is 'float16'"),
-        ("dtype=float61", "R112 --set dtype: must be one of bfloat16, float16, float32, float64, not 'float61'; did"),
-        ("paramters.weight=1", "R110 --set paramters: unknown key; did you mean 'parameters'?"),
-        ("parameters.wieght=1", "R121 --set parameters.wieght: linear has no parameter 'wieght'; did you mean"),
-        ("parameters.normalize=yes", "R123 --set parameters.normalize: must be true or false, not 'yes'; write true"),
-        ("models[1].parameters.weight=[1, x]", "R123 --set models[1].parameters.weight[1]: must be a number, not 'x'"),
+        ("name=a\n---\nb", "R140 overrides name: the value is more than one YAML document"),
+        ("models[7].parameters.weight=1", "R140 overrides models[7]: leads nowhere: models has the entries 0 to 1"),
+        ("models.x=1", "R140 overrides models.x: leads nowhere: models has the entries 0 to 1"),
+        ("dtype.x=1", "R140 overrides dtype.x: leads nowhere: dtype is 'float16'"),
+        (
+            "dtype=float61",
+            "R112 overrides dtype: must be one of bfloat16, float16, float32, float64, not 'float61'; did",
+        ),
+        ("paramters.weight=1", "R110 overrides paramters: unknown key; did you mean 'parameters'?"),
+        ("parameters.wieght=1", "R121 overrides parameters.wieght: linear has no parameter 'wieght'; did you mean"),
+        (
+            "parameters.normalize=yes",
+            "R123 overrides parameters.normalize: must be true or false, not 'yes'; write true",
+        ),
+        (
+            "models[1].parameters.weight=[1, x]",
+            "R123 overrides models[1].parameters.weight[1]: must be a number, not 'x'",
+        ),
     ],
 )
 def test_mistakes_in_an_override(override: str, message: str) -> None:
@@ -148,7 +159,7 @@ def test_mistakes_in_an_override(override: str, message: str) -> None:
 
 def test_an_override_into_an_empty_list() -> None:
     found = problems({"merge_method": "linear", "models": []}, overrides=["models[0]=a"])
-    assert "R140 --set models[0]: leads nowhere: models has no entries" in found
+    assert "R140 overrides models[0]: leads nowhere: models has no entries" in found
 
 
 def test_files_that_are_no_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

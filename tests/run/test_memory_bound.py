@@ -77,6 +77,6 @@ def test_the_peak_stays_below_the_bound(tmp_path, method):
 def test_too_small_a_bound_is_refused_with_the_least_one(tmp_path):
     models = [{"model": write_model(tmp_path / f"m{i}", i, tensors=1)} for i in range(2)]
     recipe = {"merge_method": "linear", "models": models}
-    with pytest.raises(ResourceError, match=r"M601 .* the bound is 50 MiB; pass `--memory \d+MiB`"):
+    with pytest.raises(ResourceError, match=r"M601 .* the bound is 50 MiB; pass `memory=\d+ << 20`"):
         eutectic.merge(recipe, tmp_path / "out", options=Options(memory=50 * MIB))
     assert not (tmp_path / "out.partial").exists()

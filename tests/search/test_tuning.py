@@ -76,19 +76,19 @@ def test_no_ranges(over: str) -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("alpha", "R128 --over alpha: cannot be swept: only parameters are; did you mean 'parameters.alpha'?"),
+        ("alpha", "R128 over alpha: cannot be swept: only parameters are; did you mean 'parameters.alpha'?"),
         ("alpah", "only parameters are; did you mean 'alpha'? It stands under `parameters`"),
         ("models[0].alpha", "did you mean 'models[0].parameters.alpha'?"),
-        ("seed", "R128 --over seed: cannot be swept: only parameters are; merge once for each value"),
-        ("merge_method", "R128 --over merge_method: cannot be swept"),
-        ("parameters.alpah", "R121 --over parameters.alpah: wise_ft has no parameter 'alpah'; did you mean 'alpha'?"),
+        ("seed", "R128 over seed: cannot be swept: only parameters are; merge once for each value"),
+        ("merge_method", "R128 over merge_method: cannot be swept"),
+        ("parameters.alpah", "R121 over parameters.alpah: wise_ft has no parameter 'alpah'; did you mean 'alpha'?"),
         ("", "S805 no key is named"),
     ],
 )
 def test_what_is_no_parameter(key: str, message: str) -> None:
     with pytest.raises(RecipeError) as error:
         tuned(RECIPE, over={key: [0.1, 1]}, tasks=[SKILL], overrides=["dtype=float32"])
-    assert message in str(error.value) and "--set" not in str(error.value)
+    assert message in str(error.value) and "overrides" not in str(error.value)
 
 
 def test_values_from_python() -> None:

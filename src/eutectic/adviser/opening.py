@@ -37,7 +37,7 @@ def opened(models: Sequence[Any], base: Any) -> Iterator[Opened]:
         wanted.setdefault(key_of(base), base)
         number = list(wanted).index(key_of(base))
     if len(wanted) < 2:
-        hint = "name another model, or another base (`--base`)" if base is not None else "name another, or a `--base`"
+        hint = "name another model, or another base" if base is not None else "name another, or a base"
         named = len(models) + (base is not None)
         what = "there is only one model to compare" + (f", named {named} times" if named > 1 else "")
         raise RecipeError(Problem("A801", what, "models", hint))

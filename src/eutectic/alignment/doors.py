@@ -104,6 +104,9 @@ class _Request:
         for name, value in (("restarts", self.restarts), ("sweeps", self.sweeps), ("memory", self.memory)):
             if type(value) is not int:
                 yield Problem("G116", f"must be a whole number, not {value!r}", name)
+        for name, function in (("tell", self.tell), ("on_plan", self.on_plan)):
+            if not callable(function):
+                yield Problem("G116", f"must be a function to call, not {function!r}", name)
         if isinstance(self.data, torch.Tensor):
             hint = "give a list of batches, as `tensor.split(64)` makes one"
             yield Problem("G116", "one tensor is no sequence of batches", "data", hint)

@@ -186,7 +186,7 @@ class Output:
                     "W403",
                     f"{self._work} holds unfinished work of another merge ({several(done, 'tensor')} done)",
                     self.path,
-                    "run that command again to finish it, or pass `--replace` to discard it",
+                    "run that command again to finish it, or pass `replace=True` to discard it",
                 )
             )
         if found != self._header:

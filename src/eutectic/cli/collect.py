@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eutectic.cli import options, screen, values
+from eutectic.cli.elsewhere import Command
 from eutectic.errors import Problem, RecipeError, several
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ Replace = Annotated[bool, typer.Option("--replace", help="Replace OUT if it exis
 collect = typer.Typer(help="Collect statistics of a model over data, which methods merge with.", no_args_is_help=True)
 
 
-@collect.command()
+@collect.command(cls=Command)
 def fisher(
     model: Model,
     out: Out,
@@ -76,7 +77,7 @@ def fisher(
     _collect("fisher", {**locals(), "labels": labels.value})
 
 
-@collect.command()
+@collect.command(cls=Command)
 def gram(
     model: Model,
     out: Out,
@@ -99,7 +100,7 @@ def gram(
     _collect("gram", locals())
 
 
-@collect.command()
+@collect.command(cls=Command)
 def activations(
     model: Model,
     out: Out,
@@ -122,7 +123,7 @@ def activations(
     _collect("activations", locals())
 
 
-@collect.command()
+@collect.command(cls=Command)
 def merge(
     parts: Annotated[
         list[str], typer.Argument(help="Folders of statistics, of one model over different data.", metavar="PART...")

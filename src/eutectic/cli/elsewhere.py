@@ -1,10 +1,12 @@
-"""Options of mergekit's commands: what to do instead, where somebody types one."""
+"""The class of every command. Options of mergekit's commands: what to do instead, where somebody types one."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from typer.core import TyperCommand
+
+from eutectic.cli import arguments
 
 INSTEAD = {
     "--cuda": "write --device cuda",
@@ -35,6 +37,11 @@ INSTEAD = {
 
 class Command(TyperCommand):
     """A command that says what to write instead of mergekit's options, and drops the words "Value error"."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command, whose options problems are told in."""
+        arguments.know(self)
+        return super().invoke(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The arguments, as the base class reads them."""

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from eutectic.cli import interrupts
+from eutectic.cli import arguments, interrupts
 from eutectic.errors import EutecticError, Problem
 
 if TYPE_CHECKING:
@@ -108,11 +108,12 @@ def refusals(as_json: bool = False, stopped: str = "stopped; nothing was written
 
 
 def fail(error: EutecticError, as_json: bool) -> NoReturn:
-    """Prints the problems and leaves with the error's exit code."""
+    """Prints the problems, in the words of the command line, and leaves with the error's exit code."""
+    problems = [arguments.as_options(problem) for problem in error.problems]
     if as_json:
-        print_json({"problems": [problem.as_json() for problem in error.problems]})
+        print_json({"problems": [problem.as_json() for problem in problems]})
     else:
-        print_problems(list(error.problems))
+        print_problems(problems)
     raise typer.Exit(error.exit_code) from None
 
 

@@ -47,7 +47,7 @@ class Cache:
         except OSError as error:
             if asked:
                 message = f"no score can be kept here: {error.strerror}"
-                raise OutputError(Problem("E912", message, "--cache", "name another folder", self.folder)) from error
+                raise OutputError(Problem("E912", message, "cache", "name another folder", self.folder)) from error
 
     def known(self, source: Source, task: Task, run: Settings) -> Score | None:
         """The score, if it can be found without reading a weight: those of the files were read before."""

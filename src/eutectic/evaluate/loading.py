@@ -195,7 +195,7 @@ class Loader:
         if report["mismatched_keys"]:
             # Where heads are missing as well, this is why.
             other = [f"{name} is {list(has)} and not {list(of)}" for name, has, of in sorted(report["mismatched_keys"])]
-            message = f"{source.label!r} does not fit the {made.__name__} of its config.json: {listed(other)}"
+            message = f"{source.label!r} does not fit {made.__name__} as its config.json has it: {listed(other)}"
             raise CheckpointError(Problem("E905", message, hint=_BELONG))
         # Sentences are pooled here, not by the head for a first token, which many encoders are saved without.
         missing = sorted(name for name in report["missing_keys"] if kind != "encoder" or "pooler." not in name)

@@ -9,8 +9,8 @@ from typing import Any
 from eutectic.errors import Problem, RecipeError
 
 Trail = tuple[str | int, ...]
-# Whence a value came that stands in no file.
-OVERRIDE, OVER = "--set", "--over"
+# Whence a value came that stands in no file: the argument in Python.
+OVERRIDE, OVER = "overrides", "over"
 MAX_PROBLEMS = 200
 
 
@@ -18,7 +18,7 @@ MAX_PROBLEMS = 200
 class Place:
     """Where something stands. `line` and `column` count from 1 and are None outside of files and YAML text.
 
-    `file` is empty for text and dicts, `--set` or `--over` for what these change; `path` reads
+    `file` is empty for text and dicts, `overrides` or `over` for what these change; `path` reads
     `models[1].parameters.density`.
     """
 

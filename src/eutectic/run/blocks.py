@@ -264,7 +264,7 @@ class Loader:
         bad = count_nonfinite(row, item.specs[name].dtype)
         if bad and not self._count:
             mend = "mend the model" if item.about is None else "collect the statistics again"
-            hint = f"{mend}, or pass `--nonfinite count` to go on and have them counted"
+            hint = f"{mend}, or pass `nonfinite='count'` to go on and have them counted"
             message = f"{several(bad, 'value')} of {item.label} {'is' if bad == 1 else 'are'} NaN or infinite"
             raise NumericError(Problem("N501", message, name, hint))
         if item.about and item.about.kind == "fisher" and (less := count_negative(row, item.specs[name].dtype)):

@@ -150,7 +150,7 @@ def _room(device: str) -> Iterator[None]:
             Problem(
                 "M604",
                 f"{device} has no room left: {str(error).splitlines()[0]}",
-                "--device",
-                "free memory of the GPU or use `--device cpu`; the same command goes on where this one stopped",
+                "device",
+                "free memory of the GPU or use `device='cpu'`; the same command goes on where this one stopped",
             )
         ) from error

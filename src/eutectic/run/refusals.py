@@ -54,14 +54,14 @@ def refuse_reference(planned: Plan, reference: bool) -> None:
 def check_device(device: str) -> None:
     """Raises `RecipeError` for a device that is no device, `ResourceError` (M602) for one that is not there."""
     if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII):
-        raise RecipeError(Problem("M602", f"{device!r} is no device", "--device", "use cpu, cuda or cuda:N"))
+        raise RecipeError(Problem("M602", f"{device!r} is no device", "device", "use cpu, cuda or cuda:N"))
     if device != "cpu":
         import torch
 
         number = device.partition(":")[2]
         if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
             raise ResourceError(
-                Problem("M602", f"torch {torch.__version__} sees no {device}", "--device", "use `--device cpu`")
+                Problem("M602", f"torch {torch.__version__} sees no {device}", "device", "use `device='cpu'`")
             )
 
 
