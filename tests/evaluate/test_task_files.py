@@ -9,7 +9,7 @@ import pytest
 
 import eutectic
 from eutectic.errors import EutecticError, RecipeError
-from eutectic.evaluate import Call, Choice, ExactMatch, Perplexity, Settings, evaluate_models, task_of
+from eutectic.evaluate import Cache, Call, Choice, ExactMatch, Perplexity, Settings, evaluate_models, task_of
 from eutectic.evaluate.opening import opened
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -38,9 +38,40 @@ def test_a_task_file(here: Path) -> None:
     )
     assert (found.name, found.metric, found.higher_is_better) == ("held out", "bits_per_byte", False)
     (here / "tasks" / "m.yml").write_text("task: exact_match\ndata: ../match.jsonl\nstop: ['.', ';']\n")
-    assert task_of("tasks/m.yml") == ExactMatch("match.jsonl", stop=(".", ";"))
+    assert task_of("tasks/m.yml") == ExactMatch("match.jsonl", name="m", stop=(".", ";"))
     (here / "tasks" / "c.yml").write_text("task: call\nfunction: mine:f\nhigher_is_better: false\n")
-    assert task_of("tasks/c.yml") == Call("mine:f", higher_is_better=False, folder="tasks")
+    assert task_of("tasks/c.yml") == Call("mine:f", name="c", higher_is_better=False, folder="tasks")
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("task: perplexity\ndata: text.jsonl", "text"),
+        ("task: choice\ndata: choice.jsonl", "choice"),
+        ("task: call\nfunction: 'os:getcwd'", "getcwd"),
+        ("task: harness\nharness: arc_easy", "arc_easy"),
+    ],
+)
+def test_a_task_is_called_by_its_file_unless_it_has_a_name(here: Path, text: str, short: str) -> None:
+    (here / "tasks").mkdir()
+    (here / "tasks" / "a.general.yml").write_text(text.replace("data: ", "data: ../"))
+    (here / "named.yml").write_text(f"{text}\nname: mine\n")
+    assert [task_of(path).name for path in ("tasks/a.general.yml", "named.yml")] == ["a.general", "mine"]
+    kind, (key, data) = text.split("\n")[0][6:], text.split("\n")[1].split(": ")
+    assert task_of(f"{kind}:{data.strip(chr(39))}").name == short
+    assert task_of({"task": kind, key: data.strip(chr(39))}).name == short
+
+
+def test_the_name_of_a_task_is_no_part_of_its_score(here: Path) -> None:
+    (here / "general.yml").write_text("task: perplexity\ndata: text.jsonl\nblock: 16\n")
+    found = [eutectic.evaluate("a", task, cache="kept") for task in ("general.yml", Perplexity("text.jsonl", block=16))]
+    assert [one.task for one in found] == ["general", "text"] and found[0].value == found[1].value
+    with opened(["a"]) as [source]:
+        keys = [
+            Cache("kept").key(source, task_of(task), Settings())
+            for task in ("general.yml", Perplexity("text.jsonl", block=16))
+        ]
+    assert keys[0] == keys[1] is not None
 
 
 def test_data_behind_a_link(here: Path) -> None:
@@ -48,7 +79,7 @@ def test_data_behind_a_link(here: Path) -> None:
     (here / "far" / "choice.jsonl").write_text("{}")
     (here / "link").symlink_to("far/deep")
     (here / "link" / "t.yml").write_text("task: choice\ndata: ../choice.jsonl\n")
-    assert task_of("link/t.yml") == Choice("link/../choice.jsonl")
+    assert task_of("link/t.yml") == Choice("link/../choice.jsonl", name="t")
 
 
 def test_other_ways_to_write_a_task(here: Path) -> None:

@@ -100,6 +100,23 @@ def test_values_from_python() -> None:
             overrides_of({"a": values})
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (
+            "general.nll <= base",
+            "'general.nll' is not evaluated; did you mean 'general-dev'? The tasks are general-dev, math",
+        ),
+        ("mth <= 3", "'mth' is not evaluated; did you mean 'math'? The tasks are general-dev, math"),
+        ("code <= 3", "'code' is not evaluated; the tasks are general-dev, math"),
+    ],
+)
+def test_a_task_that_is_not_there_is_told_with_those_that_are(text: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        constraints_of([text], ["general-dev", "math"], has_base=True)
+    assert str(error.value).endswith(hint)
+
+
 def score(value: float, **details: float) -> Score:
     return Score("general", "accuracy", True, value, None, None, *(torch.ones(1).numpy(),) * 2, details=details)
 

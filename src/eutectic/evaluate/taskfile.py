@@ -56,7 +56,8 @@ def _from_text(text: str) -> Task:
         documents = compose(_content(text), text)
         if len(documents) != 1:
             raise RecipeError(Problem("E901", f"holds {len(documents)} documents, a task file is one", file=text))
-        return _read(documents[0], os.path.dirname(text) or os.curdir)
+        folder, file = os.path.split(text)
+        return _read(documents[0], folder or os.curdir, os.path.splitext(file)[0])
     if kind not in KINDS or not data:
         hint = did_you_mean(kind, KINDS) if colon else f"write KIND:DATA or name a .yml file; {', '.join(KINDS)}"
         hint = hint or f"the kinds are {', '.join(KINDS)}"
@@ -82,8 +83,8 @@ def _class(kind: str) -> Any:
     return getattr(import_module(f"eutectic.evaluate.{module}"), name)
 
 
-def _read(document: Document, folder: str) -> Task:
-    """The task in a document, paths taken from `folder`."""
+def _read(document: Document, folder: str, name: str = "") -> Task:
+    """The task in a document, paths taken from `folder`; it has this `name` where it gives itself none."""
     faults = Faults()
     root = Node(document, document.data)
     if not isinstance(document.data, dict):
@@ -110,6 +111,7 @@ def _read(document: Document, folder: str) -> Task:
     if "folder" in paths:
         given.setdefault("folder", os.curdir)
     full = {key: _from(folder, value) if key in paths else value for key, value in given.items()}
+    full["name"] = given.get("name") or name
     try:
         return made(**full)  # type: ignore[no-any-return]
     except RecipeError as error:

@@ -33,9 +33,9 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "S806": (
         "a constraint that cannot be checked",
-        "`--keep 'TASK <= base + 0.02'`: the name of a task that is evaluated, or `TASK.METRIC` with one of its "
-        "details, then <=, <, >= or >, then a number, or `base` with a number added or taken away. `base` is the score "
-        "of the recipe's base_model, so the recipe needs one.",
+        "`--keep 'TASK <= base + 0.02'`: the name of a task that is evaluated (its `name`, or that of its file without "
+        "the ending), or `TASK.METRIC` with one of its details, then <=, <, >= or >, then a number, or `base` with a "
+        "number added or taken away. `base` is the score of the recipe's base_model, so the recipe needs one.",
     ),
     "S807": (
         "nothing to choose from",

@@ -78,7 +78,9 @@ def constraints_of(texts: Sequence[str], tasks: Sequence[str], *, has_base: bool
             continue
         named = _named(match["left"], tasks)
         if named is None:
-            hint = did_you_mean(match["left"], tasks) or f"evaluated are {', '.join(tasks)}"
+            task = match["left"].rpartition(".")[0] or match["left"]
+            near = did_you_mean(match["left"], tasks) or did_you_mean(task, tasks)
+            hint = f"{near} The tasks are {', '.join(tasks)}" if near else f"the tasks are {', '.join(tasks)}"
             problems.append(_wrong(text, f"{match['left']!r} is not evaluated", hint))
             continue
         relative = match["base"] is not None
