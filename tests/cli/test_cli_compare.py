@@ -110,6 +110,9 @@ def test_cite_of_a_method_or_a_step_by_its_name(run: Run, here: Path) -> None:
     assert keys("ties") == ["yadav2023ties", "eutectic"]
     assert keys("lines") == ["wang2024lines", "eutectic"]
     assert keys("norm_guard") == ["eutectic"]
+    for word, hint in (("TIES", "did you mean 'ties'?"), ("zzz", "name a file")):
+        refused = run("cite", word)
+        assert refused.exit_code == 2 and "X901 there is no recipe" in refused.stderr and hint in refused.stderr
     # A file of that name is what is meant.
     (here / "ties").write_text("merge_method: linear\nmodels: [away, gone]\n")
     assert keys("ties") == ["wortsman2022soups", "eutectic"]

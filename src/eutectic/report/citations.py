@@ -9,6 +9,7 @@ from typing import Any
 
 from eutectic import methods, recipe
 from eutectic._version import __version__
+from eutectic.errors import Problem, RecipeError, did_you_mean
 from eutectic.methods.posts import POSTS
 from eutectic.recipe import Recipe
 from eutectic.report.again import recipe_in
@@ -235,10 +236,10 @@ def cite(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> list[Ci
 
     `source` is a path, YAML text, a dict or a `Recipe`, the folder or manifest of a finished merge, or the name of a
     method or of a step after one, if there is no file of that name. Raises `RecipeError` with every problem of the
-    recipe, `CheckpointError` for a folder that holds no merge.
+    recipe, or for a word that is neither (X901), `CheckpointError` for a folder that holds no merge.
     """
-    if isinstance(source, str) and (papers := _papers(source)) is not None and not os.path.exists(source):
-        return [*(_citation(paper, (source,)) for paper in papers), _itself()]
+    if isinstance(source, str) and source.isidentifier() and not os.path.exists(source):
+        return [*(_citation(paper, (source,)) for paper in _papers(source)), _itself()]
     written = recipe_in(source)
     if written is source and isinstance(source, str | os.PathLike) and os.path.isdir(source):
         # It holds no merge, and this says why.
@@ -253,11 +254,14 @@ def cite(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> list[Ci
     return [*found, _itself()]
 
 
-def _papers(name: str) -> tuple[str, ...] | None:
-    """The papers of a method or step; None where there is none of that name."""
+def _papers(name: str) -> tuple[str, ...]:
+    """The papers of a method or step. Raises `RecipeError` (X901) where there is none of that name."""
     if (method := methods.get(name)) is not None:
         return (method.paper, *method.also)
-    return POSTS[name].papers if name in POSTS else None
+    if name not in POSTS:
+        hint = did_you_mean(name, [*methods.names(), *POSTS]) or "name a file, or one that `eutectic methods` lists"
+        raise RecipeError(Problem("X901", f"there is no recipe {name!r}, and no method of that name", hint=hint))
+    return POSTS[name].papers
 
 
 def _uses(written: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
