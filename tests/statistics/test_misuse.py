@@ -36,6 +36,29 @@ def test_fewer_sequences_than_asked_for_and_empty_documents_are_told(run: Run, h
     assert "the data have 1 sequence, not 9" in said
 
 
+@pytest.mark.parametrize(
+    ("task", "hint"),
+    [
+        ("task: perplexity\ndata: ../text.jsonl\nblock: 16\n", "name its data, text.jsonl"),
+        ("task: perplexty\ndata: ../text.jsonl\n", "name its data, text.jsonl"),
+        ("task: call\nfunction: mine:f\n", "name a file of text"),
+    ],
+)
+def test_a_task_file_is_no_text(run: Run, here: Path, task: str, hint: str) -> None:
+    (here / "tasks").mkdir()
+    (here / "tasks" / "general.yml").write_text(task)
+    for kind in ("fisher", "gram", "activations"):
+        code, said = code_of(lambda kind=kind: collect(kind, "model", "tasks/general.yml", "out"))  # type: ignore[misc]
+        assert code == "F108" and said.endswith(f"data: this is a task file and no text; {hint}")
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["w3: w4 w5 w6\n", "- w3 w4\n- w5 w6\n", "w3 w4 w5 [w6\n", "task: [w3, w4, w5]\n"])
+def test_text_that_looks_like_yaml_is_text(run: Run, here: Path, text: str) -> None:
+    (here / "notes.yml").write_text(text)
+    assert "from 1 sample" in run("gram", "model", "out", "--data", "notes.yml").output
+
+
 def test_nan_leaves_nothing_behind(here: Path) -> None:
     module = mlp()
     batches = [torch.ones(2, 7), torch.full((2, 7), torch.nan)]

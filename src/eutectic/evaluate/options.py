@@ -30,7 +30,7 @@ def option(
 
 
 def name() -> Any:
-    """The field for the label, which every task has."""
+    """The field for the label, which every task has: in a task file by default the name of that file."""
     return option("")
 
 

@@ -78,6 +78,21 @@ def _content(path: str) -> str:
         raise RecipeError(problem) from error
 
 
+def task_data(path: str) -> str | None:
+    """The data of a task file, empty where it names none; None for any other file. The task need not be a good one."""
+    if not path.lower().endswith(_SUFFIXES):
+        return None
+    try:
+        documents = compose(_content(path), path)
+    except RecipeError:
+        return None
+    task = documents[0].data if len(documents) == 1 else None
+    if not isinstance(task, dict) or not isinstance(task.get("task"), str):
+        return None
+    data = task.get("data")
+    return _from(os.path.dirname(path) or os.curdir, data) if isinstance(data, str) else ""
+
+
 def _class(kind: str) -> Any:
     module, name = KINDS[kind]
     return getattr(import_module(f"eutectic.evaluate.{module}"), name)

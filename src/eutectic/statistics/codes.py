@@ -45,7 +45,8 @@ CODES: dict[str, tuple[str, str]] = {
     "F108": (
         "an option of a collection that cannot be",
         "`labels` is `model` or `data`, and is chosen by `loss` where one is given; `samples` and `batch` are whole "
-        "numbers from 1 on. Options of text (`length`, `pack`, `field`) need a file of text.",
+        "numbers from 1 on. Options of text (`length`, `pack`, `field`) need a file of text, which "
+        "a task file is not: name its data.",
     ),
     "F110": (
         "a batch that the module cannot run",

@@ -15,6 +15,7 @@ from eutectic.evaluate.language import Language
 from eutectic.evaluate.loading import Loader
 from eutectic.evaluate.model import Settings
 from eutectic.evaluate.opening import opened, refuse_several
+from eutectic.evaluate.taskfile import task_data
 from eutectic.run.refusals import check_device, refuse_overlap_of
 from eutectic.statistics.batches import AGAIN, Batch, no_batches
 from eutectic.statistics.collecting import Going, collect_into
@@ -290,6 +291,9 @@ def given_data(data: Any, how: Options, source: Source, run: Settings) -> Given:
 
 def _text(data: Any, how: Options, source: Source, run: Settings) -> Given:
     """Sequences of a file, those that are wanted."""
+    if (inside := task_data(os.fspath(data))) is not None:
+        hint = f"name its data, {inside}" if inside else "name a file of text"
+        raise RecipeError(Problem("F108", "this is a task file and no text", "data", hint, os.fspath(data)))
     task = Text(os.fspath(data), field=how.field, length=how.length, pack=how.pack)
     rows = task.sequences(Language(source, run))
     chosen = [rows[i] for i in run.chosen(len(rows))]
