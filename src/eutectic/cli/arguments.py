@@ -6,14 +6,19 @@ import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eutectic.errors import Problem
-from eutectic.recipe.located import OVER, OVERRIDE
+from eutectic.lazy import LazyModule
+
+if TYPE_CHECKING:
+    from eutectic.recipe import located
+else:
+    located = LazyModule("eutectic.recipe.located")
 
 # Options that are called otherwise than the argument they stand for.
 _OTHER = {
-    OVERRIDE: "--set",
+    "overrides": "--set",
     "tasks": "--task",
     "shard_bytes": "--shard-size",
     "by": "--learn",
@@ -34,10 +39,11 @@ def as_options(problem: Problem) -> Problem:
     """The problem with its place, and what its advice says in backticks as `device='cpu'`, as the command has them."""
     options = _options.get({})
     named = not problem.file and problem.code[:1] not in _TENSORS
+    changed = problem.file in (located.OVER, located.OVERRIDE)
     return replace(
         problem,
         where=options.get(problem.where, problem.where) if named else problem.where,
-        file=options.get(problem.file, problem.file) if problem.file in (OVER, OVERRIDE) else problem.file,
+        file=options.get(problem.file, problem.file) if changed else problem.file,
         hint=re.sub(r"`(\w+)=([^`]+)`", lambda found: _written(found, options), problem.hint),
     )
 
