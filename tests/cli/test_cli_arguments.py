@@ -44,6 +44,9 @@ def test_a_place_and_its_advice_are_those_of_who_asked(here, run):
     assert in_python(lambda: eutectic.evaluate("a", "nonesuch:x", device="cpu"))[0][0] == "task"
     assert "E901 --task: " in run("evaluate", "a", "--task", "nonesuch:x").stderr
     assert in_python(lambda: eutectic.api.average(["a", "b"], "o", window="ema"))[0][0] == "decay"
+    ((where, _),) = in_python(lambda: eutectic.evaluate("a", "perplexity:x", cache="r.yml"))
+    assert where == "cache"
+    assert "E912 r.yml --cache: " in run("evaluate", "a", "--task", "perplexity:x", "--cache", "r.yml").stderr
     assert "T713 --decay: " in run("average", "a", "b", "o", "--window", "ema").stderr
 
 

@@ -38,7 +38,7 @@ def know(command: Any) -> None:
 def as_options(problem: Problem) -> Problem:
     """The problem with its place, and what its advice says in backticks as `device='cpu'`, as the command has them."""
     options = _options.get({})
-    named = not problem.file and problem.code[:1] not in _TENSORS
+    named = problem.line is None and problem.code[:1] not in _TENSORS
     changed = problem.file in (located.OVER, located.OVERRIDE)
     return replace(
         problem,
