@@ -141,9 +141,9 @@ def test_all_mistakes_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("task", "wanted"),
     [
-        ("choice", "E901 --task: 'choice' is no task; write KIND:DATA or name a .yml file"),
-        ("choice:", "E901 --task: 'choice:' is no task"),
-        ("choise:x", "E901 --task: 'choise:x' is no task; did you mean 'choice'?"),
+        ("choice", "E901 task: 'choice' is no task; write KIND:DATA or name a .yml file"),
+        ("choice:", "E901 task: 'choice:' is no task"),
+        ("choise:x", "E901 task: 'choise:x' is no task; did you mean 'choice'?"),
         ("nowhere.yml", "E901 nowhere.yml: the task cannot be read: No such file"),
         ("recipe.yaml", "did you mean 'recipe.yml'?"),
         ("recipe.yml", "E901 recipe.yml:1:1: this is a recipe and no task; name it with the models"),

@@ -19,4 +19,4 @@ def test_a_tensor_that_must_be_whole_may_be_left_out() -> None:
         make_budget(plan, memory=1 << 30, threads=1)
     (problem,) = caught.value.problems
     assert "for the whole of embed.weight [40000, 4096]" in problem.message
-    assert problem.hint.endswith("MiB` or more, or copy it from one model by `leave_out: embed.weight`")
+    assert problem.hint.endswith(" << 20` or more, or copy it from one model by `leave_out: embed.weight`")
