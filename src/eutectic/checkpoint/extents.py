@@ -154,9 +154,9 @@ class FileSource(Source):
     def beside(self, name: str) -> bytes | None:
         """See `Source.beside`. Raises `CheckpointError` (C221) for a file that cannot be read."""
         path = os.path.join(self._folder or "", name)
-        if self._folder is None or not self._storage.exists(path):
-            return None
         try:
+            if self._folder is None or not self._storage.exists(path):
+                return None
             return self._storage.read_bytes(path, MAX_BESIDE)
         except OSError as error:
             raise unreadable(error, path, self.label) from error
