@@ -62,7 +62,7 @@ CASES = [
     ("breadcrumbs", {"lambda": {"sweep": [0.3, 1.0]}, "scope": "row", "rescale": True, "weight": 1.0}),
     ("task_arithmetic", {"weight": {"sweep": [-1.0, 0.0, 0.4]}}),
     ("nuslerp", {"weight": {"sweep": [0.3, 2.0]}, "nuslerp_flatten": {"sweep": [True, False]}}),
-    ("multislerp", {"weight": {"sweep": [[0.3, 0.5], 1.0]}}),
+    ("multislerp", {"weight": {"sweep": [[0.3, 0.5], 1.0]}, "normalize_weights": False}),
     ("pcb", {"lambda": {"sweep": [0.5, 1.2]}, "density": {"sweep": [0.1, 0.5]}}),
     ("tsv_m", {"lambda": {"sweep": [0.5, 1.0]}}),
 ]

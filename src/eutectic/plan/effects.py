@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,8 +50,9 @@ def same_merges(plans: Mapping[str, Plan]) -> list[str]:
 
 
 def _effect(planned: Plan) -> str:
-    """All that tells a merge of a sweep from the others."""
-    return repr([(job.name, job.action, _decisive(job.parameters), job.post) for job in planned.jobs])
+    """A digest of all that tells a merge of a sweep from the others."""
+    decides = [(job.name, job.action, _decisive(job.parameters), job.post) for job in planned.jobs]
+    return hashlib.sha256(repr(decides).encode()).hexdigest()
 
 
 def _decisive(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
