@@ -180,7 +180,7 @@ def nan_in_the_middle(weights: Mapping[str, Tensor]) -> float:
         ((A, {"w": torch.zeros(3), "n": torch.tensor(1)}, product), {}, RecipeError, "P301 w"),
         ((A, {"v": torch.zeros(2), "n": torch.tensor(1)}, product), {}, RecipeError, "P302 w"),
         ((A, "nowhere", product), {}, CheckpointError, "C200 'nowhere' does not exist"),
-        ((A, B, "perplexty:x"), {}, RecipeError, "E901 --task: 'perplexty:x' is no task; did you mean 'perplexity'?"),
+        ((A, B, "perplexty:x"), {}, RecipeError, "E901 task: 'perplexty:x' is no task; did you mean 'perplexity'?"),
         ((A, B, 3), {}, RecipeError, "E901 task"),
         ((A, B, lambda weights: "x"), {}, RecipeError, "E911"),
         ((A, B, nan_in_the_middle), {}, NumericError, "item 1 scores nan with model 'dict → dict#2 at t = 0.416667'"),

@@ -38,8 +38,8 @@ def know(command: Any) -> None:
 def as_options(problem: Problem) -> Problem:
     """The problem with its place, and what its advice says in backticks as `device='cpu'`, as the command has them."""
     options = _options.get({})
-    named = problem.line is None and problem.code[:1] not in _TENSORS
     changed = problem.file in (located.OVER, located.OVERRIDE)
+    named = problem.line is None and not changed and problem.code[:1] not in _TENSORS
     return replace(
         problem,
         where=options.get(problem.where, problem.where) if named else problem.where,
