@@ -150,7 +150,7 @@ def test_two_processes_at_once(here: Path) -> None:
 
 def test_folders_that_cannot_be_used(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "file").write_text("")
-    with pytest.raises(OutputError, match=r"^E912 .*file --cache: no score can be kept here"):
+    with pytest.raises(OutputError, match=r"^E912 .*file cache: no score can be kept here"):
         eutectic.evaluate("a", TASK, cache=here / "file")
     monkeypatch.setenv("EUTECTIC_CACHE", str(here / "file"))
     with pytest.raises(OutputError, match="E912"):
