@@ -82,6 +82,8 @@ def test_a_plan_speaks_in_the_recipes_order(run: Run, here: Path) -> None:
         ["model", "a"],
         ["tokenizer", "a"],
     ]
+    for template, told in (("chatml", "chatml"), ("'{{ messages }}'", "the recipe's own, 14 characters")):
+        assert f"template {told}" in " ".join(run("plan", "t.yml", "--set", f"chat_template={template}").stdout.split())
     said = [" ".join(line.split()) for line in lines]
     others = "normalize: true; rescale: false; lambda: 1"
     assert f"parameters weight: b=0.123456789 a=1; density: 0.2; {others}" in said
@@ -126,10 +128,11 @@ def test_plan_as_json(run: Run) -> None:
     found = parsed(run("plan", "dare.yml", "--json", "--seed", 5, "--threads", 1))
     assert found.keys() == {
         *("method", "fingerprint", "seed", "inputs", "bytes_in", "bytes_out", "threads", "peak_bytes", "tensors"),
-        *("least_bytes", "gpu_bytes"),
+        *("least_bytes", "gpu_bytes", "tokenizer", "chat_template"),
         *("tied", "dropped", "notes", "problems"),
     }
     assert (found["method"], found["seed"], found["threads"], found["problems"]) == ("dare_linear", 5, 1, [])
+    assert (found["tokenizer"], found["chat_template"]) == ("base", None)
     assert [(item["role"], item["label"]) for item in found["inputs"]] == [
         ("base", "base"),
         ("model", "a"),
@@ -183,7 +186,7 @@ def test_quiet_still_says_what_is_wrong(run: Run) -> None:
 def test_verify_as_json(run: Run, here: Path) -> None:
     run("merge", "r.yml", "out", "-q")
     found = parsed(run("verify", "out", "--json"))
-    assert found == {"path": "out", "ok": True, "stored": 12, "derived": 12, "near": 0, "files": 4, "problems": []}
+    assert found == {"path": "out", "ok": True, "stored": 12, "derived": 12, "near": 0, "files": 4, "added": [], "problems": []}
     assert parsed(run("verify", "out", "--json", "--stored-only"))["derived"] == 0
     assert parsed(run("verify", "out", "--json", "--sample", 3))["derived"] == 3
 

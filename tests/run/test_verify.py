@@ -160,6 +160,16 @@ def test_missing_and_added_files_and_tensors_are_named(out):
     assert {name, "new", "model.safetensors.index.json"} <= named
 
 
+def test_files_that_do_no_harm_by_themselves_are_noted(out):
+    assert eutectic.verify(out).added == []
+    (out / "chat_template.jinja").write_text("{{ messages }}")
+    (out / "images").mkdir()
+    (out / "images" / "flow.svg").write_text("<svg/>")
+    found = eutectic.verify(out)
+    assert not found.problems and sorted(found.added) == ["chat_template.jinja", "images/flow.svg"]
+    shutil.rmtree(out / "images")
+
+
 def test_a_changed_and_a_missing_model(tmp_path):
     recipe = family(tmp_path)
     eutectic.merge(recipe, tmp_path / "out")

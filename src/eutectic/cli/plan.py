@@ -80,6 +80,9 @@ def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
         table.add_row(item.role, f"{label}[dim]{about}[/]")
     if planned.recipe.tokenizer_source is not None:
         table.add_row("tokenizer", screen.text((planned.tokenizer or planned.donor).label))
+    if (template := planned.recipe.chat_template) is not None:
+        told = template if template.isidentifier() else f"the recipe's own, {several(len(template), 'character')}"
+        table.add_row("template", screen.text(told))
     for name, text in [*_what(planned, order), *_how(planned, budget)]:
         table.add_row(name, screen.text(text))
     console = screen.out()
@@ -240,6 +243,8 @@ def as_json(planned: Plan, budget: Budget, notes: Sequence[str]) -> dict[str, An
         "method": planned.method.name,
         "fingerprint": planned.fingerprint,
         "seed": planned.seed,
+        "tokenizer": (planned.tokenizer or planned.donor).label,
+        "chat_template": planned.chat_template,
         "inputs": [
             {"role": item.role, **item.identity(), **({"path": item.path} if item.path else {})}
             for item in planned.inputs

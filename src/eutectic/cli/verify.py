@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from eutectic.cli import options, screen
-from eutectic.errors import several
+from eutectic.errors import listed, several
 
 
 def verify(
@@ -37,6 +37,7 @@ def verify(
                     "derived": found.derived,
                     "near": found.near,
                     "files": found.files,
+                    "added": found.added,
                     "problems": [problem.as_json() for problem in found.problems],
                 }
             )
@@ -47,5 +48,10 @@ def verify(
             again += f" ({found.near} of them but for the last digits of a GPU)" if found.near else ""
             count = f"{several(found.stored, 'tensor')} and {several(found.files, 'file')}"
             screen.out().print(f"[green]verified[/] {count} as written{again}")
+            if found.added:
+                verb = "is" if len(found.added) == 1 else "are"
+                screen.out().print(
+                    f"[yellow]note[/] no merge wrote {screen.text(listed(found.added))}, which {verb} in the folder"
+                )
         if found.problems:
             raise typer.Exit(1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eutectic import methods, recipe
 from eutectic.checkpoint import REAL, FileSource, Source, Storage, open_folder, open_source
-from eutectic.checkpoint.existing import MANIFEST, SWEEP
+from eutectic.checkpoint.existing import MANIFEST, SWEEP, Existing
 from eutectic.dtypes import is_float
 from eutectic.errors import CheckpointError, EutecticError, Problem, RecipeError, listed, several
 from eutectic.kernels.digests import BLOCK, block_digest, digest_of
@@ -66,6 +66,7 @@ class Verification:
         derived: tensors that were computed again and compared.
         near: of these, tensors of a merge by a GPU that the CPU makes with other last digits.
         files: other files that were compared.
+        added: files in the folder that no merge wrote, which may change how the model is used (a chat template, say).
         problems: what differs.
     """
 
@@ -74,6 +75,7 @@ class Verification:
     derived: int = 0
     near: int = 0
     files: int = 0
+    added: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -111,6 +113,7 @@ def verify(
         _check_files(result, manifest, storage)
         _check_weights(result, manifest, source)
         _check_stored(result, manifest, source, progress)
+        _note_added(result, storage)
         if not stored_only and not result.problems:
             _check_derived(result, manifest, source, sample, progress, storage)
     finally:
@@ -203,6 +206,15 @@ def _check_files(result: Verification, manifest: Mapping[str, Any], storage: Sto
         result.files += 1
         if digest_of([block_digest(data)]) != digest:
             _differs(result, name, "was changed after the merge")
+
+
+def _note_added(result: Verification, storage: Storage) -> None:
+    """Notes files that do no harm by themselves; those of weights are problems already."""
+    told = {problem.where for problem in result.problems}
+    try:
+        result.added = [name for name in Existing(result.path, storage).strangers() if name not in told]
+    except OSError as error:
+        _differs(result, str(error.filename or result.path), f"cannot be read: {error.strerror or error}")
 
 
 def _check_weights(result: Verification, manifest: Mapping[str, Any], source: FileSource) -> None:
