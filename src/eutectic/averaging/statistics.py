@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from eutectic.errors import Problem, RecipeError
@@ -15,6 +16,19 @@ else:
     torch = LazyModule("torch")
 
 Forward = Callable[["nn.Module", Any], object]
+_A_BATCH = "a batch is a tensor, a sequence whose first item is the input, or a mapping of keyword arguments"
+
+
+@contextmanager
+def batch_refused(code: str, message: str, hint: str) -> Iterator[None]:
+    """Turns what a module raises on a batch into `RecipeError`; too little memory is no fault of the batch."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise RecipeError(Problem(code, f"{message}: {type(error).__name__}: {said}", "loader", hint)) from error
 
 
 def statistics_layers(model: nn.Module) -> list[Any]:
@@ -120,20 +134,13 @@ def _weighing(counts: dict[Any, int]) -> Callable[..., None]:
 def _run(loader: Iterable[Any], model: nn.Module, device: torch.device | None, forward: Forward | None) -> None:
     for number, batch in enumerate(loader, 1):
         placed = _moved(batch, device)
-        try:
+        with batch_refused("T708", f"{type(model).__name__} cannot be run on batch {number}", _A_BATCH):
             if forward is not None:
                 forward(model, placed)
             elif isinstance(placed, Mapping):
                 model(**placed)
             else:
                 model(placed[0] if isinstance(placed, Sequence) else placed)
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:
-            said = " ".join(str(error).split())
-            message = f"{type(model).__name__} cannot be run on batch {number}: {type(error).__name__}: {said}"
-            hint = "a batch is a tensor, a sequence whose first item is the input, or a mapping of keyword arguments"
-            raise RecipeError(Problem("T708", message, "loader", hint)) from error
 
 
 def _place(model: nn.Module, device: torch.device | str | None) -> torch.device | None:

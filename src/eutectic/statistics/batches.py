@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from eutectic.averaging.statistics import batch_refused
 from eutectic.errors import Problem, RecipeError
 from eutectic.evaluate.content import digest_of_bytes, digest_of_json
 from eutectic.lazy import LazyModule
@@ -20,6 +21,7 @@ else:
 ANSWERS = ("labels", "targets")
 # What to give where batches are to be gone through again and again.
 AGAIN = "a list of them, or a DataLoader"
+_INPUTS = "a batch has the inputs of the module, a sequence's first item or a mapping of keyword arguments"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +90,10 @@ class Batch:
 
     def run(self, module: nn.Module, **more: Any) -> Any:
         """What the module makes of it. Raises `RecipeError` (F110) where it cannot take the inputs."""
-        try:
+        with batch_refused("F110", "the module cannot run a batch", _INPUTS):
             if isinstance(self.inputs, Mapping):
                 return module(**{key: item for key, item in self.inputs.items() if key not in ANSWERS}, **more)
             return module(self.inputs, **more)
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:
-            said = " ".join(str(error).split())
-            message = f"the module cannot run a batch: {type(error).__name__}: {said}"
-            hint = "a batch has the inputs of the module, a sequence's first item or a mapping of keyword arguments"
-            raise RecipeError(Problem("F110", message, "loader", hint)) from error
 
     @property
     def inputs(self) -> Any:
