@@ -79,7 +79,7 @@ def show(planned: Plan, budget: Budget, notes: Sequence[str]) -> None:
         about = f"{inside}{several(len(item.specs), 'tensor')}, {values.shown(size)}{moved}"
         table.add_row(item.role, f"{label}[dim]{about}[/]")
     if planned.recipe.tokenizer_source is not None:
-        table.add_row("tokenizer", screen.text((planned.tokenizer or planned.donor).label))
+        table.add_row("tokenizer", screen.text(planned.tokenizer_donor.label))
     if (template := planned.recipe.chat_template) is not None:
         told = template if template.isidentifier() else f"the recipe's own, {several(len(template), 'character')}"
         table.add_row("template", screen.text(told))
@@ -243,7 +243,7 @@ def as_json(planned: Plan, budget: Budget, notes: Sequence[str]) -> dict[str, An
         "method": planned.method.name,
         "fingerprint": planned.fingerprint,
         "seed": planned.seed,
-        "tokenizer": (planned.tokenizer or planned.donor).label,
+        "tokenizer": planned.tokenizer_donor.label,
         "chat_template": planned.chat_template,
         "inputs": [
             {"role": item.role, **item.identity(), **({"path": item.path} if item.path else {})}

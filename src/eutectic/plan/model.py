@@ -252,9 +252,14 @@ class Plan:
             decides.append([[[step.name, step.scope, dict(step.parameters)] for step in j.post] for j in self.jobs])
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def tokenizer_donor(self) -> PlanInput:
+        """Whose tokenizer files the output gets."""
+        return self.tokenizer or self.donor
+
     def tokenizer_folder(self) -> str | None:
         """The folder whose tokenizer files the output gets."""
-        return (self.tokenizer or self.donor).tokenizer_folder()
+        return self.tokenizer_donor.tokenizer_folder()
 
     def groups(self) -> list[list[int]]:
         """Jobs whose statistics are taken together: all merged ones under `scope: model`, else each by itself."""
